@@ -1,0 +1,92 @@
+"""Plain float64 twins of the fast paths: slow, short, and written from the formulas of the papers."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def matrix(rows: int, columns: int, condition: float, seed: int) -> Tensor:
+    """A float64 matrix with random singular vectors and singular values from 1 down to 1/condition."""
+    generator = torch.Generator().manual_seed(seed)
+    smaller = min(rows, columns)
+    left = torch.linalg.qr(torch.randn(rows, smaller, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(columns, smaller, generator=generator, dtype=torch.float64)).Q
+    return (left * condition ** -torch.linspace(0, 1, smaller, dtype=torch.float64)) @ right.mT
+
+
+def polar_newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
+    """The iteration on X itself: X ← aX + b(XXᵀ)X + c(XXᵀ)²X from X/‖X‖_F."""
+    x = x.double() / x.double().norm()
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = A * x + B * gram @ x + C * gram @ gram @ x
+    return x
+
+
+def polar_exact(x: Tensor) -> Tensor:
+    """P Qᵀ of X = P Σ Qᵀ."""
+    p, _, q = torch.linalg.svd(x.double(), full_matrices=False)
+    return p @ q
+
+
+def norm(x: Tensor) -> float:
+    """‖X‖₂ by SVD."""
+    return float(torch.linalg.svdvals(x.detach().double())[0])
+
+
+def qr(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Modified Gram–Schmidt, column by column: its R has a positive diagonal by construction. X has full rank."""
+    q = x.double().clone()
+    r = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for i in range(x.shape[1]):
+        r[i, i] = q[:, i].norm()
+        q[:, i] /= r[i, i]
+        for j in range(i + 1, x.shape[1]):
+            r[i, j] = q[:, i] @ q[:, j]
+            q[:, j] -= r[i, j] * q[:, i]
+    return q, r
+
+
+def spectron(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    gradients: Callable[[list[Tensor]], list[Tensor]],
+    rates: Sequence[float],
+    momentum: float = 0.95,
+    orthogonalize: bool = True,
+    renormalize: bool = True,
+) -> list[Tensor]:
+    """Spectron, arXiv 2602.12429, Algorithms 1 to 3, one factor after the other.
+
+    `gradients` maps the factors [A₁, B₁, A₂, B₂, …] to their gradients; one step for each rate. Power iteration makes
+    20 steps in its first call, from a fixed vector, and one in every later call.
+    """
+    factors = [factor.double().clone() for pair in pairs for factor in pair]
+    momenta = [torch.zeros_like(factor) for factor in factors]
+    vectors = [_first_vector(factor.shape[1]) for factor in factors]
+    for step, eta in enumerate(rates):
+        sigmas = []
+        for index, factor in enumerate(factors):
+            for _ in range(20 if step == 0 else 1):
+                u = factor @ vectors[index]
+                u = u / u.norm()
+                w = factor.mT @ u
+                sigma = w.norm()
+                vectors[index] = w / sigma
+            sigmas.append(float(sigma))
+        updated = []
+        for index, (factor, gradient) in enumerate(zip(factors, gradients(factors), strict=True)):
+            momenta[index] = momentum * momenta[index] + (1 - momentum) * gradient
+            update = polar_newton_schulz(momenta[index]) if orthogonalize else momenta[index]
+            first = index - index % 2
+            rho = eta / (sigmas[first] + sigmas[first + 1] + 1) if renormalize else eta
+            updated.append(factor - rho * update)
+        factors = updated
+    return factors
+
+
+def _first_vector(rank: int) -> Tensor:
+    vector = torch.randn(rank, generator=torch.Generator().manual_seed(0))
+    return (vector / vector.norm()).double()
