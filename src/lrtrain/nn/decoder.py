@@ -1,0 +1,199 @@
+"""A Llama-style decoder: RMSNorm, rotary positions, causal attention, SwiGLU, no biases.
+
+Shape suffixes: B batch, T tokens (S with the cached ones), D model width, H query heads, K key-value heads, E width of
+one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, width).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrtrain.nn.projection import LinearCallable, Projection
+
+KVCache = list[tuple[Tensor, Tensor] | None]
+"""For each block the keys and values (B, K, S, E) of the tokens seen so far; `[None] * depth` to begin with."""
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states; `head_VD` turns these into logits.
+
+    The decoder never names a parameterisation: `attention` and `mlp` make the projections, each called as
+    (in_features, out_features).
+
+    Args:
+        vocab_size: Tokens of the vocabulary.
+        width: Model width.
+        depth: Blocks.
+        heads: Query heads; their width is width / heads and must be even.
+        ffn_width: Feed-forward width.
+        attention: Makes the query, key, value and output projections.
+        mlp: Makes the gate, up and down projections.
+        kv_heads: Key-value heads, a divisor of heads (grouped-query attention); as many as heads when null.
+        tie_embeddings: Share the embedding with the output head.
+        rope_base: Base of the rotary frequencies.
+        norm_eps: ε of RMSNorm.
+        embedding_std: Standard deviation of the embedding's and the head's normal initialisation.
+
+    Raises:
+        ValueError: sizes that do not fit one another.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        ffn_width: int,
+        attention: LinearCallable,
+        mlp: LinearCallable,
+        kv_heads: int | None = None,
+        tie_embeddings: bool = False,
+        rope_base: float = 10000.0,
+        norm_eps: float = 1e-5,
+        embedding_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        sizes = {"vocab_size": vocab_size, "width": width, "depth": depth, "heads": heads, "ffn_width": ffn_width}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if width % (2 * heads):
+            raise ValueError(f"width must be a multiple of 2 · heads, got width {width} with {heads} heads")
+        if kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+        self.width = width
+        self.rope_base = rope_base
+        self.head_width = width // heads
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, kv_heads, ffn_width, attention, mlp, norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        nn.init.normal_(self.embedding.weight, std=embedding_std)
+        if tie_embeddings:
+            self.head = None
+        else:
+            self.head = nn.Linear(width, vocab_size, bias=False)
+            nn.init.normal_(self.head.weight, std=embedding_std)
+
+    @property
+    def head_VD(self) -> Tensor:  # noqa: N802
+        """The output head's weight (vocabulary, width)."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states (B, T, D) of int64 tokens (B, T); with a cache, of the tokens that follow the cached ones.
+
+        The cache is extended in place. Several new tokens are allowed only while it is empty.
+        """
+        past = 0 if cache is None or cache[0] is None else cache[0][0].shape[2]
+        if past and tokens_BT.shape[1] != 1:
+            raise ValueError("a filled cache takes one new token at a time")
+        x_BTD = self.embedding(tokens_BT)
+        rope_TE = rotary_angles(past, tokens_BT.shape[1], self.head_width, self.rope_base, x_BTD.device)
+        for index, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rope_TE, cache, index)
+        return self.norm(x_BTD)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits (B, T, V) of hidden states."""
+        return F.linear(hidden_BTD, self.head_VD)
+
+    def flops_per_token(self, tokens: int) -> int:
+        """Forward FLOPs of one token in a sequence of `tokens`, a multiply-add counted as two.
+
+        Projections, output head, and 4·T·D a block for attention's two products; as usual (arXiv 2204.02311,
+        appendix B) the causal mask is not discounted and element-wise work not counted.
+        """
+        projections = sum(m.flops_per_token for m in self.modules() if isinstance(m, Projection))
+        return projections + 2 * self.head_VD.numel() + 4 * tokens * self.width * len(self.blocks)
+
+    def dense_equivalent(self) -> int:
+        """Parameters of the same decoder with every projection dense."""
+        total = sum(p.numel() for p in self.parameters())
+        for module in self.modules():
+            if isinstance(module, Projection):
+                total += module.in_features * module.out_features - sum(p.numel() for p in module.parameters())
+        return total
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each after an RMSNorm and added to the residual stream."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        ffn_width: int,
+        attention: LinearCallable,
+        mlp: LinearCallable,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.attention = Attention(width, heads, kv_heads, attention)
+        self.mlp_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.mlp = SwiGLU(width, ffn_width, mlp)
+
+    def forward(self, x_BTD: Tensor, rope_TE: tuple[Tensor, Tensor], cache: KVCache | None, index: int) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope_TE, cache, index)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Attention(nn.Module):
+    """Causal softmax attention with rotary positions and optional grouped-query heads."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, linear: LinearCallable) -> None:
+        super().__init__()
+        self.head_width = width // heads
+        self.query = linear(width, width)
+        self.key = linear(width, kv_heads * self.head_width)
+        self.value = linear(width, kv_heads * self.head_width)
+        self.output = linear(width, width)
+
+    def forward(self, x_BTD: Tensor, rope_TE: tuple[Tensor, Tensor], cache: KVCache | None, index: int) -> Tensor:
+        q_BHTE = rotate(self._heads(self.query(x_BTD)), rope_TE)
+        k_BKSE = rotate(self._heads(self.key(x_BTD)), rope_TE)
+        v_BKSE = self._heads(self.value(x_BTD))
+        past = None if cache is None else cache[index]
+        if past is not None:
+            k_BKSE = torch.cat([past[0], k_BKSE], dim=2)
+            v_BKSE = torch.cat([past[1], v_BKSE], dim=2)
+        if cache is not None:
+            cache[index] = (k_BKSE, v_BKSE)
+        grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
+        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, is_causal=past is None, enable_gqa=grouped)
+        return self.output(y_BHTE.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) ⊙ up(x))."""
+
+    def __init__(self, width: int, ffn_width: int, linear: LinearCallable) -> None:
+        super().__init__()
+        self.gate = linear(width, ffn_width)
+        self.up = linear(width, ffn_width)
+        self.down = linear(ffn_width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+def rotary_angles(start: int, tokens: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, E/2) of position · base^(−2i/E), in float32, for positions start … start + tokens − 1."""
+    frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    angles = torch.arange(start, start + tokens, device=device, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTE: Tensor, rope_TE: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs (x_i, x_{i+E/2}) of each head by their position's angle (arXiv 2104.09864)."""
+    cos, sin = (angle.to(x_BHTE.dtype) for angle in rope_TE)
+    first, second = x_BHTE.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

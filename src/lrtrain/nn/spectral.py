@@ -1,0 +1,84 @@
+"""The spectral projection W = V diag(s) Uᵀ (SCT)."""
+
+import math
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from lrtrain.linalg import orthonormalize, truncated_svd
+from lrtrain.nn.dense import dense_draw
+from lrtrain.nn.projection import Projection, rank_of_dense, resolve_rank
+
+
+class SpectralLinear(Projection):
+    """y = ((x U) ⊙ s) Vᵀ with U (in, k) and V (out, k) of orthonormal columns and s (k), so W = V diag(s) Uᵀ.
+
+    The columns stay orthonormal only with a retraction after each step (`constraints.StiefelRetraction`).
+
+    Args:
+        in_features: Input width.
+        out_features: Output width.
+        rank: Rank k, 1 … min(in, out); or give rank_ratio.
+        rank_ratio: k = round(rank_ratio · in_features), at most min(in, out); 0 < rank_ratio ≤ 1.
+        init: `svd` takes the leading triplets of a dense draw of standard deviation 1/√in_features; `paper` takes
+            random bases and s = √(2·out/(in·k)), which is smaller than variance-preserving by √in.
+
+    Raises:
+        ValueError: rank or rank_ratio out of range, or not exactly one of them given.
+
+    Source: SCT, arXiv 2604.00733.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int | None = None,
+        rank_ratio: float | None = None,
+        init: Literal["svd", "paper"] = "svd",
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.rank = resolve_rank(in_features, out_features, rank, rank_ratio)
+        self.U = nn.Parameter(torch.empty(in_features, self.rank))
+        self.s = nn.Parameter(torch.empty(self.rank))
+        self.V = nn.Parameter(torch.empty(out_features, self.rank))
+        with torch.no_grad():
+            if init == "svd":
+                self._set_from(dense_draw(in_features, out_features))
+            else:
+                self.U.copy_(orthonormalize(torch.randn_like(self.U))[0])
+                self.V.copy_(orthonormalize(torch.randn_like(self.V))[0])
+                self.s.fill_(math.sqrt(2 * out_features / (in_features * self.rank)))
+
+    @torch.no_grad()
+    def _set_from(self, weight: Tensor) -> None:
+        p, sigma, q = truncated_svd(weight.detach(), self.rank)
+        self.V.copy_(p)
+        self.s.copy_(sigma)
+        self.U.copy_(q)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x @ self.U
+        return (hidden * self.s.to(hidden.dtype)) @ self.V.mT
+
+    def materialize(self) -> Tensor:
+        return (self.V * self.s) @ self.U.mT
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
+        with torch.device("meta"):  # the random initialisation would be thrown away
+            layer = cls(weight.shape[1], weight.shape[0], rank=rank_of_dense(weight, rank, energy))
+        layer.to_empty(device=weight.device)
+        layer._set_from(weight)
+        return layer
+
+    def orthonormal(self) -> list[nn.Parameter]:
+        return [self.U, self.V]
+
+    @property
+    def flops_per_token(self) -> int:
+        return 2 * self.rank * (self.in_features + self.out_features) + self.rank
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
