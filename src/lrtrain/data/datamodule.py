@@ -1,0 +1,141 @@
+"""The DataModule: prepares what its configuration names, refuses what does not fit, and streams blocks of tokens."""
+
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from lrtrain.data.loader import BlockLoader, block_dataset
+from lrtrain.data.manifest import MANIFEST, SPLITS, Manifest
+from lrtrain.data.prepare import PrepareSpec, existing, prepare
+from lrtrain.data.shards import check_shards
+from lrtrain.errors import UserError
+
+CHECKSUM_BYTES = 2**30  # local data up to this size is checked against its SHA-256 at setup, in a second or two
+
+
+class TokenDataModule(L.LightningDataModule):
+    """Blocks of `block_size` + 1 tokens from prepared shards, in batches of shape (batch_size, block_size + 1), int64.
+
+    The model takes the first `block_size` of a block as inputs and the last as targets. Training blocks are shuffled
+    by `seed` and every process gets equally many whole batches; held-out blocks come in order, each once in a single
+    process. `test` reads the held-out split. The place in an epoch is saved with a checkpoint and restored.
+
+    Args:
+        path: The folder of the data set, or the URL of one (`s3://…`).
+        block_size: Tokens that the model sees at once.
+        batch_size: Blocks in a training batch of one process.
+        val_batch_size: Blocks in a validation batch; null takes `batch_size`.
+        num_workers: Processes that read ahead; 0 reads in the training process.
+        seed: Order of the training blocks.
+        prepare: What to make the data set from if it is not there yet; null never prepares.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        block_size: int = 512,
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        prepare: PrepareSpec | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("block_size", block_size, 1),
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data.{name} is {value}: give at least {least}")
+        if prepare is not None:
+            prepare.check()
+        self.path = path.rstrip("/") if "://" in path else str(Path(path).expanduser())
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.prepare = prepare
+        self._manifest: Manifest | None = None
+        self._training: BlockLoader | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the data set holds. Raises UserError if it is absent, damaged or of another request than `prepare`."""
+        if self._manifest is None:
+            self._manifest = existing(self.prepare, self.path) if self.prepare else Manifest.load(self.path)
+        return self._manifest
+
+    def prepare_data(self) -> None:
+        """Prepare the data set, once a node, unless it is there; without `prepare`, `setup` says that it is missing."""
+        if self.prepare is not None and "://" not in self.path and not (Path(self.path) / MANIFEST).exists():
+            prepare(self.prepare, self.path)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the shards against the manifest. Raises UserError for whatever would fail or mislead later."""
+        for name in SPLITS:
+            split = self.manifest.split(name)
+            if split.blocks(self.block_size + 1) == 0:
+                raise UserError(
+                    f"the {name} split of {self.path} has {split.tokens} tokens, less than one block of "
+                    f"{self.block_size} + 1: lower data.block_size or prepare more text"
+                )
+        if "://" not in self.path:
+            contents = sum(c.bytes for name in SPLITS for c in self.manifest.split(name).chunks) <= CHECKSUM_BYTES
+            for name in SPLITS:
+                check_shards(Path(self.path) / name, self.manifest.split(name), self.manifest.dtype, contents)
+
+    def check(self, vocab_size: int) -> None:
+        """Raise UserError unless a model of `vocab_size` can read these tokens; a larger, padded one can."""
+        if vocab_size < self.manifest.vocab_size:
+            raise UserError(
+                f"the model's vocab_size is {vocab_size} and the data in {self.path} has "
+                f"{self.manifest.vocab_size} tokens: set the model's vocab_size to that"
+            )
+
+    def bytes_per_token(self, split: str = "val") -> float:
+        """UTF-8 bytes of text per token of a split: bits per byte = nats per token / (ln 2 · bytes per token)."""
+        return self.manifest.bytes_per_token(split)
+
+    def train_dataloader(self) -> DataLoader:
+        self._training = loader = self._loader("train", self.batch_size)
+        if len(loader) == 0:
+            blocks = self.manifest.train.blocks(self.block_size + 1)
+            raise UserError(
+                f"the train split of {self.path} has {blocks} blocks of {self.block_size} + 1 tokens, less "
+                f"than one batch of {self.batch_size} for every process: lower data.batch_size"
+            )
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val", self.val_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("val", self.val_batch_size)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the training loader's worker processes."""
+        if self._training is not None:
+            self._training.close()
+
+    def _loader(self, name: str, batch_size: int) -> BlockLoader:
+        split = self.manifest.split(name)
+        identity = {"shards": split.digest, "block_size": self.block_size, "seed": self.seed}
+        dataset = block_dataset(f"{self.path}/{name}", self.block_size + 1, shuffle=name == "train", seed=self.seed)
+        return BlockLoader(
+            dataset,
+            self.manifest,
+            name,
+            identity,
+            endless=name == "train",
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self._on_gpu(),
+        )
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,114 @@
+"""Documents to tokens on several threads, in order: the tokenizer leaves Python's lock while it works."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lrtrain.data.documents import read_documents
+from lrtrain.data.sources import Part
+from lrtrain.data.tokenizer import end_of_text
+
+BATCH_CHARACTERS = 2**20
+BATCH_DOCUMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents that stand together in the sources, and where reading goes on after them."""
+
+    texts: list[str]
+    part: int
+    position: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document: on which side it is, the UTF-8 bytes of its text, its tokens with the end-of-text token."""
+
+    split: str
+    bytes: int
+    tokens: np.ndarray
+
+
+def held_out(text: str, fraction: float) -> bool:
+    """Whether a text belongs to the held-out split: its BLAKE2b hash, as a number in [0, 1), is below `fraction`.
+
+    It depends on the text alone, so the split is the same in every run and one text is never on both sides.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) < fraction * 2**64
+
+
+def read_batches(parts: list[Part], text_column: str, part: int = 0, position: int = 0) -> Iterator[Batch]:
+    """The documents of `parts` in order from `position` of part number `part`, about a megabyte at a time.
+
+    A batch may span parts: then it goes on after its last document.
+    """
+    texts: list[str] = []
+    size = offset = 0
+    for number in range(part, len(parts)):
+        for document in read_documents(parts[number], text_column, position if number == part else 0):
+            texts.append(document.text)
+            size += len(document.text)
+            part, position, offset = number, document.position, document.offset
+            if size >= BATCH_CHARACTERS or len(texts) == BATCH_DOCUMENTS:
+                yield Batch(texts, part, position, offset)
+                texts, size = [], 0
+    if texts:
+        yield Batch(texts, part, position, offset)
+
+
+def encode_batches(
+    batches: Iterable[Batch], tokenizer: Tokenizer, dtype: np.dtype[Any], val_fraction: float, workers: int
+) -> Iterator[tuple[Batch, list[Encoded]]]:
+    """Each batch with its encoded documents, in the order of the batches whatever the number of threads."""
+    separator = end_of_text(tokenizer)
+    # A web page may spell `<|endoftext|>`: in a text it is text, and only we separate documents.
+    tokenizer.encode_special_tokens = True
+
+    def encode(batch: Batch) -> list[Encoded]:
+        encoded = []
+        for text, encoding in zip(
+            batch.texts, tokenizer.encode_batch_fast(batch.texts, add_special_tokens=False), strict=True
+        ):
+            tokens = np.array([*encoding.ids, separator], dtype)
+            encoded.append(Encoded("val" if held_out(text, val_fraction) else "train", len(text.encode()), tokens))
+        return encoded
+
+    with _one_thread_a_call(), ThreadPoolExecutor(workers, "encode") as pool:
+        running: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
+        try:
+            for batch in batches:
+                running.append((batch, pool.submit(encode, batch)))
+                if len(running) > 2 * workers:
+                    done, future = running.popleft()
+                    yield done, future.result()
+            while running:
+                done, future = running.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in running:
+                future.cancel()
+
+
+@contextmanager
+def _one_thread_a_call() -> Iterator[None]:
+    """Our threads are the parallelism: `workers` would mean nothing if each call took every core besides."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,151 @@
+"""The manifest of a data set: what it was made from, with what tokenizer, and how much of it there is."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from lrtrain.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PROGRESS = "progress.npz"
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One shard file of a split: `tokens` in it, its size in bytes and its SHA-256."""
+
+    file: str
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The documents of a split, the UTF-8 bytes of their text, and their tokens with one separator a document."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """One hash for the contents of all chunks."""
+        return hashlib.sha256("".join(chunk.sha256 for chunk in self.chunks).encode()).hexdigest()
+
+    def blocks(self, length: int) -> int:
+        """How many whole blocks of `length` tokens the split has; a block never crosses from one chunk to the next."""
+        return sum(chunk.tokens // length for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. It is written last, so a folder that has one is a whole data set.
+
+    `source` to `max_tokens` are the request it was made from (`PrepareSpec`); `dtype` is the tokens' type on disk,
+    `uint16` or `int32`; `eot_id` is the token between documents.
+    """
+
+    source: list[str]
+    text_column: str
+    tokenizer: str | None
+    train_vocab_size: int | None
+    val_fraction: float
+    max_tokens: int | None
+    tokenizer_sha256: str
+    vocab_size: int
+    eot_id: int
+    dtype: str
+    train: Split
+    val: Split
+    format: int = FORMAT
+
+    def split(self, name: str) -> Split:
+        return {"train": self.train, "val": self.val}[name]
+
+    def bytes_per_token(self, split: str = "val") -> float:
+        """UTF-8 bytes of text per token: bits per byte = nats per token / (ln 2 · bytes per token)."""
+        return self.split(split).bytes / self.split(split).tokens
+
+    def difference(self, request: dict[str, Any]) -> str | None:
+        """The first field in which `request` is not what this was made from, with both values; None if it is."""
+        for key, wanted in request.items():
+            if (made := getattr(self, key)) != wanted:
+                return f"{key} is {made} there and {wanted} in the request"
+        return None
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / MANIFEST, json.dumps(asdict(self), indent=2).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str) -> "Manifest":
+        """The manifest in the folder `path`, local or any fsspec URL. Raises UserError if it is absent or unusable."""
+        where = f"{path.rstrip('/')}/{MANIFEST}"
+        try:
+            with fsspec.open(where, "rb") as file:
+                content = json.loads(file.read())
+        except FileNotFoundError as error:
+            raise _absent(path) from error
+        except ValueError as error:
+            raise UserError(f"{where} is damaged ({error}): delete the folder and prepare it again") from error
+        except Exception as error:  # each file system has errors of its own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"cannot read {where}: {reason} ({type(error).__name__})") from error
+        return cls._parse(where, content)
+
+    @classmethod
+    def _parse(cls, where: str, content: Any) -> "Manifest":
+        if not isinstance(content, dict) or "format" not in content:
+            raise UserError(f"{where} is not a manifest of lrtrain prepare: correct data.path")
+        if content["format"] != FORMAT:
+            found = content["format"]
+            raise UserError(f"{where} has format {found}, this version reads {FORMAT}: prepare the data again")
+        try:
+            splits = {
+                name: Split(**{**content[name], "chunks": [Chunk(**chunk) for chunk in content[name]["chunks"]]})
+                for name in SPLITS
+            }
+            return cls(**{**{f.name: content[f.name] for f in fields(cls)}, **splits})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{where} is damaged ({error}): delete the folder and prepare it again") from error
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write beside `file`, fsync, rename: after a crash the file is the old one or the new one, never half of one."""
+    beside = file.with_name(f".{file.name}.tmp")
+    try:
+        with beside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_folder(file.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in `folder` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _absent(path: str) -> UserError:
+    if (Path(path) / PROGRESS).exists():
+        return UserError(
+            f"the data in {path} is not finished: run the same `lrtrain prepare` again, it goes on where it stopped"
+        )
+    return UserError(
+        f"{path} holds no prepared data ({MANIFEST}): run `lrtrain prepare --out {path} --source …` or set data.prepare"
+    )

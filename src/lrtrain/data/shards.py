@@ -1,0 +1,143 @@
+"""Token shards: written as LitData chunks for its `TokensLoader`, and checked against the manifest."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from litdata import TokensLoader
+from litdata.constants import _TORCH_DTYPES_MAPPING
+from litdata.streaming.writer import BinaryWriter
+
+from lrtrain.data.manifest import Chunk, Split, write_atomically
+from lrtrain.errors import UserError
+
+CHUNK_TOKENS = 2**25  # 64 MiB of uint16
+CHUNK_BYTES_LIMIT = 4 * CHUNK_TOKENS + 64
+
+
+def token_dtype(vocabulary: int) -> np.dtype[Any]:
+    """uint16 where every id of the vocabulary fits into it, else int32."""
+    return np.dtype(np.uint16 if vocabulary <= 2**16 else np.int32)
+
+
+class ShardWriter:
+    """Appends documents to one split and writes a chunk whenever enough tokens have come together.
+
+    A chunk holds 2²⁵ tokens, the last one what is left: blocks are shuffled within a chunk, so that a small data set
+    is mixed as a whole, and what is left of a chunk after its last whole block is lost. The chunks depend on the
+    sequence of documents alone. `state()` and `restore()` carry the writer over an interruption.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        self.folder = folder
+        self.documents = self.bytes = self.tokens = 0
+        self.dtype = dtype
+        self._entries: list[dict[str, Any]] = []
+        self._chunks: list[Chunk] = []
+        self._config: dict[str, Any] | None = None
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+
+    def append(self, tokens: np.ndarray, n_bytes: int) -> None:
+        """Add one document: its tokens with their separator, and the UTF-8 bytes of its text."""
+        self.documents += 1
+        self.bytes += n_bytes
+        self.tokens += len(tokens)
+        self._pending.append(tokens)
+        self._pending_tokens += len(tokens)
+        while self._pending_tokens >= CHUNK_TOKENS:
+            waiting = self.pending()
+            self._write(waiting[:CHUNK_TOKENS])
+            self._keep(waiting[CHUNK_TOKENS:])
+
+    def pending(self) -> np.ndarray:
+        """The tokens that are in no chunk yet."""
+        return np.concatenate(self._pending) if self._pending else np.empty(0, self.dtype)
+
+    def state(self) -> dict[str, Any]:
+        counts = {"documents": self.documents, "bytes": self.bytes, "tokens": self.tokens}
+        chunks = [asdict(chunk) for chunk in self._chunks]
+        return {**counts, "entries": self._entries, "chunks": chunks, "config": self._config}
+
+    def restore(self, state: dict[str, Any], pending: np.ndarray) -> None:
+        self.documents, self.bytes, self.tokens = state["documents"], state["bytes"], state["tokens"]
+        self._entries, self._config = state["entries"], state["config"]
+        self._chunks = [Chunk(**chunk) for chunk in state["chunks"]]
+        self._keep(pending)
+
+    def close(self) -> Split:
+        """Write what is pending and LitData's index, drop files that belong to neither, and say what there is."""
+        if self._pending_tokens:
+            self._write(self.pending())
+            self._keep(np.empty(0, self.dtype))
+        split = Split(self.documents, self.bytes, self.tokens, self._chunks)
+        # LitData takes `updated_at` for a version in the name of its cache of a remote data set.
+        index = {"chunks": self._entries, "config": self._config, "updated_at": split.digest[:16]}
+        write_atomically(self.folder / "index.json", json.dumps(index, sort_keys=True).encode())
+        kept = {"index.json", *(chunk.file for chunk in self._chunks)}
+        for stray in self.folder.iterdir():
+            if stray.name not in kept:
+                shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+        return split
+
+    def _keep(self, tokens: np.ndarray) -> None:
+        self._pending = [tokens] if len(tokens) else []
+        self._pending_tokens = len(tokens)
+
+    def _write(self, tokens: np.ndarray) -> None:
+        """One chunk with one item: LitData's own writer makes it aside, then it is synced and takes its name."""
+        name = f"chunk-{len(self._chunks):05d}.bin"
+        self.folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".writing-") as aside:
+            writer = BinaryWriter(aside, chunk_bytes=CHUNK_BYTES_LIMIT, item_loader=TokensLoader())
+            writer.add_item(0, torch.from_numpy(tokens))
+            (written,) = writer.done()
+            (index,) = Path(aside).glob("*.index.json")
+            content = json.loads(index.read_bytes())
+            file = Path(written)
+            write_atomically(self.folder / name, file.read_bytes())
+        self._config = content["config"]
+        (entry,) = content["chunks"]
+        self._entries.append({**entry, "filename": name})
+        path = self.folder / name
+        self._chunks.append(Chunk(name, len(tokens), path.stat().st_size, _sha256(path)))
+
+
+def check_shards(folder: Path, split: Split, dtype: str, contents: bool) -> None:
+    """Compare `folder` with the manifest: LitData's index, the chunks' sizes, with `contents` their SHA-256.
+
+    Raises UserError that names the first file that is missing, truncated or altered.
+    """
+    again = "delete the folder and prepare it again, or copy this file again"
+    index = folder / "index.json"
+    try:
+        content = json.loads(index.read_bytes())
+        listed = [(entry["filename"], entry["dim"]) for entry in content["chunks"]]
+        kind = _TORCH_DTYPES_MAPPING[int(content["config"]["data_format"][0].partition(":")[2])]
+    except FileNotFoundError as error:
+        raise UserError(f"{index} is missing: {again}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{index} is corrupt ({type(error).__name__}: {error}): {again}") from error
+    if kind != getattr(torch, dtype):
+        raise UserError(f"{index} says {kind} and the manifest torch.{dtype}: {again}")
+    if listed != [(chunk.file, chunk.tokens) for chunk in split.chunks]:
+        raise UserError(f"{index} lists other shards than the manifest: {again}")
+    for chunk in split.chunks:
+        file = folder / chunk.file
+        if not file.is_file():
+            raise UserError(f"shard {file} is missing: {again}")
+        if (size := file.stat().st_size) != chunk.bytes:
+            raise UserError(f"shard {file} is truncated or corrupt, {size} bytes instead of {chunk.bytes}: {again}")
+        if contents and _sha256(file) != chunk.sha256:
+            raise UserError(f"shard {file} is corrupt, its SHA-256 is not the manifest's: {again}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

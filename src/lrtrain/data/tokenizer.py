@@ -1,0 +1,92 @@
+"""Tokenizers: loading one from a file or a hub, training a byte-level BPE, and the end-of-text token."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lrtrain.errors import UserError
+
+END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
+
+
+def load_tokenizer(name_or_path: str) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json` (or in a folder that holds one), or that of a Hugging Face repository.
+
+    Truncation and padding that the file asks for are switched off: both would change a training text in silence.
+    Raises UserError when the file is missing or is no tokenizer, the hub does not answer, or no end-of-text token
+    is in the vocabulary.
+    """
+    file = tokenizer_file(name_or_path)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file} is not a tokenizer file ({reason}): give a tokenizer.json of the tokenizers library"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    end_of_text(tokenizer, name_or_path)
+    return tokenizer
+
+
+def tokenizer_file(name_or_path: str) -> Path:
+    """Where the `tokenizer.json` of a path or a Hugging Face name lies, downloaded if need be."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        return path
+    if name_or_path.endswith(".json") or name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"tokenizer {path} does not exist: give the path of a tokenizer.json or a Hugging Face name")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise UserError(
+            f"tokenizer {name_or_path} is no file here, and a Hugging Face name needs: pip install 'lrtrain[hf]'"
+        ) from error
+    try:
+        return Path(hf_hub_download(name_or_path, "tokenizer.json"))
+    except Exception as error:  # network, authorisation and validation errors share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"tokenizer {name_or_path} is no file here and cannot be had from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}): give the path of a tokenizer.json"
+        ) from error
+
+
+def end_of_text(tokenizer: Tokenizer, name: str = "tokenizer.json") -> int:
+    """The id of the token that separates documents, by its usual names. Raises UserError if there is none."""
+    for token in END_OF_TEXT:
+        if (index := tokenizer.token_to_id(token)) is not None:
+            return int(index)
+    raise UserError(f"tokenizer {name} has no end-of-text token: add one of {' '.join(END_OF_TEXT)} to it")
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id, which is what an embedding needs; ids may have gaps."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocabulary` tokens, all 256 bytes and `<|endoftext|>` among them.
+
+    It is smaller where the texts hold fewer pairs to merge. Raises UserError below 257 tokens.
+    """
+    if vocabulary < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"train_vocab_size {vocabulary} is too small: a byte-level vocabulary has at least {SMALLEST_VOCABULARY}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
