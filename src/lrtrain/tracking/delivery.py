@@ -1,0 +1,244 @@
+"""Bringing a spool to MLflow, as far as it has grown, from where the last delivery stopped.
+
+How far it came stands in `mlflow.json` of the run directory. It is written after the server took a batch, so a crash
+between the two sends that batch again. This is harmless: MLflow's database has a primary key over run, key, step, time
+and value of a metric and drops what it has; a parameter with the same value and a tag are taken again.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrtrain.errors import UserError
+from lrtrain.tracking.destination import connect, password, quiet, redact
+from lrtrain.tracking.spool import SPOOL_NAME, records
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+STATE_NAME = "mlflow.json"
+RUN_TAG = "lrtrain.run"  # finds the run again when a crash lost its id
+METRICS_PER_CALL = 1000  # MLflow's limit
+PARAM_LENGTH = 6000  # MLflow's limit of one value, in characters; it cuts longer ones in silence
+PARAMS_PER_CALL = 100  # MLflow's limit
+PARAM_CHARACTERS_PER_CALL = 60_000  # a request may have 10⁶ bytes, and JSON spends up to 12 on a character
+
+_one_pass = threading.Lock()  # a sender that finalize gave up on may still be in its last pass
+
+
+@dataclass
+class State:
+    """What `mlflow.json` holds: the run, where it is (without password), and the bytes of the spool delivered."""
+
+    tracking_uri: str
+    experiment: str | None = None
+    run_id: str | None = None
+    delivered: int = 0
+    artifacts_delivered: int = 0  # apart, so that an artifact store that fails does not hold the metrics back
+
+
+@dataclass
+class _Batch:
+    metrics: "list[Metric]" = field(default_factory=list)
+    params: "list[Param]" = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    status: tuple[str, int] | None = None
+    end: int = 0
+
+
+class Delivery:
+    """Sends the spool of `run_dir` to the MLflow at `uri`. One pass at a time in a process."""
+
+    def __init__(self, run_dir: Path, uri: str) -> None:
+        quiet()
+        self.uri = uri
+        self.run_dir = run_dir
+        self._spool = run_dir / SPOOL_NAME
+        self.state = self._load()
+        self._client: MlflowClient | None = None
+        self._artifact_location: str | None = None
+        self._run_id: str | None = None  # set while the run is known to exist there
+
+    def register(self) -> None:
+        """Write down where the run is tracked, so that `lrtrain sync` knows even if MLflow is never reached."""
+        with _one_pass:
+            self.state = self._load()
+            self._save()
+
+    def send(self) -> int:
+        """Send everything that waits and return the number of points (metric values) that the server took.
+
+        Raises whatever MLflow, its database or the network raise; what was taken until then is recorded.
+        """
+        with _one_pass:
+            self.state = self._load()
+            size = self._spool.stat().st_size
+            if size == self.state.delivered == self.state.artifacts_delivered:
+                return 0
+            try:
+                if self._client is None:
+                    self._client, self._artifact_location = connect(self.uri, self.run_dir)
+                if self._run_id is None:
+                    self._run_id = self._open_run(self._client)
+                sent = self._send_rows(self._client, self._run_id)
+                self._send_artifacts(self._client, self._run_id)
+            except BaseException:
+                self._run_id = None  # the server may come back with another database
+                raise
+            return sent
+
+    def waiting(self) -> int:
+        """The points (metric values) that the server has not taken yet."""
+        return sum(len(record.get("metrics", ())) for _, record in records(self._spool, self._load().delivered))
+
+    def reason(self, error: BaseException) -> str:
+        """Why a pass failed, in a line without a password: the root cause, such as `Connection refused`."""
+        root = error
+        while (cause := root.__cause__ or root.__context__) is not None:
+            root = cause
+        text = root.strerror if isinstance(root, OSError) and root.strerror else (str(error) or repr(error))
+        secret = password(self.uri)
+        text = text.replace(secret, "***") if secret else text
+        return text.splitlines()[0][:300]
+
+    def _open_run(self, client: "MlflowClient") -> str:
+        from mlflow import MlflowException
+
+        first = next(records(self._spool), None)
+        if first is None or "run" not in first[1]:
+            raise UserError(f"{self._spool} does not start with a run: it is not a spool of lrtrain")
+        run, start = first[1]["run"], first[1]["time"]
+        if self.state.run_id is not None:
+            try:
+                client.get_run(self.state.run_id)
+                return self.state.run_id
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        experiment_id = _experiment_id(client, run["experiment"], self._artifact_location)
+        found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{run['id']}'", max_results=1)
+        tags = {RUN_TAG: run["id"]}
+        mlflow_run = found[0] if found else client.create_run(experiment_id, start, tags, run["name"])
+        self.state = State(redact(self.uri), run["experiment"], mlflow_run.info.run_id)
+        self._save()
+        return str(mlflow_run.info.run_id)
+
+    def _send_rows(self, client: "MlflowClient", run_id: str) -> int:
+        from mlflow.entities import RunTag
+
+        sent = 0
+        for batch in self._batches():
+            for params in _param_calls(batch.params):
+                client.log_batch(run_id, params=params)
+            client.log_batch(run_id, metrics=batch.metrics, tags=[RunTag(*tag) for tag in batch.tags.items()])
+            if batch.status is not None:
+                status, time_ms = batch.status
+                if status == "RUNNING":
+                    client.update_run(run_id, status=status)
+                else:
+                    client.set_terminated(run_id, status, end_time=time_ms)
+            sent += len(batch.metrics)
+            self.state.delivered = batch.end
+            self._save()
+        return sent
+
+    def _send_artifacts(self, client: "MlflowClient", run_id: str) -> None:
+        for end, record in records(self._spool, self.state.artifacts_delivered):
+            if "artifact" in record:
+                client.log_text(run_id, record["text"], record["artifact"])
+            self.state.artifacts_delivered = end
+            if "artifact" in record:
+                self._save()
+        self._save()
+
+    def _batches(self) -> Iterator[_Batch]:
+        from mlflow.entities import Metric, Param
+
+        batch = _Batch()
+        for end, record in records(self._spool, self.state.delivered):
+            metrics = [
+                Metric(key, float(value), record["time"], record["step"])
+                for key, value in record.get("metrics", {}).items()
+            ]
+            if batch.end and len(batch.metrics) + len(metrics) > METRICS_PER_CALL:
+                yield batch
+                batch = _Batch()
+            batch.metrics += metrics
+            batch.params += [Param(*piece) for item in record.get("params", {}).items() for piece in _pieces(*item)]
+            batch.tags.update(record.get("tags", {}))
+            batch.end = end
+            if "status" in record:
+                batch.status = (record["status"], record["time"])
+                yield batch
+                batch = _Batch()
+        if batch.end:
+            yield batch
+
+    def _load(self) -> State:
+        state, fresh = load_state(self.run_dir), State(redact(self.uri))
+        if state is None or state.tracking_uri != fresh.tracking_uri:
+            return fresh
+        # A spool shorter than what was delivered is another one than the state tells of.
+        return state if self._spool.exists() and self._spool.stat().st_size >= state.delivered else fresh
+
+    def _save(self) -> None:
+        path = self.run_dir / STATE_NAME
+        draft = path.with_suffix(".json.tmp")
+        draft.write_text(json.dumps(asdict(self.state), indent=2) + "\n")
+        os.replace(draft, path)
+
+
+def load_state(run_dir: Path) -> State | None:
+    """What `mlflow.json` of a run directory says, None when there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run_dir / STATE_NAME
+    try:
+        return State(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: remove it, and everything is sent again without repeats") from error
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
+    from mlflow import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location))
+        except MlflowException as error:
+            experiment = client.get_experiment_by_name(name)  # another process may have been faster
+            if experiment is None:
+                raise error
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(f"MLflow experiment '{name}' is deleted: restore it, or give the run another experiment")
+    return str(experiment.experiment_id)
+
+
+def _pieces(key: str, value: str) -> Iterator[tuple[str, str]]:
+    """A parameter as (key, up to 6000 characters), (key/part2, the next 6000), …: nothing is cut."""
+    yield key, value[:PARAM_LENGTH]
+    for part, start in enumerate(range(PARAM_LENGTH, len(value), PARAM_LENGTH), start=2):
+        yield f"{key}/part{part}", value[start : start + PARAM_LENGTH]
+
+
+def _param_calls(params: "list[Param]") -> "Iterator[list[Param]]":
+    call: list[Any] = []
+    characters = 0
+    for param in params:
+        if call and (len(call) == PARAMS_PER_CALL or characters + len(param.value) > PARAM_CHARACTERS_PER_CALL):
+            yield call
+            call, characters = [], 0
+        call.append(param)
+        characters += len(param.value)
+    if call:
+        yield call

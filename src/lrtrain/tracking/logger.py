@@ -1,0 +1,232 @@
+"""The Lightning logger: everything goes to the run's spool at once, and from there to MLflow in the background."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lrtrain.errors import UserError
+from lrtrain.tracking.delivery import Delivery, load_state
+from lrtrain.tracking.destination import redact, resolve_uri
+from lrtrain.tracking.names import flatten, legal_name
+from lrtrain.tracking.provenance import provenance
+from lrtrain.tracking.sender import Sender
+from lrtrain.tracking.spool import Spool
+
+FINISH_PATIENCE = 30.0  # seconds that `finalize` waits for a working MLflow; a dead one ends the wait at its time-out
+OWNER_PATIENCE = 15.0  # seconds that a resumed run waits for the workers of its killed predecessor
+TAG_LENGTH = 8000  # MLflow's limit, in characters
+STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "aborted": "KILLED"}
+
+
+@dataclass
+class _Session:
+    spool: Spool
+    sender: Sender
+
+
+class MLflowLogger(Logger):
+    """Tracks a run in MLflow through a local spool, so that no server can slow or stop training.
+
+    The same `run_dir` is the same MLflow run: a resumed run goes on there, and metrics at steps that the spool holds
+    from an earlier session are not repeated. A parameter that a resumed run changes is logged as `<key>/2`, since
+    MLflow never changes one; a changed `config.yaml` as `config.2.yaml`. Only rank zero writes.
+
+    Args:
+        experiment: the MLflow experiment.
+        run_name: the run's name; by default the last two parts of the run directory (`quickstart/0001`).
+        tracking_uri: a server's URL or a database (`sqlite:///path/mlflow.db`). By default the environment variable
+            MLFLOW_TRACKING_URI, else `sqlite:///<root>/mlflow.db` with its artifacts in `<root>/artifacts`.
+        tags: further tags of the run.
+        root: the folder of all runs.
+        run_dir: this run's directory; may also be set as an attribute before anything is logged.
+
+    Raises:
+        UserError: the tracking URI is none that MLflow knows, the experiment has no name, or a tag is too long.
+    """
+
+    def __init__(
+        self,
+        experiment: str = "lrtrain",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        tags: dict[str, str] | None = None,
+        root: str = "runs",
+        run_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not experiment.strip():
+            raise UserError("the logger's experiment is empty: give it a name")
+        for key, value in (tags or {}).items():
+            if len(value) > TAG_LENGTH:
+                raise UserError(f"the logger's tag '{key}' has {len(value)} characters: MLflow takes {TAG_LENGTH}")
+        self.run_name = run_name
+        self.run_dir = run_dir
+        self.tracking_uri = resolve_uri(tracking_uri, root)
+        self._experiment = experiment
+        self._tags = {legal_name(key): value for key, value in (tags or {}).items()}
+        self._session: _Session | None = None
+        self._latest: dict[str, tuple[int, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """The MLflow experiment."""
+        return self._experiment
+
+    @property
+    def version(self) -> str | None:
+        """The MLflow run's id; None until the background thread has reached MLflow for the first time."""
+        state = load_state(Path(self.run_dir)) if self.run_dir is not None else None
+        known_here = state is not None and state.tracking_uri == redact(self.tracking_uri)
+        return state.run_id if state is not None and known_here else None
+
+    @property
+    def save_dir(self) -> str | None:
+        """The run directory."""
+        return self.run_dir
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run directory."""
+        return self.run_dir
+
+    @property
+    def root_dir(self) -> str | None:
+        """The run directory."""
+        return self.run_dir
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Record scalars (numbers, tensors of one element; NaN and infinities too) at `step`, by default the last one.
+
+        Raises:
+            ValueError: a value is no scalar.
+            UserError: the disk is full.
+        """
+        spool = self._open().spool
+        step = spool.last_step if step is None else int(step)
+        points = {}
+        for key, value in metrics.items():
+            name, number = legal_name(key), _scalar(key, value)
+            repeated = step <= spool.marks[name] if name in spool.marks else False
+            if not repeated and self._latest.get(name) != (step, number):  # Lightning logs `epoch` with every call
+                points[name] = number
+                self._latest[name] = (step, number)
+        if points:
+            spool.append({"step": step, "metrics": points})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record parameters: nested keys joined by dots, values whole."""
+        self._log_params(flatten(vars(params) if isinstance(params, Namespace) else params))
+
+    @rank_zero_only
+    def log_config(self, yaml_text: str, resolved: Mapping[str, Any]) -> None:
+        """Record the whole resolved configuration: `yaml_text` as the artifact config.yaml, `resolved` as parameters.
+
+        Parameter values are never cut: one over MLflow's 6000 characters goes on in `<key>/part2`.
+        """
+        self._log_version("config.yaml", yaml_text)
+        self._log_params(flatten(resolved))
+
+    @rank_zero_only
+    def log_text(self, artifact_name: str, text: str) -> None:
+        """Record `text` as the artifact `artifact_name`; a later text of the same name replaces it."""
+        spool = self._open().spool
+        if spool.artifacts.get(artifact_name) != text:
+            spool.append({"artifact": artifact_name, "text": text})
+
+    @rank_zero_only
+    def log_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Record the data manifest: the artifact data_manifest.json, its plain entries as parameters `manifest.*`."""
+        self._log_version("data_manifest.json", json.dumps(manifest, indent=2))
+        plain = {key: value for key, value in manifest.items() if not isinstance(value, list)}
+        self._log_params(flatten({"manifest": plain}))
+
+    @rank_zero_only
+    def log_provenance(self) -> None:
+        """Record commit, package versions and hardware: as tags (the newest session's) and as provenance.json."""
+        found = provenance()
+        self._log_version("provenance.json", json.dumps(found, indent=2))
+        tags = {legal_name(key): value[:TAG_LENGTH] for key, value in flatten(found).items()}
+        if found["git"]["commit"]:
+            tags["mlflow.source.git.commit"] = found["git"]["commit"]  # the column that MLflow's table shows
+        self._open().spool.append({"tags": tags})
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the session: `success` gives FINISHED, `failed` FAILED, and `killed`, SIGTERM or Ctrl-C KILLED.
+
+        Waits at most some seconds for MLflow, then says what still waits. Whatever is logged later opens a new session.
+
+        Raises:
+            ValueError: `status` is none of these.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"finalize: unknown status '{status}', one of {', '.join(STATUSES)} is needed")
+        session, self._session = self._session, None
+        if session is None:  # nothing logged since the last time: that status stands
+            return
+        killed = isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException)
+        session.spool.finish("KILLED" if killed else STATUSES[status])
+        session.sender.finish(FINISH_PATIENCE)
+        session.spool.close()
+
+    def _open(self) -> _Session:
+        if self._session is None:
+            if self.run_dir is None:
+                raise UserError("the logger has no run directory: set MLflowLogger's run_dir (runs/<name>/0001)")
+            run_dir = Path(self.run_dir)
+            spool = Spool(run_dir, OWNER_PATIENCE)
+            spool.start(self.run_name or "/".join(run_dir.absolute().parts[-2:]), self._experiment)
+            if self._tags:
+                spool.append({"tags": self._tags})
+            delivery = Delivery(run_dir, self.tracking_uri)
+            delivery.register()
+            self._session = _Session(spool, Sender(delivery))
+        return self._session
+
+    def _log_params(self, params: Mapping[str, str]) -> None:
+        spool = self._open().spool
+        new: dict[str, str] = {}
+        for key, value in params.items():
+            known, name, number = {**spool.params, **new}, legal_name(key), 1
+            versions = [name]
+            while versions[-1] in known:
+                number += 1
+                versions.append(f"{name}/{number}")
+            if len(versions) == 1 or known[versions[-2]] != value:
+                new[versions[-1]] = value
+        if new:
+            spool.append({"params": new})
+
+    def _log_version(self, artifact: str, text: str) -> None:
+        """Record an artifact that belongs to a session: a changed one gets a number and leaves the older in place."""
+        spool, path, number, name = self._open().spool, Path(artifact), 1, artifact
+        last: str | None = None
+        while name in spool.artifacts:
+            last, number = spool.artifacts[name], number + 1
+            name = f"{path.stem}.{number}{path.suffix}"
+        if last != text:
+            spool.append({"artifact": name, "text": text})
+
+
+def _scalar(key: str, value: Any) -> float:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value.detach().item())
+    if not isinstance(value, str):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    shape = getattr(value, "shape", None)
+    what = f"{type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+    raise ValueError(f"metric '{key}' is no scalar but a {what}: log a number or a tensor of one element")

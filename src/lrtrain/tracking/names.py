@@ -1,0 +1,44 @@
+"""Names and values as MLflow takes them: legal keys, and a nested configuration as flat parameters."""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_NAME_LENGTH = 240  # MLflow takes 250; ten are left for the suffixes `/2` and `/part2`
+
+
+def legal_name(name: str) -> str:
+    """`name` with every character MLflow refuses replaced by `_`, as a normal relative path, at most 240 long.
+
+    MLflow takes letters and digits of any script, `_`, `-`, `.`, space and `/`; it refuses `a//b`, `/a` and `../a`.
+    A longer name keeps its start and gets a hash of the whole, so that two long names stay two.
+    """
+    clean = posixpath.normpath(re.sub(r"[^\w.\- /]", "_", name)).lstrip("/")
+    if clean in ("", ".") or clean.startswith(".."):
+        clean = "_" + clean.replace("..", "_").lstrip(".")
+    if len(clean) > MAX_NAME_LENGTH:
+        clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return clean
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
+    """A nested configuration as `{"model.init_args.lr": "0.01"}`: the dotted keys of the command line.
+
+    Lists that hold mappings are numbered (`trainer.callbacks.0.class_path`); any other list, and an empty mapping, is
+    one value in JSON. A string stays as it is; any other value is written as JSON (`true`, `null`, `[1, 2]`).
+    """
+    return dict(_leaves("", tree))
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and (value or not prefix):
+        for key, child in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), child)
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        for index, child in enumerate(value):
+            yield from _leaves(f"{prefix}.{index}", child)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)

@@ -1,0 +1,179 @@
+"""The durable local record of a run: `metrics.jsonl`, one JSON object a line, written before anything is sent.
+
+Every line has `time` (milliseconds since 1970) and one of
+    {"run": {"id", "name", "experiment"}}        the first line: who this run is, wherever the file is copied to
+    {"status": "RUNNING", "host": "node7"}       RUNNING once a session, then FINISHED, FAILED or KILLED
+    {"step": 10, "metrics": {"loss": 2.5}}       NaN and infinities as "NaN", "Infinity", "-Infinity": strict JSON
+    {"params": {"model.rank": "64"}}  {"tags": {"git.dirty": "false"}}
+    {"artifact": "config.yaml", "text": "..."}
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lrtrain.errors import UserError
+
+SPOOL_NAME = "metrics.jsonl"
+
+
+class SpoolBusyError(UserError):
+    """Another live process owns this run directory."""
+
+
+class Spool:
+    """The spool of one run directory, open for appending and owned by this process until `close`.
+
+    Opening reads what earlier sessions left: `run` (the first line's entry, None when new), `marks` (the highest step
+    of each metric, frozen from here on), `params`, `artifacts` (each one's last text), `status`, `host`, `last_step`
+    and `last_time`. A last line that a crash cut short is dropped.
+
+    Args:
+        run_dir: the run directory; made when missing.
+        patience: seconds to wait for a process that still owns it (a killed trainer's workers live on for seconds).
+
+    Raises:
+        SpoolBusyError: another process owns the run directory.
+        UserError: the file cannot be opened, or holds a line that is no JSON object.
+    """
+
+    def __init__(self, run_dir: Path, patience: float = 0.0) -> None:
+        self.path = run_dir / SPOOL_NAME
+        self.run: dict[str, str] | None = None
+        self.marks: dict[str, int] = {}
+        self.params: dict[str, str] = {}
+        self.artifacts: dict[str, str] = {}
+        self.status: str | None = None
+        self.host: str | None = None
+        self.last_step = 0
+        self.last_time = 0
+        # Reentrant: Lightning finalizes loggers inside a signal handler, which may interrupt an append.
+        self._mutex = threading.RLock()
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._owned = open(self.path, "ab")  # noqa: SIM115 (holds the lock until close)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}: check the run directory") from error
+        try:
+            self._own(patience)
+            self._drop_cut_line()
+            for _, record in records(self.path):
+                self._remember(record)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, name: str, experiment: str) -> None:
+        """Open a session: write the first line when the spool is new, then status RUNNING."""
+        if self.run is None:
+            self.append({"run": {"id": uuid.uuid4().hex, "name": name, "experiment": experiment}})
+        self.append({"status": "RUNNING", "host": socket.gethostname()})
+
+    def finish(self, status: str, time_ms: int | None = None) -> None:
+        """Write the session's last status (FINISHED, FAILED, KILLED) and bring the file to the disk."""
+        self.append({"status": status}, time_ms)
+        os.fsync(self._owned.fileno())
+
+    def append(self, record: Mapping[str, Any], time_ms: int | None = None) -> None:
+        """Write one record as one line, whole or not at all.
+
+        Raises:
+            UserError: the disk does not take it (full, quota, gone).
+        """
+        entry = {"time": time_ms or int(time.time() * 1000), **record}
+        if "metrics" in entry:
+            entry["metrics"] = {key: _strict(value) for key, value in entry["metrics"].items()}
+        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
+        with self._mutex:
+            try:
+                _append_whole(self.path, line)
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror}: free some space, then resume") from error
+            self._remember(entry, marks=False)
+
+    def close(self) -> None:
+        """Give the run directory free for another process."""
+        self._owned.close()
+
+    def _own(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    folder = self.path.parent
+                    raise SpoolBusyError(f"{folder} is in use by another process: stop it or start a new run") from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks: nothing to ask
+                return
+
+    def _drop_cut_line(self) -> None:
+        data = self.path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            os.truncate(self.path, data.rfind(b"\n") + 1)
+
+    def _remember(self, record: Mapping[str, Any], marks: bool = True) -> None:
+        self.last_time = record["time"]
+        if "metrics" in record:
+            self.last_step = record["step"]
+            if marks:
+                for key in record["metrics"]:
+                    self.marks[key] = max(record["step"], self.marks.get(key, record["step"]))
+        elif "params" in record:
+            self.params.update(record["params"])
+        elif "artifact" in record:
+            self.artifacts[record["artifact"]] = record["text"]
+        elif "status" in record:
+            self.status, self.host = record["status"], record.get("host", self.host)
+        elif "run" in record:
+            self.run = record["run"]
+
+
+def records(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The whole lines of a spool from byte `offset` on, as (offset of the line's end, record).
+
+    Raises:
+        UserError: a line is no JSON object with a time.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):  # still being written
+                return
+            try:
+                record = json.loads(line)
+                record["time"]
+            except (ValueError, KeyError, TypeError) as error:
+                advice = "remove it, and mlflow.json beside it"
+                raise UserError(f"{path}: the line at byte {offset} is damaged: {advice}") from error
+            offset += len(line)
+            yield offset, record
+
+
+def _append_whole(path: Path, line: bytes) -> None:
+    # Opened for each line: a signal handler may have closed the session in the middle of a log call.
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def _strict(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
