@@ -1,0 +1,1 @@
+"""Lightning callbacks: constraints, checkpoints, throughput, progress, the record of a run."""

@@ -1,0 +1,67 @@
+"""SIGTERM and Ctrl+C: finish the step, save, leave with 128 + the signal's number.
+
+Lightning's own handler enters a collective in the middle of a step (a deadlock under DDP) and ends with exit code 0.
+Here a handler only sets a flag; `Checkpoints` asks for it where all processes can agree and nothing is half done.
+"""
+
+import os
+import signal
+import time
+from types import FrameType
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.connectors.signal_connector import _SIGNUM, _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
+
+# `timeout` and batch systems signal a process and then its group: the same request, twice within a moment.
+_SAME_REQUEST_SECONDS = 1.0
+
+
+class Interrupted(SystemExit):
+    """Leaves the Trainer after a signal: 143 for SIGTERM, 130 for Ctrl+C, unless `code` says otherwise."""
+
+    def __init__(self, signum: int, code: int | None = None) -> None:
+        super().__init__(128 + signum if code is None else code)
+
+
+class GracefulSignals(_SignalConnector):
+    """Takes the place of the Trainer's signal connector, which registers it when a run starts and removes it after.
+
+    `caught` is the signal that asks for the end, None while there is none. A second one, more than a second later,
+    ends the process at once. Outside fit there is nothing to save, so the first one does.
+    Handlers that were there before, and the Slurm ones, are kept as Lightning keeps them.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        super().__init__(trainer)
+        self.caught: signal.Signals | None = None
+        self._caught_at = 0.0
+
+    def register_signal_handlers(self) -> None:
+        self.caught = None
+        super().register_signal_handlers()
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # nohup's wish is kept
+            self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
+
+    def _sigterm_notifier_fn(self, signum: _SIGNUM, _: FrameType) -> None:
+        received = signal.Signals(signum)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            raise Interrupted(received)
+        if self.caught is None:
+            self.caught, self._caught_at = received, time.monotonic()
+            line = f"\n{received.name}: finishing this step and saving a checkpoint; once more ends at once\n"
+            os.write(2, line.encode())  # print is not reentrant, and a handler may come in the middle of one
+        elif time.monotonic() - self._caught_at > _SAME_REQUEST_SECONDS:
+            if self.trainer.strategy.launcher is not None:
+                self.trainer.strategy.launcher.kill(signal.SIGKILL)
+            signal.signal(received, signal.SIG_DFL)
+            os.kill(os.getpid(), received)
+
+    def leave(self) -> Interrupted:
+        """The exception to raise once all processes agreed; a process without the signal itself counts it SIGTERM."""
+        signum = self.caught or signal.SIGTERM
+        # Lightning kills the main process with SIGKILL when a child that it started ends with anything but 0.
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        started_by_lightning = isinstance(environment, LightningEnvironment) and self.trainer.local_rank > 0
+        return Interrupted(signum, code=0 if started_by_lightning else None)
