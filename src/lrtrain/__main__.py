@@ -1,0 +1,5 @@
+import sys
+
+from lrtrain.cli import main
+
+sys.exit(main())

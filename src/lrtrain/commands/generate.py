@@ -1,0 +1,105 @@
+"""`lrtrain generate`: continues a text with a trained checkpoint."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lrtrain.nn import Decoder
+
+
+def main(argv: list[str]) -> int:
+    """Prints the prompt and its continuation."""
+    parser = argparse.ArgumentParser(prog="lrtrain generate", description="Continues a text with a trained checkpoint.")
+    parser.add_argument(
+        "checkpoint", nargs="?", default="runs", help="a .ckpt file, a run directory, or a folder of runs (its newest)"
+    )
+    parser.add_argument("--prompt", help="text to continue; read from standard input when left out")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="upper bound of the tokens written (default 128)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="share of probability drawn from (default 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    arguments = parser.parse_args(argv)
+    if arguments.temperature < 0:
+        raise UserError(f"--temperature {arguments.temperature}: must be at least 0")
+    if not 0 < arguments.top_p <= 1:
+        raise UserError(f"--top-p {arguments.top_p}: must be in (0, 1]")
+    if arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1")
+    prompt = sys.stdin.read() if arguments.prompt is None else arguments.prompt
+
+    import torch
+
+    from lrtrain.data.tokenizer import end_of_text
+    from lrtrain.nn import sample
+
+    decoder, tokenizer = load(newest_checkpoint(Path(arguments.checkpoint)))
+    stop = end_of_text(tokenizer)
+    # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
+    tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [stop]
+    generator = torch.Generator().manual_seed(arguments.seed)
+    continuation = sample(
+        decoder, tokens, arguments.max_new_tokens, arguments.temperature, arguments.top_p, generator, stop
+    )
+    print(prompt + tokenizer.decode(continuation))
+    return 0
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest whole one of a run directory or of a folder of runs.
+
+    Raises:
+        UserError: there is none.
+    """
+    from lrtrain.callbacks.checkpoint_folder import FOLDER, newest_whole
+
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")
+    folders = sorted(path.rglob(FOLDER), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in folders:
+        checkpoint, _ = newest_whole(folder)
+        if checkpoint is not None:
+            return checkpoint
+    raise UserError(f"no whole checkpoint under {path}: train one with lrtrain fit, or name a .ckpt file")
+
+
+def load(path: Path) -> "tuple[Decoder, Any]":
+    """The decoder, in evaluation, and the tokenizer that a checkpoint holds.
+
+    Raises:
+        UserError: the file is no whole lrtrain checkpoint, or holds no configuration or no tokenizer.
+    """
+    import yaml
+    from tokenizers import Tokenizer
+
+    from lrtrain.callbacks.checkpoint_io import WholeFileIO, check_architecture
+
+    checkpoint = WholeFileIO().load_checkpoint(path)
+    own = checkpoint.get("lrtrain", {})
+    for part in ("config", "tokenizer"):
+        if not own.get(part):
+            raise UserError(f"checkpoint {path} holds no {part}: use one that lrtrain fit wrote")
+    decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
+    prefix = "decoder."
+    weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    check_architecture({"state_dict": weights}, decoder, path)
+    decoder.load_state_dict(weights)
+    return decoder.eval(), Tokenizer.from_str(own["tokenizer"])
+
+
+def build_decoder(config: dict[str, Any]) -> "Decoder":
+    """The decoder of a configuration's `model.decoder`, with fresh weights."""
+    from jsonargparse import ArgumentParser
+
+    from lrtrain.module import DecoderCallable
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--decoder", type=DecoderCallable)
+    return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()

@@ -1,0 +1,152 @@
+"""The configuration parser of `fit`, `validate` and `test`, and what it builds."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+from lrtrain.callbacks.checkpoints import Checkpoints
+from lrtrain.callbacks.progress import StepProgress
+from lrtrain.callbacks.record import RunRecord
+from lrtrain.callbacks.throughput import Throughput
+from lrtrain.commands.config_errors import one_line
+from lrtrain.commands.rundir import resolve_run
+from lrtrain.data.datamodule import TokenDataModule
+from lrtrain.errors import UserError
+from lrtrain.module import CausalLM
+from lrtrain.tracking.logger import MLflowLogger
+
+
+class TrainParser(LightningArgumentParser):
+    """Raises a UserError of one line where argparse would print its usage.
+
+    The command line is the class's: the parsers of nested classes, which jsonargparse makes by itself, report it too.
+    """
+
+    argv: ClassVar[list[str]] = []
+    folder: ClassVar[str] = "."
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [action.dest for action in self._actions if action.dest and action.dest != "help"]
+        # While a file is parsed, the working directory is the file's.
+        with contextlib.chdir(self.folder):
+            raise UserError(one_line(message, self.argv, known)) from ex
+
+
+class TrainCLI(LightningCLI):
+    """One YAML (and overlays) to a model, its data and a Trainer over a run directory.
+
+    Beside Lightning's groups `trainer`, `model` and `data` there are `name` and `runs` (the run lives in
+    `<runs>/<name>/<NNNN>`), `checkpoints`, and `ckpt_path`.
+    """
+
+    run_dir: Path
+    resumed: Path | None
+
+    def __init__(self, command: str, argv: list[str]) -> None:
+        # Without the second, ${…} is resolved in each file alone, before overlays and the command line are known.
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        self.command = command
+        TrainParser.argv, TrainParser.folder = argv, os.getcwd()
+        super().__init__(
+            CausalLM,
+            TokenDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=TrainParser,
+            parser_kwargs={
+                "prog": f"lrtrain {command}",
+                "parser_mode": "omegaconf+",
+                "default_env": True,
+                "env_prefix": "LRTRAIN",
+            },
+            args=argv,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; it lives in <runs>/<name>.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs and of the default tracker.")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to resume from or to evaluate: a file, or 'last' for the newest whole one of this name.",
+        )
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except OmegaConfBaseException as error:
+            parser.error(str(error), error)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause from None
+                cause = cause.__cause__
+            raise UserError(f"configuration: {' '.join(str(error).split())}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.model.check()
+        self.run_dir, self.resumed = resolve_run(
+            self.command, self.config.runs, self.config.name, self.config.ckpt_path
+        )
+        settings = {**self.config_init.trainer, **kwargs}
+        if settings["enable_checkpointing"] is False:
+            raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
+        callbacks = list(settings["callbacks"] or [])
+        callbacks += [self.config_init.checkpoints, Throughput(), RunRecord(self._record())]
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(StepProgress())
+        settings |= {
+            "callbacks": callbacks,
+            "default_root_dir": str(self.run_dir),
+            "logger": self._logger(settings["logger"]),
+            "precision": settings["precision"] or fastest_precision(),
+            "use_distributed_sampler": False,
+        }
+        if settings["enable_model_summary"] is None:
+            settings["enable_model_summary"] = False
+        return Trainer(**settings)
+
+    def _logger(self, configured: Any) -> Any:
+        if self.command != "fit" or configured is False:
+            return False
+        if configured is None or configured is True:
+            configured = MLflowLogger(experiment=self.config.name, root=self.config.runs)
+        loggers = configured if isinstance(configured, list) else [configured]
+        for logger in loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.run_dir = str(self.run_dir)
+        return configured
+
+    def _record(self) -> str:
+        """The resolved configuration as YAML that `--config` takes again."""
+        config = self.config.clone()
+        config.ckpt_path = None
+        return self.parser.dump(config, skip_none=False)
+
+
+def fastest_precision() -> str:
+    """bf16-mixed where the hardware multiplies bfloat16 natively, else 32-true."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16-mixed" if native else "32-true"

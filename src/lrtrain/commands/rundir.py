@@ -1,0 +1,56 @@
+"""Where a run lives: <runs>/<name>/<NNNN>/."""
+
+import os
+from pathlib import Path
+
+ENVIRONMENT = "LRTRAIN_RUN_DIR"
+"""Tells the processes that a launcher starts which directory the first one chose."""
+
+
+def run_directories(runs: str | Path, name: str) -> list[Path]:
+    """The directories of all runs of a name, oldest first."""
+    return sorted((path for path in Path(runs, name).glob("[0-9]" * 4) if path.is_dir()), key=lambda path: path.name)
+
+
+def new_run_directory(runs: str | Path, name: str) -> Path:
+    """Makes and returns the next free directory; safe between processes that start at once."""
+    if ENVIRONMENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(os.environ[ENVIRONMENT])
+    existing = run_directories(runs, name)
+    number = int(existing[-1].name) + 1 if existing else 1
+    while True:
+        path = Path(runs, name, f"{number:04d}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            continue
+        os.environ[ENVIRONMENT] = str(path)
+        return path
+
+
+def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
+    """The run directory and the checkpoint that a command works with.
+
+    `last` continues the newest run of the name that has a whole checkpoint. An explicit checkpoint of a run of that
+    name continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run.
+
+    Raises:
+        UserError: validate or test finds no checkpoint, or the checkpoint is not whole.
+    """
+    from lrtrain.callbacks.checkpoint_folder import newest_whole, resolve_ckpt_path
+
+    directories = run_directories(runs, name)
+    if command != "fit" and ckpt_path is None:
+        ckpt_path = "last"
+    if ckpt_path == "last":
+        holding = [d for d in directories if newest_whole(d / "checkpoints")[0] is not None]
+        newest = holding[-1] if holding else directories[-1] if directories else Path(runs, name)
+        checkpoint = resolve_ckpt_path("last", newest, required=command != "fit")
+        return (newest if checkpoint is not None else new_run_directory(runs, name)), checkpoint
+    checkpoint = resolve_ckpt_path(ckpt_path, Path(runs, name))
+    if checkpoint is not None:
+        own = next((d for d in directories if d.resolve() in checkpoint.resolve().parents), None)
+        if own is not None:
+            return own, checkpoint
+    return new_run_directory(runs, name), checkpoint

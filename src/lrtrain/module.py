@@ -1,0 +1,152 @@
+"""The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrtrain.callbacks.spectral import SpectralConstraints
+from lrtrain.errors import UserError
+from lrtrain.metrics import TokenLoss
+from lrtrain.nn import Decoder, Projection, next_token_loss
+from lrtrain.optim import Optimizers, build_optimizer, coverage_table
+
+DecoderCallable = Callable[[], Decoder]
+ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
+
+
+class CausalLM(L.LightningModule):
+    """Next-token prediction with a decoder whose projections, optimizers and schedule come from the configuration.
+
+    A batch is an int64 tensor (B, T + 1): tokens 0 … T − 1 are the input, 1 … T the targets.
+
+    Args:
+        decoder: Makes the decoder; called inside `configure_model`.
+        optimizers: Which optimizer has which parameter.
+        schedule: Makes the learning-rate schedule from the optimizer and the run's number of optimizer steps.
+    """
+
+    def __init__(self, decoder: DecoderCallable, optimizers: Optimizers, schedule: ScheduleCallable) -> None:
+        super().__init__()
+        self._make_decoder = decoder
+        self._optimizers = optimizers
+        self._schedule = schedule
+        self.decoder: Decoder | None = None
+        self.validation = TokenLoss()
+
+    def check(self) -> int:
+        """Builds decoder, optimizers and schedule without memory or data, to refuse wrong values at once.
+
+        Returns:
+            The decoder's vocabulary size.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        try:
+            with torch.device("meta"):
+                decoder = self._make_decoder()
+        except ValueError as error:
+            raise UserError(f"model.decoder: {error}") from error
+        matrix = nn.Parameter(torch.zeros(2, 2))
+        makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
+        for slot, make in makers.items():
+            try:
+                optimizer = make([("check", matrix)])
+            except ValueError as error:
+                raise UserError(f"model.optimizers.{slot}: {error}") from error
+        try:
+            self._schedule(optimizer, 1)
+        except ValueError as error:
+            raise UserError(f"model.schedule: {error}") from error
+        return decoder.head_VD.shape[0]
+
+    def configure_model(self) -> None:
+        """Makes the decoder, once."""
+        if self.decoder is None:
+            try:
+                self.decoder = self._make_decoder()
+            except ValueError as error:
+                raise UserError(f"model.decoder: {error}") from error
+
+    def setup(self, stage: str) -> None:
+        """Refuses data of another vocabulary before anything is computed."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "check"):
+            data.check(self.check())
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The constraints, unless the configuration brings its own `SpectralConstraints`."""
+        if any(isinstance(callback, SpectralConstraints) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return []
+        return [SpectralConstraints()]
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        assert self.decoder is not None
+        return self.decoder.logits(self.decoder(tokens_BT))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Mean next-token loss of a batch (B, T + 1), in nats."""
+        assert self.decoder is not None
+        hidden_BTD = self.decoder(batch[:, :-1])
+        return next_token_loss(hidden_BTD.flatten(0, 1), self.decoder.head_VD, batch[:, 1:].flatten())
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validation.update(self.loss(batch).detach(), batch[:, 1:].numel())
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_summary("val")
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_summary("test")
+
+    def _log_summary(self, split: str) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        ratio = data.bytes_per_token() if hasattr(data, "bytes_per_token") else None
+        summary = self.validation.summary(ratio)
+        self.validation.reset()
+        for name, value in summary.items():
+            # Equal on every process: the metric has been reduced.
+            self.log(f"{split}/{name}", value, prog_bar=name == "loss")
+
+    def configure_optimizers(self) -> Any:
+        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        inside = {name for name, module in self.named_modules() if isinstance(module, Projection)}
+        hidden = {name for name in named if name.rpartition(".")[0] in inside}
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
+        try:
+            optimizer, slots = build_optimizer(named, hidden, self._optimizers)
+        except ValueError as error:
+            raise UserError(f"model.optimizers: {error}") from error
+        try:
+            schedule = self._schedule(optimizer, int(steps))
+        except ValueError as error:
+            raise UserError(f"model.schedule: {error}") from error
+        rank_zero_only(print)(coverage_table(slots))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def named_projections(self) -> dict[str, Projection]:
+        """name -> projection, names as in the decoder."""
+        assert self.decoder is not None
+        return {name: module for name, module in self.decoder.named_modules() if isinstance(module, Projection)}
