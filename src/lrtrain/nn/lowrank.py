@@ -5,16 +5,15 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lrtrain.linalg import truncated_svd
-from lrtrain.nn.dense import dense_draw
+from lrtrain.linalg import gaussian_svd, truncated_svd
 from lrtrain.nn.projection import Projection, rank_of_dense, resolve_rank
 
 
 class LowRankLinear(Projection):
     """y = (x B) Aᵀ with A (out, r) and B (in, r), so W = A Bᵀ.
 
-    Spectral initialisation: a dense draw is truncated, W ≈ P_r Σ_r Q_rᵀ, and split evenly, A = P_r √Σ_r, B = Q_r √Σ_r,
-    so that the product has the dense draw's spectral norm (arXiv 2602.12429, section 3).
+    Spectral initialisation: the truncated SVD of a dense draw, W ≈ P_r Σ_r Q_rᵀ, is split evenly, A = P_r √Σ_r and
+    B = Q_r √Σ_r, so that the product has the dense draw's spectral norm (arXiv 2602.12429, section 3).
 
     Args:
         in_features: Input width.
@@ -39,11 +38,11 @@ class LowRankLinear(Projection):
         self.rank = resolve_rank(in_features, out_features, rank, rank_ratio)
         self.A = nn.Parameter(torch.empty(out_features, self.rank))
         self.B = nn.Parameter(torch.empty(in_features, self.rank))
-        self._set_from(dense_draw(in_features, out_features, std))
+        std = in_features**-0.5 if std is None else std
+        self._set(*gaussian_svd(out_features, in_features, self.rank, std))
 
     @torch.no_grad()
-    def _set_from(self, weight: Tensor) -> None:
-        p, sigma, q = truncated_svd(weight.detach(), self.rank)
+    def _set(self, p: Tensor, sigma: Tensor, q: Tensor) -> None:
         root = sigma.sqrt()
         self.A.copy_(p * root)
         self.B.copy_(q * root)
@@ -59,7 +58,7 @@ class LowRankLinear(Projection):
         with torch.device("meta"):  # the random initialisation would be thrown away
             layer = cls(weight.shape[1], weight.shape[0], rank=rank_of_dense(weight, rank, energy))
         layer.to_empty(device=weight.device)
-        layer._set_from(weight)
+        layer._set(*truncated_svd(weight.detach(), layer.rank))
         return layer
 
     def factor_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:

@@ -6,8 +6,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lrtrain.linalg import orthonormalize, truncated_svd
-from lrtrain.nn.dense import dense_draw
+from lrtrain.linalg import gaussian_svd, truncated_svd
 from lrtrain.nn.projection import Projection, rank_of_dense, resolve_rank
 
 
@@ -43,17 +42,13 @@ class SpectralLinear(Projection):
         self.U = nn.Parameter(torch.empty(in_features, self.rank))
         self.s = nn.Parameter(torch.empty(self.rank))
         self.V = nn.Parameter(torch.empty(out_features, self.rank))
-        with torch.no_grad():
-            if init == "svd":
-                self._set_from(dense_draw(in_features, out_features))
-            else:
-                self.U.copy_(orthonormalize(torch.randn_like(self.U))[0])
-                self.V.copy_(orthonormalize(torch.randn_like(self.V))[0])
-                self.s.fill_(math.sqrt(2 * out_features / (in_features * self.rank)))
+        p, sigma, q = gaussian_svd(out_features, in_features, self.rank, in_features**-0.5)
+        if init == "paper":
+            sigma = torch.full_like(sigma, math.sqrt(2 * out_features / (in_features * self.rank)))
+        self._set(p, sigma, q)
 
     @torch.no_grad()
-    def _set_from(self, weight: Tensor) -> None:
-        p, sigma, q = truncated_svd(weight.detach(), self.rank)
+    def _set(self, p: Tensor, sigma: Tensor, q: Tensor) -> None:
         self.V.copy_(p)
         self.s.copy_(sigma)
         self.U.copy_(q)
@@ -70,7 +65,7 @@ class SpectralLinear(Projection):
         with torch.device("meta"):  # the random initialisation would be thrown away
             layer = cls(weight.shape[1], weight.shape[0], rank=rank_of_dense(weight, rank, energy))
         layer.to_empty(device=weight.device)
-        layer._set_from(weight)
+        layer._set(*truncated_svd(weight.detach(), layer.rank))
         return layer
 
     def orthonormal(self) -> list[nn.Parameter]:

@@ -1,0 +1,45 @@
+"""The truncated SVD of a Gaussian matrix, drawn without the matrix."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lrtrain.linalg.orthonormal import orthonormalize
+
+GRID = 1 << 14
+"""Points at which the law of the singular values is integrated."""
+
+
+@torch.no_grad()
+def gaussian_svd(out_features: int, in_features: int, rank: int, std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading `rank` singular triplets that a draw W ~ N(0, std²) of shape (out, in) would have.
+
+    The singular vectors of a Gaussian matrix are uniformly distributed and independent of its singular values, so they
+    are bases of two thin draws; the singular values are the quantiles of their limit law (Marchenko–Pastur), from which
+    those of one large draw hardly differ. At 1536 × 4096 and rank 384 it takes about a
+    tenth of the time of decomposing a draw.
+
+    Returns:
+        P (out, rank) and Q (in, rank) with orthonormal columns, σ (rank) in descending order; torch's default dtype.
+    """
+    p, _ = orthonormalize(torch.randn(out_features, rank))
+    q, _ = orthonormalize(torch.randn(in_features, rank))
+    shorter, longer = sorted((out_features, in_features))
+    sigma = std * longer**0.5 * _limit(shorter, longer)[:rank]
+    return p, sigma.to(p), q
+
+
+@cache
+def _limit(n: int, m: int) -> Tensor:
+    """Quantiles of the singular values of an (m, n) Gaussian matrix over √m, the n of them in descending order.
+
+    With γ = n/m their density is √((b − s²)(s² − a)) / (π γ s) between √a = 1 − √γ and √b = 1 + √γ.
+    """
+    ratio = (n / m) ** 0.5
+    edges = torch.linspace(1 - ratio, 1 + ratio, GRID + 1, dtype=torch.float64, device="cpu")
+    s = (edges[1:] + edges[:-1]) / 2
+    density = (((1 + ratio) ** 2 - s**2) * (s**2 - (1 - ratio) ** 2)).clamp_min(0).sqrt() / s
+    share = density.cumsum(0) / density.sum()
+    wanted = 1 - (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5) / n
+    return s[torch.searchsorted(share, wanted).clamp_max(GRID - 1)]
