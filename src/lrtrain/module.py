@@ -14,7 +14,7 @@ from lrtrain.callbacks.spectral import SpectralConstraints
 from lrtrain.errors import UserError
 from lrtrain.metrics import TokenLoss
 from lrtrain.nn import Decoder, Projection, next_token_loss
-from lrtrain.optim import Optimizers, build_optimizer, coverage_table
+from lrtrain.optim import Optimizers, Slot, build_optimizer, coverage_table
 
 DecoderCallable = Callable[[], Decoder]
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -37,6 +37,7 @@ class CausalLM(L.LightningModule):
         self._optimizers = optimizers
         self._schedule = schedule
         self.decoder: Decoder | None = None
+        self._slots: list[Slot] = []
         self.validation = TokenLoss()
 
     def check(self) -> int:
@@ -106,6 +107,7 @@ class CausalLM(L.LightningModule):
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+            self.log_dict({f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots})
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.validation.update(self.loss(batch).detach(), batch[:, 1:].numel())
@@ -136,14 +138,14 @@ class CausalLM(L.LightningModule):
         if steps == float("inf"):
             raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
         try:
-            optimizer, slots = build_optimizer(named, hidden, self._optimizers)
+            optimizer, self._slots = build_optimizer(named, hidden, self._optimizers)
         except ValueError as error:
             raise UserError(f"model.optimizers: {error}") from error
         try:
             schedule = self._schedule(optimizer, int(steps))
         except ValueError as error:
             raise UserError(f"model.schedule: {error}") from error
-        rank_zero_only(print)(coverage_table(slots))
+        rank_zero_only(print)(coverage_table(self._slots))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def named_projections(self) -> dict[str, Projection]:

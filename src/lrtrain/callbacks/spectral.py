@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetraction, takes_step_scale
+from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetraction, structure, takes_step_scale
 from lrtrain.errors import UserError
-from lrtrain.linalg import product_norm
+from lrtrain.linalg import orthonormality_error, product_norm
 
 MEASURED_PAIRS = 8
 """‖ΔW‖₂ is measured on at most this many pairs, spread over the depth."""
@@ -25,12 +25,13 @@ class SpectralConstraints(L.Callback):
     The model's projections say what there is to constrain (`factor_pairs`, `orthonormal`). `CausalLM` attaches this
     callback by itself; name it under `trainer.callbacks` to change it.
 
-    Logged every `measure_every_n_steps`: the largest σ(A), σ(B) and ‖ΔW‖₂/η over the pairs, exact for up to 8 of them.
+    Logged every `measure_every_n_steps`: the largest σ(A), σ(B) and ‖ΔW‖₂/η, exact, over up to 8 of the pairs, and the
+    largest max |UᵀU − I| over the orthonormal parameters.
 
     Args:
         renormalize: Scale the steps of the pairs (A, B); null means wherever the optimizer takes step scales.
         retract: Put the orthonormal parameters back on the manifold after each step.
-        measure_every_n_steps: Optimizer steps between two measurements of ‖ΔW‖₂; 0 for none.
+        measure_every_n_steps: Optimizer steps between two measurements; 0 for none.
     """
 
     def __init__(self, renormalize: bool | None = None, retract: bool = True, measure_every_n_steps: int = 25) -> None:
@@ -40,12 +41,14 @@ class SpectralConstraints(L.Callback):
         self.constraints: dict[str, Constraint] = {}
         self.measured: dict[str, float] = {}
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._orthonormal: dict[str, Tensor] = {}
         self._armed = False
+        self._measure_now = self._measured_now = False
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
         self._restored: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pairs, orthonormal = structure(pl_module)
+        self._pairs, self._orthonormal = structure(pl_module)
         optimizer = trainer.optimizers[0]
         self.constraints = {}
         scaled = _scaled_parameters(optimizer)
@@ -61,8 +64,8 @@ class SpectralConstraints(L.Callback):
             )
         if scalable and self.renormalize is not False:
             self.constraints["renormalize"] = SpectralRenormalization(scalable)
-        if orthonormal and self.retract:
-            self.constraints["retract"] = StiefelRetraction(orthonormal)
+        if self._orthonormal and self.retract:
+            self.constraints["retract"] = StiefelRetraction(self._orthonormal)
         for name, state in self._restored.items():
             if name in self.constraints:
                 self.constraints[name].load_state_dict(state)
@@ -72,10 +75,10 @@ class SpectralConstraints(L.Callback):
         for constraint in self.constraints.values():
             constraint.before_step(optimizer)
         every = self.measure_every_n_steps
-        if every and self._pairs and (trainer.global_step + 1) % every == 0:
-            step = max(1, len(self._pairs) // MEASURED_PAIRS)
-            chosen = list(self._pairs)[::step][:MEASURED_PAIRS]
-            for name in chosen:
+        self._measure_now = every > 0 and (trainer.global_step + 1) % every == 0
+        if self._measure_now:
+            apart = max(1, len(self._pairs) // MEASURED_PAIRS)
+            for name in list(self._pairs)[::apart][:MEASURED_PAIRS]:
                 a, b = self._pairs[name]
                 self._before[name] = (a.detach().clone(), b.detach().clone())
         self._armed = True
@@ -87,7 +90,7 @@ class SpectralConstraints(L.Callback):
         self._armed = False
         for constraint in self.constraints.values():
             constraint.after_step()
-        if self._before:
+        if self._measure_now:
             self._measure(optimizer)
 
     @torch.no_grad()
@@ -102,16 +105,24 @@ class SpectralConstraints(L.Callback):
                 ratios.append(delta / rates[new_a])
         if ratios:
             self.measured["spectral/update_over_lr"] = max(ratios)
-        for index, side in enumerate("AB"):
-            norms = [float(torch.linalg.matrix_norm(self._pairs[name][index], ord=2)) for name in self._before]
-            self.measured[f"spectral/sigma_{side}"] = max(norms)
+        if self._before:
+            for index, side in enumerate("AB"):
+                norms = [float(torch.linalg.matrix_norm(self._pairs[name][index], ord=2)) for name in self._before]
+                self.measured[f"spectral/sigma_{side}"] = max(norms)
+        if self._orthonormal:
+            errors = [float(orthonormality_error(x)) for x in self._orthonormal.values()]
+            self.measured["spectral/orthonormality_error"] = max(errors)
         self._before = {}
+        self._measured_now = bool(self.measured)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.measured and trainer.global_step % self.measure_every_n_steps == 0:
-            pl_module.log_dict(self.measured)
+        if self._measured_now:
+            self._measured_now = False
+            # Straight to the loggers: Lightning would pass on only what falls on its own log interval.
+            for logger in trainer.loggers:
+                logger.log_metrics(self.measured, step=trainer.global_step - 1)
 
     def state_dict(self) -> dict[str, Any]:
         if not self.constraints:
@@ -120,20 +131,6 @@ class SpectralConstraints(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
-
-
-def structure(module: torch.nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """What a model's projections state of themselves: name -> (A, B), and name -> orthonormal parameter."""
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    orthonormal: dict[str, Tensor] = {}
-    for name, child in module.named_modules():
-        if not hasattr(child, "factor_pairs"):
-            continue
-        for index, pair in enumerate(child.factor_pairs()):
-            pairs[f"{name}.{index}" if index else name] = pair
-        for index, parameter in enumerate(child.orthonormal()):
-            orthonormal[f"{name}.{index}"] = parameter
-    return pairs, orthonormal
 
 
 def _scaled_parameters(optimizer: Optimizer) -> set[Tensor]:

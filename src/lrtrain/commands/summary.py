@@ -55,6 +55,7 @@ def _norms(measured: dict[str, float]) -> str:
         "spectral/sigma_A": "σ(A) {:.3f}",
         "spectral/sigma_B": "σ(B) {:.3f}",
         "spectral/update_over_lr": "‖ΔW‖₂/η {:.3f}",
+        "spectral/orthonormality_error": "max |UᵀU − I| {:.1e}",
     }
     return "   ".join(text.format(measured[key]) for key, text in named.items() if key in measured)
 

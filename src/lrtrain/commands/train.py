@@ -43,12 +43,13 @@ def _evaluate(command: str, argv: list[str]) -> int:
 
 def _cli(command: str, argv: list[str]) -> Any:
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # Says nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
     from lrtrain.commands.parser import TrainCLI
 
+    # Only after the import: Lightning sets its own levels.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return TrainCLI(command, argv)

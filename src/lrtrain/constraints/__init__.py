@@ -3,5 +3,6 @@
 from lrtrain.constraints.constraint import Constraint
 from lrtrain.constraints.renormalize import SpectralRenormalization, takes_step_scale
 from lrtrain.constraints.retract import StiefelRetraction
+from lrtrain.constraints.structure import structure
 
-__all__ = ["Constraint", "SpectralRenormalization", "StiefelRetraction", "takes_step_scale"]
+__all__ = ["Constraint", "SpectralRenormalization", "StiefelRetraction", "structure", "takes_step_scale"]

@@ -17,8 +17,8 @@ def gaussian_svd(out_features: int, in_features: int, rank: int, std: float) -> 
 
     The singular vectors of a Gaussian matrix are uniformly distributed and independent of its singular values, so they
     are bases of two thin draws; the singular values are the quantiles of their limit law (Marchenko–Pastur), from which
-    those of one large draw hardly differ. At 1536 × 4096 and rank 384 it takes about a
-    tenth of the time of decomposing a draw.
+    those of one large draw hardly differ. At 1536 × 4096 and rank 384 this takes about a tenth of the time of
+    decomposing a draw.
 
     Returns:
         P (out, rank) and Q (in, rank) with orthonormal columns, σ (rank) in descending order; torch's default dtype.

@@ -175,7 +175,7 @@ class MLflowLogger(Logger):
         session, self._session = self._session, None
         if session is None:  # nothing logged since the last time: that status stands
             return
-        killed = isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException)
+        killed = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit | SIGTERMException)
         session.spool.finish("KILLED" if killed else STATUSES[status])
         session.sender.finish(FINISH_PATIENCE)
         session.spool.close()
