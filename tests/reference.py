@@ -57,8 +57,9 @@ def spectron(
     momentum: float = 0.95,
     orthogonalize: bool = True,
     renormalize: bool = True,
+    nesterov: bool = False,
 ) -> list[Tensor]:
-    """Spectron, arXiv 2602.12429, Algorithms 1 to 3, one factor after the other.
+    """Spectron, arXiv 2602.12429, Algorithms 1 to 3, one factor after the other; `nesterov` is not in the paper.
 
     `gradients` maps the factors [A₁, B₁, A₂, B₂, …] to their gradients; one step for each rate. Power iteration makes
     20 steps in its first call, from a fixed vector, and one in every later call.
@@ -79,7 +80,9 @@ def spectron(
         updated = []
         for index, (factor, gradient) in enumerate(zip(factors, gradients(factors), strict=True)):
             momenta[index] = momentum * momenta[index] + (1 - momentum) * gradient
-            update = polar_newton_schulz(momenta[index]) if orthogonalize else momenta[index]
+            ahead = momentum * momenta[index] + (1 - momentum) * gradient
+            update = ahead if nesterov else momenta[index]
+            update = polar_newton_schulz(update) if orthogonalize else update
             first = index - index % 2
             rho = eta / (sigmas[first] + sigmas[first + 1] + 1) if renormalize else eta
             updated.append(factor - rho * update)

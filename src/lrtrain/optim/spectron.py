@@ -18,6 +18,8 @@ class Spectron(Optimizer):
 
         M ← β M + (1 − β) G,   O = polar(M)  (O = M with orthogonalize off),   X ← X − η · scale · O.
 
+    With Nesterov's look-ahead, which the paper does not use, O comes from β M + (1 − β) G instead of M.
+
     `scale` is `step_scale[X]` and 1 where there is none. `constraints.SpectralRenormalization` sets it to
     1/(‖A‖₂ + ‖B‖₂ + 1) before each step, which bounds ‖ΔW‖₂ by about η; a step consumes the scales, so that none is
     used twice. Factors of equal shape are orthogonalised as one batch.
@@ -26,6 +28,7 @@ class Spectron(Optimizer):
         params: Matrices, or parameter groups of them.
         lr: Learning rate η: the bound on ‖ΔW‖₂ of one step, 0 < η ≤ 1.
         momentum: β of the average, 0 ≤ β < 1.
+        nesterov: Look one step of the momentum ahead.
         orthogonalize: Use the polar factor of the momentum; off, the momentum itself.
         ns_steps: Newton–Schulz steps, at least 1.
 
@@ -40,6 +43,7 @@ class Spectron(Optimizer):
         params: Iterable[Any],
         lr: float = 0.05,
         momentum: float = 0.95,
+        nesterov: bool = False,
         orthogonalize: bool = True,
         ns_steps: int = 5,
     ) -> None:
@@ -49,7 +53,8 @@ class Spectron(Optimizer):
             raise ValueError(f"Spectron: momentum must be in [0, 1), got {momentum}")
         if ns_steps < 1:
             raise ValueError(f"Spectron: ns_steps must be at least 1, got {ns_steps}")
-        super().__init__(params, {"lr": lr, "momentum": momentum, "orthogonalize": orthogonalize, "ns_steps": ns_steps})
+        values = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+        super().__init__(params, {**values, "orthogonalize": orthogonalize, "ns_steps": ns_steps})
         for group in self.param_groups:
             names = group.get("param_names", ["a parameter"] * len(group["params"]))
             for name, parameter in zip(names, group["params"], strict=True):
@@ -89,9 +94,9 @@ class Spectron(Optimizer):
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = momenta
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         if group["orthogonalize"]:
-            updates = list(polar(torch.stack(momenta), steps=group["ns_steps"]).unbind())
+            updates = polar(torch.stack(updates), steps=group["ns_steps"]).unbind()
         scales = [self.step_scale.get(parameter) for parameter in parameters]
         updates = [
             update if scale is None else update * scale.to(update.dtype)
