@@ -1,4 +1,4 @@
-"""A small training program for test_checkpoints: imported there, and run as a process of its own to be signalled."""
+"""A small training program for the tests of checkpoints: imported there, and run as a process to be signalled."""
 
 import argparse
 import time

@@ -1,4 +1,7 @@
-"""Settings of every test: one thread, for the matrices are small, fixed seeds, the same examples in every run."""
+"""Settings of every test: one thread, fixed seeds, the same examples in every run; and what several files share."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,3 +15,50 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared data set of `token_streams`."""
+    import token_streams
+
+    return token_streams.prepare_in(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> list[str]:
+    """The documents of `sources`, free to be changed."""
+    import sources
+
+    sources.write_sources(tmp_path / "source")
+    return [str(tmp_path / "source")]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of a tokenizer trained on the documents of `sources`."""
+    import sources
+    from lrtrain.data.tokenizer import train_tokenizer
+
+    file = str(tmp_path_factory.mktemp("tokenizer") / "given.json")
+    train_tokenizer(sources.TEXTS, 300).save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database to copy: making one takes seconds."""
+    import tracked
+
+    return tracked.make_database(tmp_path_factory.mktemp("database"))
+
+
+@pytest.fixture
+def root(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for runs with an MLflow database, to which records are sent without delay."""
+    from lrtrain.tracking import sender
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sender, "INTERVAL", 0.05)
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return tmp_path

@@ -1,5 +1,6 @@
 """The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from lrtrain.callbacks.spectral import SpectralConstraints
 from lrtrain.errors import UserError
 from lrtrain.metrics import TokenLoss
 from lrtrain.nn import Decoder, Projection, next_token_loss
-from lrtrain.optim import Optimizers, Slot, build_optimizer, coverage_table
+from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
 
 DecoderCallable = Callable[[], Decoder]
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -54,13 +55,10 @@ class CausalLM(L.LightningModule):
                 decoder = self._make_decoder()
         except ValueError as error:
             raise UserError(f"model.decoder: {error}") from error
-        matrix = nn.Parameter(torch.zeros(2, 2))
         makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
         for slot, make in makers.items():
-            try:
-                optimizer = make([("check", matrix)])
-            except ValueError as error:
-                raise UserError(f"model.optimizers.{slot}: {error}") from error
+            _check_optimizer(f"model.optimizers.{slot}", make)
+        optimizer, _ = self._build_optimizer(nn.ModuleDict({"decoder": decoder}))
         try:
             self._schedule(optimizer, 1)
         except ValueError as error:
@@ -104,7 +102,8 @@ class CausalLM(L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
             self.log_dict({f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots})
@@ -127,20 +126,14 @@ class CausalLM(L.LightningModule):
         summary = self.validation.summary(ratio)
         self.validation.reset()
         for name, value in summary.items():
-            # Equal on every process: the metric has been reduced.
-            self.log(f"{split}/{name}", value, prog_bar=name == "loss")
+            # The metric is reduced already: on several processes this is the mean of equal values.
+            self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        inside = {name for name, module in self.named_modules() if isinstance(module, Projection)}
-        hidden = {name for name in named if name.rpartition(".")[0] in inside}
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
-        try:
-            optimizer, self._slots = build_optimizer(named, hidden, self._optimizers)
-        except ValueError as error:
-            raise UserError(f"model.optimizers: {error}") from error
+        optimizer, self._slots = self._build_optimizer(self)
         try:
             schedule = self._schedule(optimizer, int(steps))
         except ValueError as error:
@@ -148,7 +141,31 @@ class CausalLM(L.LightningModule):
         rank_zero_only(print)(coverage_table(self._slots))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _build_optimizer(self, module: nn.Module) -> tuple[Optimizer, list[Slot]]:
+        """The optimizer of a module's parameters: those of its projections are `hidden`."""
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        inside = {name for name, child in module.named_modules() if isinstance(child, Projection)}
+        hidden = {name for name in named if name.rpartition(".")[0] in inside}
+        try:
+            return build_optimizer(named, hidden, self._optimizers)
+        except ValueError as error:
+            at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
+            raise UserError(f"{at}{error}") from error
+
     def named_projections(self) -> dict[str, Projection]:
         """name -> projection, names as in the decoder."""
         assert self.decoder is not None
         return {name: module for name, module in self.decoder.named_modules() if isinstance(module, Projection)}
+
+
+def _check_optimizer(key: str, make: OptimizerCallable) -> None:
+    """Raises UserError, under the configuration's key, for an optimizer whose values or kind cannot work."""
+    try:
+        optimizer = make([("check", nn.Parameter(torch.zeros(2, 2)))])
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{key}: {error}") from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"{key}: {type(optimizer).__name__} computes the loss several times a step; name another optimizer"
+        )

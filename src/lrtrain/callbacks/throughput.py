@@ -41,10 +41,10 @@ class Throughput(L.Callback):
         self._seconds += now - self._last
         self._last = now
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not stepped or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not stepped or not every or trainer.global_step % every:
             return
-        self.tokens_per_second = self._tokens / self._seconds
-        self._tokens, self._seconds = 0, 0.0
+        self._measure()
         flops = 3 * pl_module.decoder.flops_per_token(batch.shape[1] - 1)  # type: ignore[operator, union-attr]
         values: dict[str, float] = {
             "throughput/tokens_per_second": self.tokens_per_second,
@@ -54,6 +54,14 @@ class Throughput(L.Callback):
         if peak:
             values["throughput/mfu"] = self.tokens_per_second * flops / peak
         pl_module.log_dict(values, rank_zero_only=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure()
+
+    def _measure(self) -> None:
+        if self._seconds:
+            self.tokens_per_second = self._tokens / self._seconds
+        self._tokens, self._seconds = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens_seen": self.tokens_seen}

@@ -1,11 +1,13 @@
 """`lrtrain compare`: loss curves of tracked runs as a picture, and their mean final losses as a table."""
 
-import argparse
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lrtrain.commands.arguments import Arguments
 from lrtrain.errors import UserError
 
 Curve = list[tuple[int, float]]
@@ -16,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def main(argv: list[str]) -> int:
     """Draws one line for each name: the mean over its finished runs, and their range."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lrtrain compare", description="Compares tracked runs by name; the runs of a name count as repetitions."
     )
     parser.add_argument("names", nargs="+", help="names of runs (--name of lrtrain fit), or NAME=LABEL")
@@ -25,10 +27,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tracking-uri", help="MLflow server or database (default: MLFLOW_TRACKING_URI, else --runs)")
     parser.add_argument("--out", type=Path, help="picture to write, .png or .svg")
     arguments = parser.parse_args(argv)
+    if arguments.out is not None and arguments.out.suffix not in (".png", ".svg"):
+        raise UserError(f"--out {arguments.out}: name a file that ends in .png or .svg")
     curves: dict[str, list[Curve]] = {}
-    for item in arguments.names:
-        name, _, label = item.partition("=")
-        curves[label or name] = _curves(name, arguments.metric, arguments.runs, arguments.tracking_uri)
+    with _tracker(arguments.tracking_uri, arguments.runs) as client:
+        for item in arguments.names:
+            name, _, label = item.partition("=")
+            curves[label or name] = _curves(client, name, arguments.metric)
     print(table(curves, arguments.metric))
     if arguments.out is not None:
         draw(curves, arguments.metric, arguments.out)
@@ -78,22 +83,41 @@ def draw(curves: dict[str, list[Curve]], metric: str, out: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    pyplot.close(figure)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; name a file in a folder that can be written") from error
+    finally:
+        pyplot.close(figure)
 
 
-def _curves(name: str, metric: str, runs: str, tracking_uri: str | None) -> list[Curve]:
+@contextmanager
+def _tracker(tracking_uri: str | None, runs: str) -> Iterator[Any]:
+    """A client of the MLflow that is meant. Raises UserError where there is none or it does not answer."""
+    from lrtrain.tracking.destination import quiet, redact, resolve_uri, sqlite_path
+
+    quiet()
+    from mlflow import MlflowClient, MlflowException
+
+    uri = resolve_uri(tracking_uri, runs)
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise UserError(
+            f"nothing is tracked in {database}: correct --runs or --tracking-uri, or train with lrtrain fit"
+        )
+    try:
+        yield MlflowClient(tracking_uri=uri)
+    except MlflowException as error:
+        raise UserError(f"MLflow at {redact(uri)} does not answer: start it, or correct --tracking-uri") from error
+
+
+def _curves(client: Any, name: str, metric: str) -> list[Curve]:
     """The metric's points (step, value) of every finished run of an experiment.
 
     Raises:
         UserError: no such name, no finished run, or no such metric, with the nearest that there are.
     """
-    import mlflow
-
-    from lrtrain.tracking.destination import resolve_uri
-
-    client: Any = mlflow.MlflowClient(tracking_uri=resolve_uri(tracking_uri, runs))
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         known = [e.name for e in client.search_experiments()]

@@ -1,10 +1,11 @@
 """`lrtrain generate`: continues a text with a trained checkpoint."""
 
-import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrtrain.commands.arguments import Arguments
 from lrtrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Prints the prompt and its continuation."""
-    parser = argparse.ArgumentParser(prog="lrtrain generate", description="Continues a text with a trained checkpoint.")
+    parser = Arguments(prog="lrtrain generate", description="Continues a text with a trained checkpoint.")
     parser.add_argument(
         "checkpoint", nargs="?", default="runs", help="a .ckpt file, a run directory, or a folder of runs (its newest)"
     )
@@ -25,13 +26,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability drawn from (default 0.95)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     arguments = parser.parse_args(argv)
-    if arguments.temperature < 0:
-        raise UserError(f"--temperature {arguments.temperature}: must be at least 0")
+    if not 0 <= arguments.temperature < math.inf:
+        raise UserError(f"--temperature {arguments.temperature}: must be a number of at least 0")
     if not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p {arguments.top_p}: must be in (0, 1]")
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1")
-    prompt = sys.stdin.read() if arguments.prompt is None else arguments.prompt
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed {arguments.seed}: must be in [0, 2^63)")
+    prompt = _prompt(arguments.prompt)
 
     import torch
 
@@ -50,6 +53,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _prompt(given: str | None) -> str:
+    try:
+        prompt = sys.stdin.read() if given is None else given
+        prompt.encode()
+    except UnicodeError as error:
+        where = "standard input" if given is None else "--prompt"
+        raise UserError(f"{where} is not text in UTF-8 ({error}): convert it first") from error
+    return prompt
+
+
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest whole one of a run directory or of a folder of runs.
 
@@ -63,7 +76,7 @@ def newest_checkpoint(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")
     folders = sorted(path.rglob(FOLDER), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in folders:
+    for folder in [path, *folders]:
         checkpoint, _ = newest_whole(folder)
         if checkpoint is not None:
             return checkpoint

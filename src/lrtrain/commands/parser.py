@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -18,6 +19,7 @@ from lrtrain.callbacks.record import RunRecord
 from lrtrain.callbacks.throughput import Throughput
 from lrtrain.commands.config_errors import one_line
 from lrtrain.commands.rundir import resolve_run
+from lrtrain.commands.settings import ENV_PREFIX, option_names
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.errors import UserError
 from lrtrain.module import CausalLM
@@ -31,13 +33,13 @@ class TrainParser(LightningArgumentParser):
     """
 
     argv: ClassVar[list[str]] = []
+    options: ClassVar[list[str]] = []
     folder: ClassVar[str] = "."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [action.dest for action in self._actions if action.dest and action.dest != "help"]
         # While a file is parsed, the working directory is the file's.
         with contextlib.chdir(self.folder):
-            raise UserError(one_line(message, self.argv, known)) from ex
+            raise UserError(one_line(message, self.argv, self.options)) from ex
 
 
 class TrainCLI(LightningCLI):
@@ -49,6 +51,7 @@ class TrainCLI(LightningCLI):
 
     run_dir: Path
     resumed: Path | None
+    record: RunRecord
 
     def __init__(self, command: str, argv: list[str]) -> None:
         # Without the second, ${…} is resolved in each file alone, before overlays and the command line are known.
@@ -65,7 +68,7 @@ class TrainCLI(LightningCLI):
                 "prog": f"lrtrain {command}",
                 "parser_mode": "omegaconf+",
                 "default_env": True,
-                "env_prefix": "LRTRAIN",
+                "env_prefix": ENV_PREFIX,
             },
             args=argv,
             run=False,
@@ -85,10 +88,16 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        TrainParser.options = option_names(parser)
         try:
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             parser.error(str(error), error)
+        except UnicodeDecodeError as error:
+            parser.error(f"Problems parsing config: {error}", error)
+        seed = self.config.seed_everything
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}")
 
     def instantiate_classes(self) -> None:
         try:
@@ -102,15 +111,16 @@ class TrainCLI(LightningCLI):
             raise UserError(f"configuration: {' '.join(str(error).split())}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = {**self.config_init.trainer, **kwargs}
+        _check(settings)
         self.model.check()
         self.run_dir, self.resumed = resolve_run(
             self.command, self.config.runs, self.config.name, self.config.ckpt_path
         )
-        settings = {**self.config_init.trainer, **kwargs}
-        if settings["enable_checkpointing"] is False:
-            raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
-        callbacks = list(settings["callbacks"] or [])
-        callbacks += [self.config_init.checkpoints, Throughput(), RunRecord(self._record())]
+        self.record = RunRecord(self._record())
+        callbacks = settings["callbacks"] or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        callbacks += [self.config_init.checkpoints, Throughput(), self.record]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         settings |= {
@@ -122,7 +132,11 @@ class TrainCLI(LightningCLI):
         }
         if settings["enable_model_summary"] is None:
             settings["enable_model_summary"] = False
-        return Trainer(**settings)
+        try:
+            return Trainer(**settings)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"{_blamed(text, settings)}: {text}") from error
 
     def _logger(self, configured: Any) -> Any:
         if self.command != "fit" or configured is False:
@@ -140,6 +154,24 @@ class TrainCLI(LightningCLI):
         config = self.config.clone()
         config.ckpt_path = None
         return self.parser.dump(config, skip_none=False)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Raises UserError for values that Lightning takes and fails at later."""
+    if settings["enable_checkpointing"] is False:
+        raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
+    for key in ("accumulate_grad_batches", "max_steps", "val_check_interval"):
+        if settings[key] == 0:
+            raise UserError(f"trainer.{key} is 0: give at least 1")
+
+
+def _blamed(text: str, settings: dict[str, Any]) -> str:
+    """The Trainer's setting that its complaint names, or else the one whose value it names."""
+    named = [k for k in settings if re.search(rf"\b{k}[`=]", text)] or [
+        k for k in settings if re.search(rf"\b{k}\b", text)
+    ]
+    named += [k for k, v in settings.items() if isinstance(v, str) and re.search(rf"\b{re.escape(v)}\b", text)]
+    return f"trainer.{named[0]} is {settings[named[0]]}" if named else "trainer"
 
 
 def fastest_precision() -> str:

@@ -1,12 +1,13 @@
 """`lrtrain prepare`: turn documents into token shards that `lrtrain fit` reads."""
 
-import argparse
 import time
+
+from lrtrain.commands.arguments import Arguments
 
 
 def main(argv: list[str]) -> int:
     """Prepare a data set and print what it holds. Raises UserError for a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lrtrain prepare",
         description="Turn documents into token shards. A preparation that was interrupted goes on where it stopped.",
     )

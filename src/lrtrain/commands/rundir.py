@@ -1,7 +1,10 @@
 """Where a run lives: <runs>/<name>/<NNNN>/."""
 
+import contextlib
 import os
 from pathlib import Path
+
+from lrtrain.errors import UserError
 
 ENVIRONMENT = "LRTRAIN_RUN_DIR"
 """Tells the processes that a launcher starts which directory the first one chose."""
@@ -25,8 +28,21 @@ def new_run_directory(runs: str | Path, name: str) -> Path:
         except FileExistsError:
             number += 1
             continue
+        except OSError as error:
+            raise UserError(
+                f"cannot make {path}: {error.strerror}; set --runs to a folder that can be written"
+            ) from error
         os.environ[ENVIRONMENT] = str(path)
         return path
+
+
+def discard_if_empty() -> None:
+    """Removes the directory that this process made, and that of its name, if nothing was written there."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" and ENVIRONMENT in os.environ:
+        path = Path(os.environ[ENVIRONMENT])
+        with contextlib.suppress(OSError):  # not empty, or gone
+            path.rmdir()
+            path.parent.rmdir()
 
 
 def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
@@ -36,10 +52,12 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
     name continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run.
 
     Raises:
-        UserError: validate or test finds no checkpoint, or the checkpoint is not whole.
+        UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
     """
     from lrtrain.callbacks.checkpoint_folder import newest_whole, resolve_ckpt_path
 
+    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"name is {name!r}: give the name of a folder inside {runs}")
     directories = run_directories(runs, name)
     if command != "fit" and ckpt_path is None:
         ckpt_path = "last"
@@ -53,4 +71,4 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
         own = next((d for d in directories if d.resolve() in checkpoint.resolve().parents), None)
         if own is not None:
             return own, checkpoint
-    return new_run_directory(runs, name), checkpoint
+    return (new_run_directory(runs, name) if command == "fit" else Path(runs, name)), checkpoint

@@ -1,10 +1,10 @@
 """`lrtrain sync`: send to MLflow what waits in the run directories, after a tracking server was down."""
 
-import argparse
 import os
 import socket
 from pathlib import Path
 
+from lrtrain.commands.arguments import Arguments
 from lrtrain.errors import UserError
 from lrtrain.tracking.delivery import Delivery, load_state
 from lrtrain.tracking.destination import redact, resolve_uri
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a folder does not exist, a run's files are damaged, or an MLflow is down (after the others).
     """
-    parser = argparse.ArgumentParser(prog="lrtrain sync", description="Send to MLflow what waits in run directories.")
+    parser = Arguments(prog="lrtrain sync", description="Send to MLflow what waits in run directories.")
     parser.add_argument("folders", nargs="*", default=["runs"], help="run directories or folders of them (runs)")
     parser.add_argument("--tracking-uri", help="send to this MLflow instead of the one each run was tracked with")
     arguments = parser.parse_args(argv)

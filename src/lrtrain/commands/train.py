@@ -5,19 +5,24 @@ import os
 import warnings
 from typing import Any
 
+from lrtrain.errors import UserError
+
 
 def fit(argv: list[str]) -> int:
     """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
+    from lrtrain.commands.rundir import discard_if_empty
     from lrtrain.commands.summary import print_summary
 
-    cli = _cli("fit", argv)
-    trainer, model, data = cli.trainer, cli.model, cli.datamodule
-    if cli.resumed is not None:
-        print(f"run {cli.run_dir}: resuming from {cli.resumed}")
-    else:
-        print(f"run {cli.run_dir}")
-    trainer.fit(model, datamodule=data, ckpt_path=cli.resumed, weights_only=True)
-    print_summary(trainer, model, data, cli.config.runs)
+    try:
+        cli = _cli("fit", argv)
+        if cli.trainer.is_global_zero:
+            print(f"run {cli.run_dir}" + (f": resuming from {cli.resumed}" if cli.resumed is not None else ""))
+        _train(cli)
+        if cli.resumed is not None and not cli.record.written:
+            print(f"step {cli.trainer.global_step} is the last one already: raise trainer.max_steps to go on")
+    finally:
+        discard_if_empty()  # a run that was refused leaves nothing that looks like one
+    print_summary(cli.trainer, cli.model, cli.datamodule, cli.config.runs)
     return 0
 
 
@@ -35,10 +40,26 @@ def _evaluate(command: str, argv: list[str]) -> int:
     cli = _cli(command, argv)
     run = getattr(cli.trainer, command)
     results = run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True, verbose=False)
-    print(f"checkpoint {cli.resumed}")
-    for name, value in results[0].items():
-        print(f"{name:<20} {value:.4f}")
+    if cli.trainer.is_global_zero:
+        print(f"checkpoint {cli.resumed}")
+        for name, value in results[0].items():
+            print(f"{name:<20} {value:.4f}")
     return 0
+
+
+def _train(cli: Any) -> None:
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:
+        if cli.record.written:
+            raise
+        # Before the first batch it is about settings: two that exclude each other, or not those of the checkpoint.
+        text = " ".join(str(error).split())
+        if cli.resumed is None:
+            raise UserError(f"configuration: {text}") from error
+        raise UserError(f"cannot resume from {cli.resumed}: {text}; compare with the config.yaml of its run") from error
 
 
 def _cli(command: str, argv: list[str]) -> Any:
