@@ -65,7 +65,8 @@ def unreadable(url: str, error: Exception) -> UserError:
         return UserError(f"{url} is not UTF-8 text: convert it (iconv -f LATIN1 -t UTF-8) or leave it out of source")
     if isinstance(error, FileNotFoundError):
         return UserError(f"{url} does not exist: correct source")
-    return UserError(f"cannot read {url}: {_line(error)} ({type(error).__name__})")
+    advice = "check the network and the URL" if "://" in url else "check the file"
+    return UserError(f"cannot read {url}: {_line(error)} ({type(error).__name__}); {advice}")
 
 
 def _line(error: Exception) -> str:
