@@ -17,7 +17,7 @@ import reference
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import DenseLinear, LowRankLinear, Projection, SpectralLinear
 from lrtrain.nn.dense import dense_draw
-from lrtrain.nn.projection import resolve_rank
+from lrtrain.nn.factorised import resolve_rank
 
 
 def subclasses(cls: type) -> Iterator[type]:

@@ -2,6 +2,7 @@
 
 from lrtrain.nn.decoder import Decoder, KVCache
 from lrtrain.nn.dense import DenseLinear
+from lrtrain.nn.factorised import FactorisedProjection
 from lrtrain.nn.loss import next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection
@@ -11,6 +12,7 @@ from lrtrain.nn.spectral import SpectralLinear
 __all__ = [
     "Decoder",
     "DenseLinear",
+    "FactorisedProjection",
     "KVCache",
     "LinearCallable",
     "LowRankLinear",

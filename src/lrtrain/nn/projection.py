@@ -6,8 +6,6 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from lrtrain.linalg import rank_for_energy
-
 LinearCallable = Callable[[int, int], nn.Module]
 """(in_features, out_features) -> a projection. In YAML a class path with the remaining arguments."""
 
@@ -52,34 +50,3 @@ class Projection(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
-
-
-def resolve_rank(in_features: int, out_features: int, rank: int | None, rank_ratio: float | None) -> int:
-    """The rank of a factorised (out, in) weight: `rank`, or round(rank_ratio · in_features), at most min(in, out).
-
-    Raises:
-        ValueError: not exactly one of the two is given, or a value is out of range.
-    """
-    if (rank is None) == (rank_ratio is None):
-        raise ValueError(f"give either rank or rank_ratio, not both or neither: rank={rank}, rank_ratio={rank_ratio}")
-    smaller = min(in_features, out_features)
-    if rank is not None:
-        if not 1 <= rank <= smaller:
-            raise ValueError(f"rank must be between 1 and min(in, out) = {smaller}, got {rank}")
-        return rank
-    assert rank_ratio is not None
-    if not 0 < rank_ratio <= 1:
-        raise ValueError(f"rank_ratio must be in (0, 1], got {rank_ratio}")
-    return min(max(round(rank_ratio * in_features), 1), smaller)
-
-
-def rank_of_dense(weight: Tensor, rank: int | None, energy: float | None) -> int:
-    """The rank that `from_dense` uses: `rank`, or the smallest that holds the share `energy` of Σσ²."""
-    if (rank is None) == (energy is None):
-        raise ValueError(f"give either rank or energy, not both or neither: rank={rank}, energy={energy}")
-    if rank is not None:
-        return resolve_rank(weight.shape[1], weight.shape[0], rank, None)
-    assert energy is not None
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy must be in (0, 1], got {energy}")
-    return rank_for_energy(weight, energy)

@@ -1,16 +1,16 @@
 """The spectral projection W = V diag(s) Uᵀ (SCT)."""
 
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lrtrain.linalg import gaussian_svd, truncated_svd
-from lrtrain.nn.projection import Projection, rank_of_dense, resolve_rank
+from lrtrain.linalg import gaussian_svd
+from lrtrain.nn.factorised import FactorisedProjection
 
 
-class SpectralLinear(Projection):
+class SpectralLinear(FactorisedProjection):
     """y = ((x U) ⊙ s) Vᵀ with U (in, k) and V (out, k) of orthonormal columns and s (k), so W = V diag(s) Uᵀ.
 
     The columns stay orthonormal only with a retraction after each step (`constraints.StiefelRetraction`).
@@ -37,18 +37,17 @@ class SpectralLinear(Projection):
         rank_ratio: float | None = None,
         init: Literal["svd", "paper"] = "svd",
     ) -> None:
-        super().__init__(in_features, out_features)
-        self.rank = resolve_rank(in_features, out_features, rank, rank_ratio)
+        super().__init__(in_features, out_features, rank, rank_ratio)
         self.U = nn.Parameter(torch.empty(in_features, self.rank))
         self.s = nn.Parameter(torch.empty(self.rank))
         self.V = nn.Parameter(torch.empty(out_features, self.rank))
         p, sigma, q = gaussian_svd(out_features, in_features, self.rank, in_features**-0.5)
         if init == "paper":
             sigma = torch.full_like(sigma, math.sqrt(2 * out_features / (in_features * self.rank)))
-        self._set(p, sigma, q)
+        self.set_triplets(p, sigma, q)
 
     @torch.no_grad()
-    def _set(self, p: Tensor, sigma: Tensor, q: Tensor) -> None:
+    def set_triplets(self, p: Tensor, sigma: Tensor, q: Tensor) -> None:
         self.V.copy_(p)
         self.s.copy_(sigma)
         self.U.copy_(q)
@@ -60,20 +59,9 @@ class SpectralLinear(Projection):
     def materialize(self) -> Tensor:
         return (self.V * self.s) @ self.U.mT
 
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
-        with torch.device("meta"):  # the random initialisation would be thrown away
-            layer = cls(weight.shape[1], weight.shape[0], rank=rank_of_dense(weight, rank, energy))
-        layer.to_empty(device=weight.device)
-        layer._set(*truncated_svd(weight.detach(), layer.rank))
-        return layer
-
     def orthonormal(self) -> list[nn.Parameter]:
         return [self.U, self.V]
 
     @property
     def flops_per_token(self) -> int:
         return 2 * self.rank * (self.in_features + self.out_features) + self.rank
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"

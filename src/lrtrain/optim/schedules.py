@@ -1,13 +1,14 @@
 """Learning-rate schedules over a run of known length."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class _Schedule(LRScheduler):
+class _Schedule(LRScheduler, ABC):
     """lr of step t = base lr · factor(t), t = 0 … total_steps − 1.
 
     A checkpoint gives back the position alone: base rates, length and shape are those of the resumed configuration.
@@ -24,9 +25,9 @@ class _Schedule(LRScheduler):
         self.final = final
         super().__init__(optimizer)
 
+    @abstractmethod
     def factor(self, step: int) -> float:
-        """The share of the base learning rate at a step."""
-        raise NotImplementedError
+        """The share of the base learning rate at a step after the warm-up."""
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         step = min(self.last_epoch, self.total_steps)
