@@ -157,6 +157,22 @@ def test_last_passes_over_a_broken_newest_and_says_why(
     assert differences(checkpoint(run, 3)["state_dict"], whole["state_dict"]) == []
 
 
+def test_last_passes_over_a_run_without_a_whole_checkpoint_and_says_so(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(["fit", *arguments(shards, tmp_path)]) == 0
+    older, newer = (tmp_path / "quickstart" / number for number in ("0001", "0002"))
+    for file in (newer / "checkpoints").iterdir():
+        file.write_bytes(b"no checkpoint")
+    capsys.readouterr()
+    assert main(["fit", *arguments(shards, tmp_path, "--ckpt_path=last", steps=3)]) == 0
+    said = capsys.readouterr().out
+    assert f"passed over the run {newer}: none of its checkpoints is whole" in said
+    assert f"resuming from {older}/checkpoints/step-00000002.ckpt" in said
+    assert checkpoint(older, 3)["global_step"] == 3
+
+
 def test_a_finished_run_is_left_as_it_is_and_says_so(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

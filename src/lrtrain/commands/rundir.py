@@ -54,7 +54,7 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
     Raises:
         UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
     """
-    from lrtrain.callbacks.checkpoint_folder import newest_whole, resolve_ckpt_path
+    from lrtrain.callbacks.checkpoint_folder import resolve_ckpt_path
 
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"name is {name!r}: give the name of a folder inside {runs}")
@@ -62,8 +62,7 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
     if command != "fit" and ckpt_path is None:
         ckpt_path = "last"
     if ckpt_path == "last":
-        holding = [d for d in directories if newest_whole(d / "checkpoints")[0] is not None]
-        newest = holding[-1] if holding else directories[-1] if directories else Path(runs, name)
+        newest = _newest_with_checkpoint(directories) or (directories[-1] if directories else Path(runs, name))
         checkpoint = resolve_ckpt_path("last", newest, required=command != "fit")
         return (newest if checkpoint is not None else new_run_directory(runs, name)), checkpoint
     checkpoint = resolve_ckpt_path(ckpt_path, Path(runs, name))
@@ -72,3 +71,19 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
         if own is not None:
             return own, checkpoint
     return (new_run_directory(runs, name) if command == "fit" else Path(runs, name)), checkpoint
+
+
+def _newest_with_checkpoint(directories: list[Path]) -> Path | None:
+    """The newest run that has a whole checkpoint; says which runs with broken ones alone it passes over."""
+    from lrtrain.callbacks.checkpoint_folder import FOLDER, newest_whole
+
+    passed_over: list[Path] = []
+    for directory in reversed(directories):
+        checkpoint, broken = newest_whole(directory / FOLDER)
+        if checkpoint is not None:
+            for other in passed_over:
+                print(f"passed over the run {other}: none of its checkpoints is whole")
+            return directory
+        if broken:
+            passed_over.append(directory)
+    return None

@@ -63,7 +63,7 @@ def _train(cli: Any) -> None:
 
 
 def _cli(command: str, argv: list[str]) -> Any:
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
     # Says nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
