@@ -152,11 +152,6 @@ class CausalLM(L.LightningModule):
             at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
             raise UserError(f"{at}{error}") from error
 
-    def named_projections(self) -> dict[str, Projection]:
-        """name -> projection, names as in the decoder."""
-        assert self.decoder is not None
-        return {name: module for name, module in self.decoder.named_modules() if isinstance(module, Projection)}
-
 
 def _check_optimizer(key: str, make: OptimizerCallable) -> None:
     """Raises UserError, under the configuration's key, for an optimizer whose values or kind cannot work."""

@@ -1,7 +1,6 @@
 """What a finished run says."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -17,7 +16,7 @@ from lrtrain.tracking.logger import MLflowLogger
 SAMPLE_TOKENS = 80
 
 
-def print_summary(trainer: L.Trainer, model: CausalLM, data: Any, runs: str) -> None:
+def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
     """Validation figures, size, speed, spectral norms, a sample, and where everything lies; on the first process."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not trainer.is_global_zero:

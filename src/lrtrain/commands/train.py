@@ -22,7 +22,7 @@ def fit(argv: list[str]) -> int:
             print(f"step {cli.trainer.global_step} is the last one already: raise trainer.max_steps to go on")
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
-    print_summary(cli.trainer, cli.model, cli.datamodule, cli.config.runs)
+    print_summary(cli.trainer, cli.model)
     return 0
 
 
