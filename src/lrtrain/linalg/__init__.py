@@ -1,18 +1,36 @@
-"""Functions of tall matrices: polar factor, spectral norm, orthonormal basis, truncated SVD. They need torch alone."""
+"""Functions of tall matrices, through their small Gram matrices. They need torch alone.
 
+Each takes one matrix, a batch, a sequence of different shapes, or DTensors whose rows are sharded (FSDP2), in one call.
+"""
+
+from lrtrain.linalg.batches import pieces
 from lrtrain.linalg.gaussian import gaussian_svd
-from lrtrain.linalg.norm import product_norm, spectral_norm
+from lrtrain.linalg.gram import gram, inner
+from lrtrain.linalg.newton_schulz import Coefficients
+from lrtrain.linalg.norm import norm_bound, product_norm, spectral_norm
 from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize
-from lrtrain.linalg.polar import polar
+from lrtrain.linalg.polar import Precision, polar
+from lrtrain.linalg.sharded import local, process_groups, with_local
+from lrtrain.linalg.tangent import tangent
 from lrtrain.linalg.truncate import rank_for_energy, truncated_svd
 
 __all__ = [
+    "Coefficients",
+    "Precision",
     "gaussian_svd",
+    "gram",
+    "inner",
+    "local",
+    "norm_bound",
     "orthonormality_error",
     "orthonormalize",
+    "pieces",
     "polar",
+    "process_groups",
     "product_norm",
     "rank_for_energy",
     "spectral_norm",
+    "tangent",
     "truncated_svd",
+    "with_local",
 ]

@@ -1,34 +1,106 @@
-"""Orthonormal bases by QR with a positive diagonal."""
+"""Orthonormal bases by QR with a positive diagonal, through the small Gram matrix."""
+
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.gram import gram
+from lrtrain.linalg.sharded import all_reduce_symmetric
 
+NEAR = 0.5
+"""‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
+
+
+@overload
+def orthonormalize(x: Tensor) -> tuple[Tensor, Tensor]: ...
+@overload
+def orthonormalize(x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]: ...
 @torch.no_grad()
-def orthonormalize(x: Tensor) -> tuple[Tensor, Tensor]:
+def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
     """The QR factorisation X = Q R whose R has a non-negative diagonal, which makes it unique and continuous.
 
-    Columns of Householder's Q are multiplied by sign(diag R), where sign(0) counts as +1.
+    From the Cholesky factor of the Gram matrix, XᵀX = RᵀR and Q = X R⁻¹: once for columns that are nearly orthonormal,
+    as after an optimizer step; twice, on columns of unit length first, for others (CholeskyQR2). What is too
+    ill-conditioned for that goes to Householder's QR, whose columns are multiplied by sign(diag R), sign(0) = +1.
+
+    Which of the three it takes is read from the device, once for all matrices.
 
     Args:
-        x: (…, m, r) with m ≥ r, any floating dtype.
+        x: (…, m, r) with m ≥ r, any floating dtype, or a sequence of such; or row-sharded DTensors (m, r), with one
+            all-reduce a Cholesky step for all. Those that need Householder's QR are gathered.
 
     Returns:
-        Q (…, m, r) with QᵀQ = I, contiguous, in x's dtype, and R (…, r, r) upper triangular in the dtype of the
-        computation: float32 (float64 for a float64 input).
+        Q (…, m, r) with QᵀQ = I, contiguous, in x's dtype and layout, and R (…, r, r) upper triangular in the dtype of
+        the computation: float32 (float64 for a float64 input), whole on every process.
 
-    Source: SCT, arXiv 2604.00733, the retraction.
+    Source: SCT, arXiv 2604.00733, the retraction; CholeskyQR2, Yamamoto et al. 2015.
     """
-    work = x if x.dtype == torch.float64 else x.float()
-    q, r = torch.linalg.qr(work)
-    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(work.dtype)
-    return (q * sign.unsqueeze(-2)).to(x.dtype).contiguous(), r * sign.unsqueeze(-1)
+    if isinstance(x, Tensor):
+        bases, factors = orthonormalize([x])
+        return bases[0], factors[0]
+    batches = Batches(x)
+    grams = all_reduce_symmetric([y.mT @ y for y in batches.stacks], batches.groups)
+    near = _all_below(NEAR, [_deviation(s) for s in grams])
+    results: list[tuple[Tensor, Tensor]] = []
+    for index, (y, s, is_near) in enumerate(zip(batches.stacks, grams, near, strict=True)):
+        results.append(_cholesky_step(y, s) if is_near else _general(batches, index))
+    bases = batches.scatter_rows([q for q, _ in results])
+    return bases, batches.scatter([r for _, r in results])
+
+
+def _cholesky_step(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Q = Y R⁻¹ and R of S = YᵀY = RᵀR, of a stack (n, m, r)."""
+    r = torch.linalg.cholesky_ex(s).L.mT
+    identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    return y @ torch.linalg.solve_triangular(r, identity, upper=True), r
+
+
+def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
+    """QR of the matrices of one stack, of any conditioning and scale."""
+    y, largest = (of[0] for of in batches.scaled([index]))
+    s = all_reduce_symmetric([y.mT @ y], batches.groups)[0]
+    lengths = s.diagonal(dim1=-2, dim2=-1).sqrt()
+    safe = lengths.clamp_min(torch.finfo(s.dtype).tiny)
+    first, r_first = _cholesky_step(y / safe[:, None, :], s / (safe[:, :, None] * safe[:, None, :]))
+    again = all_reduce_symmetric([first.mT @ first], batches.groups)[0]
+    q, r_second = _cholesky_step(first, again)
+    r = r_second @ r_first * lengths[:, None, :] * largest[:, None, None]
+    well = (_deviation(again) < NEAR).tolist()
+    for number in (i for i, is_well in enumerate(well) if not is_well):
+        q[number], r[number] = _householder(batches, index, number)
+    return q, r
+
+
+def _householder(batches: Batches, index: int, number: int) -> tuple[Tensor, Tensor]:
+    """Q (the local rows) and R of one matrix, by Householder's QR with the signs of R's diagonal made positive."""
+    matrix = batches.whole(index, number)
+    largest = torch.linalg.vector_norm(matrix, ord=torch.inf).clamp_min(torch.finfo(matrix.dtype).tiny)
+    q, r = torch.linalg.qr(matrix / largest)
+    sign = torch.where(r.diagonal() < 0, -1.0, 1.0).to(r)
+    return batches.rows_of(q * sign, index, number), r * sign[:, None] * largest
+
+
+def _deviation(s: Tensor) -> Tensor:
+    """‖S − I‖_F (n) of S (n, r, r)."""
+    return torch.linalg.matrix_norm(s - torch.eye(s.shape[-1], dtype=s.dtype, device=s.device))
+
+
+def _all_below(limit: float, values: Sequence[Tensor]) -> list[bool]:
+    """Whether all entries of each tensor are below the limit, NaN not; one read from the device for all."""
+    if not values:
+        return []
+    return torch.stack([(value < limit).all() for value in values]).tolist()
 
 
 @torch.no_grad()
 def orthonormality_error(x: Tensor) -> Tensor:
-    """max |XᵀX − I| over the columns of X (…, m, r), as float32 (float64 for a float64 input) of shape (…)."""
-    work = x if x.dtype == torch.float64 else x.float()
-    gram = work.mT @ work
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return (gram - eye).abs().amax(dim=(-2, -1))
+    """max |XᵀX − I| over the columns of X (…, m, r) or of a row-sharded DTensor (m, r).
+
+    Returns:
+        (…), float32 (float64 for a float64 input), the same on every process.
+    """
+    s = gram(x)
+    return (s - torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)).abs().amax(dim=(-2, -1))

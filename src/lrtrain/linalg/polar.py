@@ -1,47 +1,156 @@
 """The polar factor by Newton–Schulz, through the small Gram matrix."""
 
+from collections.abc import Callable, Sequence
+from typing import Literal, overload
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.gram import as_float, symmetric_product
+from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
+from lrtrain.linalg.sharded import all_reduce_symmetric, process_groups
+
+Precision = Literal["float32", "bfloat16"]
+Product = Callable[..., Tensor]
+
+LOW_RANK = 64
+"""Columns up to which bfloat16 is left to the products with the tall matrix."""
+
+SQUARE = 1.4
+"""Rows / columns below which five steps on X itself cost less than one Gram matrix and its polynomial."""
 
 
+@overload
+def polar(x: Tensor, steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...) -> Tensor: ...
+@overload
+def polar(
+    x: Sequence[Tensor], steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...
+) -> list[Tensor]: ...
 @torch.no_grad()
-def polar(x: Tensor, steps: int = 5, coefficients: tuple[float, float, float] = COEFFICIENTS) -> Tensor:
+def polar(
+    x: Tensor | Sequence[Tensor],
+    steps: int = 5,
+    coefficients: Coefficients = "paper",
+    precision: Precision = "float32",
+) -> Tensor | list[Tensor]:
     """Approximate polar factor `O = P Qᵀ` of `X = P Σ Qᵀ`.
 
-    With (a, b, c) = `coefficients`, one step maps every singular value s of X/‖X‖_F to a·s + b·s³ + c·s⁵. All steps
+    With (a, b, c) of `coefficients`, one step maps every singular value s of X/‖X‖_F to a·s + b·s³ + c·s⁵. The steps
     share the Gram matrix S = XᵀX/‖X‖_F², so they are carried out on (r, r) matrices and X is multiplied only twice:
 
         Q_k = a I + b S_k + c S_k²,   P ← P Q_k,   S_{k+1} = Q_k S_k Q_k,   O = X P / ‖X‖_F.
 
-    The default coefficients and five steps leave the singular values of O in about 0.7 to 1.2 (directions below about
-    1e-3 of ‖X‖_F stay smaller); a zero matrix gives zero. Batches of equal shape are handled at once.
+    S carries the rounding noise of its dtype, which Q amplifies where singular values are small; before that matters
+    X P takes the place of X and S is computed anew (after three steps in bfloat16, five in float32). Matrices that are
+    nearly square are iterated on directly, X ← X Q, which is cheaper there.
+
+    With five steps the paper's coefficients leave the singular values of O in about 0.7 to 1.2 (directions below about
+    1e-3 of ‖X‖_F stay smaller). A zero matrix gives zero; the scale of X has no influence, up to the ends of its dtype.
 
     Args:
-        x: (…, m, n), any floating dtype. The Gram matrix is taken on the shorter side.
+        x: (…, m, n), or a sequence of such, any floating dtype; or row-sharded DTensors (m, n), whose Gram matrices are
+            summed in one all-reduce for all (a second, of one number for each, agrees on their scale).
         steps: Newton–Schulz steps.
-        coefficients: a, b, c of the odd quintic polynomial.
+        coefficients: `paper` (Spectron's and Muon's), `polar_express`, or a, b, c of an odd quintic.
+        precision: Of the products. `bfloat16` multiplies only deviations from multiples of I in bfloat16 and adds in
+            float32, and its error is at most that of the usual iteration in bfloat16 on tall matrices. At low rank
+            or sharded it concerns the product X P alone.
 
     Returns:
-        (…, m, n) in x's dtype; computed in float32 (float64 for a float64 input).
+        As x, in its dtype; float64 input is computed in float64.
 
-    Source: Spectron, arXiv 2602.12429, Algorithm 2, in the Gram form.
+    Source: Spectron, arXiv 2602.12429, Algorithm 2, in the Gram form; Polar Express, arXiv 2505.16932.
     """
-    if x.shape[-2] < x.shape[-1]:
-        return polar(x.mT, steps, coefficients).mT
-    a, b, c = coefficients
-    work = x if x.dtype == torch.float64 else x.float()
-    # By the largest entry first: squares of entries below 1e-19 or above 1e19 leave float32's range.
-    for order in (torch.inf, 2):
-        norm = torch.linalg.vector_norm(work, ord=order, dim=(-2, -1), keepdim=True)
-        work = work / norm.clamp_min(torch.finfo(work.dtype).tiny)
-    gram = work.mT @ work
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product: Tensor | None = None
-    for step in range(steps):
-        q = a * eye + b * gram + c * (gram @ gram)
-        product = q if product is None else product @ q
-        if step + 1 < steps:
-            gram = q @ gram @ q
-    return (work if product is None else work @ product).to(x.dtype)
+    if isinstance(x, Tensor):
+        return polar([x], steps, coefficients, precision)[0]
+    sequence = polynomials(coefficients, steps)
+    wide = [a.shape[-2] < a.shape[-1] and not process_groups(a) for a in x]
+    batches = Batches([a.mT if w else a for a, w in zip(x, wide, strict=True)])
+    stacks, _ = batches.scaled()
+    half = precision == "bfloat16" and all(y.dtype == torch.float32 for y in stacks)
+    factors = batches.scatter_rows(_iterate(stacks, batches.groups, sequence, half))
+    return [factor.mT if w else factor for factor, w in zip(factors, wide, strict=True)]
+
+
+def _iterate(
+    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool
+) -> list[Tensor]:
+    """O of stacks (n, m, r) whose largest entries are 1, each by the form that costs least."""
+    forms: dict[str, list[int]] = {"direct": [], "exact": [], "rough": []}
+    for index, y in enumerate(stacks):
+        rows, rank = y.shape[-2:]
+        if groups or (half and rank <= LOW_RANK):
+            # One all-reduce has to serve all steps, and r × r products of low rank cost nothing.
+            forms["exact"].append(index)
+        elif half:
+            forms["rough"].append(index)
+        else:
+            forms["direct" if rows < SQUARE * rank else "exact"].append(index)
+    result = {index: _direct(stacks[index], steps) for index in forms["direct"]}
+    for rough in (False, True):
+        chosen = forms["rough" if rough else "exact"]
+        factors = _through_gram([stacks[index] for index in chosen], groups, steps, half, rough)
+        result |= dict(zip(chosen, factors, strict=True))
+    return [result[index] for index in range(len(stacks))]
+
+
+def _through_gram(
+    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, rough: bool
+) -> list[Tensor]:
+    """The Gram form: X P in bfloat16 if `half`, S and its polynomials too if `rough`."""
+    product = _centred_product if rough else symmetric_product
+    factors = [y.bfloat16() if rough else y for y in stacks]
+    for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
+        grams = all_reduce_symmetric([as_float(y.mT @ y) for y in factors], groups)
+        for index, (y, gram) in enumerate(zip(factors, grams, strict=True)):
+            scale = _squared_norm(gram) if number == 0 else torch.ones_like(gram[:, :1, :1])
+            multiplier = _multiplier(gram / scale, run, product) / scale.sqrt()
+            dtype = torch.bfloat16 if half else y.dtype
+            factors[index] = y.to(dtype) @ multiplier.to(dtype)
+    return factors
+
+
+def _squared_norm(gram: Tensor) -> Tensor:
+    """‖X‖_F² (n, 1, 1) from S: at least 1 where the largest entry of X is 1, and 1/2 in place of zero."""
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0.5)[:, None, None]
+
+
+def _direct(x: Tensor, steps: Sequence[Quintic]) -> Tensor:
+    """The iteration on X (n, m, r) itself."""
+    for number, (a, b, c) in enumerate(steps):
+        gram = x.mT @ x
+        if number == 0:
+            square = _squared_norm(gram)
+            x, gram = x / square.sqrt(), gram / square
+        x = torch.baddbmm(x, x, symmetric_product(gram, gram, gram, c, b), beta=a)
+    return x
+
+
+def _multiplier(gram: Tensor, run: Sequence[Quintic], product: Product) -> Tensor:
+    """P of the steps: the polynomial of S (n, r, r) with which X is to be multiplied."""
+    whole: Tensor | None = None
+    for number, (a, b, c) in enumerate(run):
+        step = product(gram, gram, gram, c, b)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        whole = step if whole is None else product(whole, step)
+        if number + 1 < len(run):
+            gram = product(product(step, gram), step)
+    assert whole is not None
+    return whole
+
+
+def _centred_product(x: Tensor, y: Tensor, plus: Tensor | None = None, alpha: float = 1, beta: float = 1) -> Tensor:
+    """`symmetric_product` of float32 matrices, multiplied in bfloat16 where they deviate from multiples of I.
+
+    With ξ and υ the means of the diagonals, X Y = (X − ξI)(Y − υI) + υX + ξY − ξυI. As singular values approach 1 the
+    matrices approach multiples of I, and with the deviation shrinks what rounding can spoil.
+    """
+    xi, upsilon = (z.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] for z in (x, y))
+    left, right = x.bfloat16(), y.bfloat16()
+    for half, z, centre in ((left, x, xi), (right, y, upsilon)):
+        half.diagonal(dim1=-2, dim2=-1).copy_(z.diagonal(dim1=-2, dim2=-1) - centre[:, 0])
+    result = (left @ right).float().addcmul_(x, upsilon).addcmul_(y, xi)
+    result.diagonal(dim1=-2, dim2=-1).sub_((xi * upsilon)[:, 0])
+    return result if plus is None else result.mul_(alpha).add_(plus, alpha=beta)

@@ -1,6 +1,5 @@
 """Spectron: averaged momentum, orthogonalised, with a step scale that bounds the update of the product."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrtrain.linalg import polar
+from lrtrain.linalg import Coefficients, Precision, local, norm_bound, pieces, polar, with_local
 
 
 class Spectron(Optimizer):
@@ -22,18 +21,27 @@ class Spectron(Optimizer):
 
     `scale` is `step_scale[X]` and 1 where there is none. `constraints.SpectralRenormalization` sets it to
     1/(‖A‖₂ + ‖B‖₂ + 1) before each step, which bounds ‖ΔW‖₂ by about η; a step consumes the scales, so that none is
-    used twice. Factors of equal shape are orthogonalised as one batch.
+    used twice. It is only about η since five Newton–Schulz steps leave singular values of O up to 1.2, and one power
+    step underestimates ‖A‖₂. `strict` makes it a bound: O is divided by max(1, ‖O‖₂), and the constraint takes upper
+    bounds of the norms.
+
+    Factors of equal shape are orthogonalised as one batch; with rows sharded (FSDP2) the Gram matrices of all factors
+    travel in one all-reduce. Nothing in a step waits for a GPU.
 
     Args:
-        params: Matrices, or parameter groups of them.
+        params: Matrices, or parameter groups of them; plain tensors or DTensors with `Shard(0)`.
         lr: Learning rate η: the bound on ‖ΔW‖₂ of one step, 0 < η ≤ 1.
         momentum: β of the average, 0 ≤ β < 1.
         nesterov: Look one step of the momentum ahead.
         orthogonalize: Use the polar factor of the momentum; off, the momentum itself.
         ns_steps: Newton–Schulz steps, at least 1.
+        coefficients: Of Newton–Schulz: `paper`, `polar_express`, or a, b, c of an odd quintic.
+        precision: Of the orthogonalisation's products, `float32` or `bfloat16`.
+        strict: ‖ΔW‖₂ ≤ η at every step, for every pair, at the cost of a few small products.
 
     Raises:
-        ValueError: a value out of range, or a parameter that is not a matrix.
+        ValueError: a value out of range, a parameter that is not a matrix, or one that is sharded by columns; in a
+            step, lr out of range, or strict without a step scale for each parameter.
 
     Source: Spectron, arXiv 2602.12429, Algorithms 1 to 3.
     """
@@ -46,15 +54,20 @@ class Spectron(Optimizer):
         nesterov: bool = False,
         orthogonalize: bool = True,
         ns_steps: int = 5,
+        coefficients: Coefficients = "paper",
+        precision: Precision = "float32",
+        strict: bool = False,
     ) -> None:
-        if not 0 < lr <= 1:
-            raise ValueError(f"Spectron: lr must be in (0, 1], since it bounds the norm of one update, got {lr}")
+        _check_rate(lr)
         if not 0 <= momentum < 1:
             raise ValueError(f"Spectron: momentum must be in [0, 1), got {momentum}")
         if ns_steps < 1:
             raise ValueError(f"Spectron: ns_steps must be at least 1, got {ns_steps}")
-        values = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
-        super().__init__(params, {**values, "orthogonalize": orthogonalize, "ns_steps": ns_steps})
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"Spectron: precision must be float32 or bfloat16, got {precision}")
+        values = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "orthogonalize": orthogonalize}
+        super().__init__(params, {**values, "ns_steps": ns_steps, "coefficients": coefficients, "precision": precision})
+        self.strict = strict
         for group in self.param_groups:
             names = group.get("param_names", ["a parameter"] * len(group["params"]))
             for name, parameter in zip(names, group["params"], strict=True):
@@ -63,6 +76,7 @@ class Spectron(Optimizer):
                         f"Spectron takes matrices, but {name} has the shape {tuple(parameter.shape)}: "
                         "give it to another optimizer (overrides)"
                     )
+                local(parameter)  # refuses columns
         self.step_scale: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
@@ -74,12 +88,12 @@ class Spectron(Optimizer):
                 loss = closure()
         self._create_state()
         for group in self.param_groups:
-            by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape, parameter.device].append(parameter)
-            for parameters in by_shape.values():
-                self._update(parameters, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and group["lr"] != 0:
+                _check_rate(group["lr"])
+            updates = self._momentum(parameters, group)
+            for piece in pieces(parameters):
+                self._update([parameters[i] for i in piece], [updates[i] for i in piece], group)
         self.step_scale.clear()
         return loss
 
@@ -89,17 +103,43 @@ class Spectron(Optimizer):
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """One update of factors of equal shape."""
-        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    def _momentum(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Advances the averages; returns the local rows of what is to be orthogonalised."""
+        if not parameters:
+            return []
+        momenta = [local(self.state[parameter]["momentum"]) for parameter in parameters]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        return list(torch._foreach_lerp(gradients, momenta, group["momentum"])) if group["nesterov"] else momenta
+
+    def _update(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+        """One update of some factors from the local rows of their (averaged) gradients."""
         if group["orthogonalize"]:
-            updates = polar(torch.stack(updates), steps=group["ns_steps"]).unbind()
+            whole = [with_local(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
+            factors = polar(whole, group["ns_steps"], group["coefficients"], group["precision"])
+            updates = [local(factor) for factor in factors]
+        scales = self._scales(parameters, updates)
+        if scales is not None:
+            updates = list(torch._foreach_mul(updates, scales))
+        torch._foreach_add_([local(p) for p in parameters], updates, alpha=-group["lr"])
+
+    def _scales(self, parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor] | None:
+        """What each update is multiplied by beside η, 0-d tensors; None where it is 1 for all."""
         scales = [self.step_scale.get(parameter) for parameter in parameters]
-        updates = [
-            update if scale is None else update * scale.to(update.dtype)
-            for update, scale in zip(updates, scales, strict=True)
-        ]
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        if not self.strict:
+            if all(scale is None for scale in scales):
+                return None
+            return [
+                update.new_ones(()) if s is None else s.to(update) for update, s in zip(updates, scales, strict=True)
+            ]
+        if any(scale is None for scale in scales):
+            raise ValueError(
+                "Spectron: strict needs a step scale for every factor (constraints.SpectralRenormalization)"
+            )
+        bounds = norm_bound([with_local(update, p) for update, p in zip(updates, parameters, strict=True)])
+        return [s / b.clamp_min(1) for s, b in zip(scales, bounds, strict=True) if s is not None]
+
+
+def _check_rate(lr: float) -> None:
+    if not 0 < lr <= 1:
+        raise ValueError(f"Spectron: lr must be in (0, 1], since it bounds the norm of one update, got {lr}")

@@ -1,0 +1,125 @@
+"""A sequence of matrices as batches of equal shape."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lrtrain.linalg.gram import as_float
+from lrtrain.linalg.sharded import all_reduce, local, process_groups, with_local
+
+PIECE = 1 << 20
+"""Numbers that a CPU handles at once: its caches hold them, and their memory is reused instead of mapped anew."""
+
+
+def pieces(matrices: Sequence[Tensor]) -> list[list[int]]:
+    """Which matrices to pass to one call, as lists of indices.
+
+    On a CPU as many as stay in its caches, of one shape; on a GPU, or where rows are sharded, all of them: one launch,
+    or one all-reduce, then serves all.
+    """
+    if not matrices:
+        return []
+    if matrices[0].device.type != "cpu" or process_groups(matrices[0]):
+        return [list(range(len(matrices)))]
+    found: list[list[int]] = []
+    count = 0
+    for index in sorted(range(len(matrices)), key=lambda i: tuple(matrices[i].shape)):
+        count += matrices[index].numel()
+        if not found or count > PIECE or matrices[index].shape != matrices[found[-1][0]].shape:
+            found.append([])
+            count = matrices[index].numel()
+        found[-1].append(index)
+    return found
+
+
+class Batches:
+    """The local rows of matrices, those of equal shape stacked to (n, m, r), and the way back.
+
+    Args:
+        matrices: Matrices (m, r) or batches (…, m, r), plain or row-sharded DTensors; all sharded over the same groups.
+
+    Attributes:
+        stacks: One tensor (n, m, r) for each shape, float32 (float64 for float64 input). A matrix that is alone in its
+            shape is not copied, so write into a stack only after cloning it.
+        rows: m of each stack over all processes.
+        groups: The process groups over which the rows are spread.
+
+    Raises:
+        ValueError: matrices that are not sharded alike.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor]) -> None:
+        self.matrices = list(matrices)
+        self.groups: tuple[dist.ProcessGroup, ...] = process_groups(matrices[0]) if matrices else ()
+        if any(process_groups(x) != self.groups for x in self.matrices):
+            raise ValueError("matrices of one call must be sharded over the same processes")
+        places: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = defaultdict(list)
+        for index, x in enumerate(self.matrices):  # by the whole shape, which every process sees alike
+            places[x.shape, x.dtype, x.device].append(index)
+        self._places = list(places.values())
+        self.rows = [self.matrices[p[0]].shape[-2] for p in self._places]
+        self.stacks = [_stack([local(self.matrices[i]) for i in p]) for p in self._places]
+
+    def scaled(self, indices: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies of the stacks over each matrix's largest entry, and those entries (n); of all or of some stacks.
+
+        Squares below 1e-38 or above 1e38 leave float32's range. With rows spread over processes, one all-reduce.
+        """
+        stacks = self.stacks if indices is None else [self.stacks[i] for i in indices]
+        largest = all_reduce([_largest_entry(y) for y in stacks], self.groups, dist.ReduceOp.MAX)
+        tiny = [torch.finfo(y.dtype).tiny for y in stacks]
+        scaled = [y / m.clamp_min(t)[:, None, None] for y, m, t in zip(stacks, largest, tiny, strict=True)]
+        return scaled, largest
+
+    def whole(self, index: int, number: int) -> Tensor:
+        """All rows (m, r) of matrix `number` of a stack; gathered where they are spread."""
+        if not self.groups:
+            return self.stacks[index][number]
+        return as_float(self._sharded(index, number).full_tensor())
+
+    def rows_of(self, whole: Tensor, index: int, number: int) -> Tensor:
+        """The counterpart of `whole`: this process's rows of a result (m, …) that every process holds whole."""
+        if not self.groups:
+            return whole
+        like = self._sharded(index, number)
+        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+    def _sharded(self, index: int, number: int) -> DTensor:
+        matrix = self.matrices[self._places[index][number]]
+        assert isinstance(matrix, DTensor)
+        return matrix
+
+    def gather(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Small tensors (…, k), one for each matrix, stacked as the matrices are: (n, k)."""
+        return [torch.stack([vectors[i] for i in p]).flatten(0, -2) for p in self._places]
+
+    def scatter(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """Results (n, …) for each stack as a list in the order of the matrices, with their batch dimensions."""
+        return self._spread(results, lambda piece, _: piece)
+
+    def scatter_rows(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """The same for results (n, m, …) with the local rows: in each matrix's dtype, laid out as the matrix is."""
+        return self._spread(results, lambda piece, matrix: with_local(piece.to(matrix.dtype), matrix))
+
+    def _spread(self, results: Sequence[Tensor], finish: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        spread: dict[int, Tensor] = {}
+        for places, result in zip(self._places, results, strict=True):
+            batch = self.matrices[places[0]].shape[:-2]
+            pieces = result.reshape(len(places), *batch, *result.shape[1:]).unbind()
+            for index, piece in zip(places, pieces, strict=True):
+                spread[index] = finish(piece, self.matrices[index])
+        return [spread[index] for index in range(len(self.matrices))]
+
+
+def _stack(rows: Sequence[Tensor]) -> Tensor:
+    """(m, r) or (…, m, r) each, to one (n, m, r) in the dtype of the computation."""
+    stacked = torch.stack(list(rows)) if len(rows) > 1 else rows[0].unsqueeze(0)
+    return as_float(stacked.flatten(0, -3))
+
+
+def _largest_entry(y: Tensor) -> Tensor:
+    return y.abs().amax((-2, -1)) if y.numel() else y.new_zeros(y.shape[0])
