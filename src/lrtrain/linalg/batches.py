@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lrtrain.linalg.gram import as_float
 from lrtrain.linalg.sharded import all_reduce, local, process_groups, with_local
 
-PIECE = 1 << 20
+PIECE = 1 << 19
 """Numbers that a CPU handles at once: its caches hold them, and their memory is reused instead of mapped anew."""
 
 
@@ -43,8 +43,9 @@ class Batches:
         matrices: Matrices (m, r) or batches (…, m, r), plain or row-sharded DTensors; all sharded over the same groups.
 
     Attributes:
-        stacks: One tensor (n, m, r) for each shape, float32 (float64 for float64 input). A matrix that is alone in its
-            shape is not copied, so write into a stack only after cloning it.
+        stacks: Tensors (n, m, r) of one shape each, float32 (float64 for float64 input); on a CPU only as many
+            matrices in one as its caches hold. A matrix that is alone in its stack is not copied, so write into a stack
+            only after cloning it.
         rows: m of each stack over all processes.
         groups: The process groups over which the rows are spread.
 
@@ -60,9 +61,15 @@ class Batches:
         places: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = defaultdict(list)
         for index, x in enumerate(self.matrices):  # by the whole shape, which every process sees alike
             places[x.shape, x.dtype, x.device].append(index)
-        self._places = list(places.values())
+        self._places = [part for group in places.values() for part in self._parts(group)]
         self.rows = [self.matrices[p[0]].shape[-2] for p in self._places]
         self.stacks = [_stack([local(self.matrices[i]) for i in p]) for p in self._places]
+
+    def _parts(self, group: list[int]) -> list[list[int]]:
+        """Matrices of one shape, as they are to be stacked."""
+        first = self.matrices[group[0]]
+        size = max(1, PIECE // max(1, first.numel())) if first.device.type == "cpu" else len(group)
+        return [group[start : start + size] for start in range(0, len(group), size)]
 
     def scaled(self, indices: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Copies of the stacks over each matrix's largest entry, and those entries (n); of all or of some stacks.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.gram import gram_of
 from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric
 
 SQUARINGS = 5
@@ -46,7 +47,7 @@ def spectral_norm(
     vectors = [w.to(y) for w, y in zip(batches.gather(v), batches.stacks, strict=True)]
     sigmas = [y.new_zeros(y.shape[0]) for y in batches.stacks]
     for _ in range(steps):
-        pulled = _pull([y @ w.unsqueeze(-1) for y, w in zip(batches.stacks, vectors, strict=True)], batches)
+        pulled = _pull([_times(y, w) for y, w in zip(batches.stacks, vectors, strict=True)], batches)
         for index, w in enumerate(pulled):
             sigma, direction = _normalised(w)
             found = (sigma > torch.finfo(sigma.dtype).tiny).unsqueeze(-1)
@@ -57,8 +58,8 @@ def spectral_norm(
 
 def _pull(products: Sequence[Tensor], batches: Batches) -> list[Tensor]:
     """Xᵀu of u = Xv/‖Xv‖ from the local rows of Xv: (n, r) for each stack."""
-    units = [_normalised(product.squeeze(-1)) for product in products]
-    pulled = [(y.mT @ u.unsqueeze(-1)).squeeze(-1) for y, (_, u) in zip(batches.stacks, units, strict=True)]
+    units = [_normalised(product) for product in products]
+    pulled = [_times(y.mT, u) for y, (_, u) in zip(batches.stacks, units, strict=True)]
     if not batches.groups:
         return pulled
     # Each process divided by its own norm; float64 has room for the squares.
@@ -69,6 +70,13 @@ def _pull(products: Sequence[Tensor], batches: Batches) -> list[Tensor]:
         w / square.sqrt().clamp_min(torch.finfo(torch.float64).tiny)
         for w, square in zip(reduced[: len(sums)], reduced[len(sums) :], strict=True)
     ]
+
+
+def _times(y: Tensor, v: Tensor) -> Tensor:
+    """Y v (n, m) of Y (n, m, r) and v (n, r); a CPU's batched product of a matrix and a vector is the slower."""
+    if y.device.type == "cpu":
+        return torch.stack([torch.mv(*pair) for pair in zip(y.unbind(), v.unbind(), strict=True)])
+    return (y @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +113,7 @@ def norm_bound(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         return norm_bound([x])[0]
     batches = Batches(x)
     stacks, largest = batches.scaled()
-    grams = all_reduce_symmetric([y.mT @ y for y in stacks], batches.groups)
+    grams = all_reduce_symmetric([gram_of(y) for y in stacks], batches.groups)
     bounds = []
     for most, gram, m in zip(largest, grams, batches.rows, strict=True):
         squared = _largest_eigenvalue_bound(gram) + _gamma(m + 8, gram.dtype) * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -118,7 +126,7 @@ def _largest_eigenvalue_bound(t: Tensor) -> Tensor:
     gamma = _gamma(t.shape[-1], t.dtype)
     sizes = []
     for number in range(SQUARINGS + 1):
-        t = t if number == 0 else t.mT @ t
+        t = t if number == 0 else gram_of(t)
         size = torch.linalg.vector_norm(t, dim=(-2, -1)) * (1 + gamma)
         sizes.append(size)
         t = t / size.clamp_min(torch.finfo(t.dtype).tiny)[:, None, None]

@@ -8,10 +8,15 @@ from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
 from lrtrain.linalg.gram import gram
+from lrtrain.linalg.product import times_transposed
 from lrtrain.linalg.sharded import all_reduce_symmetric
 
 NEAR = 0.5
 """‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
+
+
+NARROW = 128
+"""Columns up to which inverting R and multiplying by it takes less time than solving for Q."""
 
 
 @overload
@@ -54,8 +59,11 @@ def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tupl
 def _cholesky_step(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Q = Y R⁻¹ and R of S = YᵀY = RᵀR, of a stack (n, m, r)."""
     r = torch.linalg.cholesky_ex(s).L.mT
+    if s.shape[-1] > NARROW:
+        return torch.linalg.solve_triangular(r, y, upper=True, left=False), r
     identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    return y @ torch.linalg.solve_triangular(r, identity, upper=True), r
+    inverse = torch.linalg.solve_triangular(r.mT, identity, upper=False)  # of Rᵀ
+    return times_transposed(y, inverse), r
 
 
 def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
@@ -89,9 +97,12 @@ def _deviation(s: Tensor) -> Tensor:
 
 
 def _all_below(limit: float, values: Sequence[Tensor]) -> list[bool]:
-    """Whether all entries of each tensor are below the limit, NaN not; one read from the device for all."""
-    if not values:
-        return []
+    """Whether all entries of each tensor are below the limit, NaN not; one read from the device for all.
+
+    On the meta device, where there is nothing to read, they are.
+    """
+    if not values or values[0].is_meta:
+        return [True] * len(values)
     return torch.stack([(value < limit).all() for value in values]).tolist()
 
 

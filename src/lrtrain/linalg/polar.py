@@ -1,6 +1,6 @@
 """The polar factor by Newton–Schulz, through the small Gram matrix."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -8,18 +8,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.gram import as_float, symmetric_product
+from lrtrain.linalg.gram import as_float, gram_of
 from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
+from lrtrain.linalg.product import times_transposed
 from lrtrain.linalg.sharded import all_reduce_symmetric, process_groups
 
 Precision = Literal["float32", "bfloat16"]
-Product = Callable[..., Tensor]
+
+SQUARE = 1.3
+"""Rows / columns below which five steps on X itself cost less than one Gram matrix and its polynomial."""
 
 LOW_RANK = 64
 """Columns up to which bfloat16 is left to the products with the tall matrix."""
-
-SQUARE = 1.4
-"""Rows / columns below which five steps on X itself cost less than one Gram matrix and its polynomial."""
 
 
 @overload
@@ -78,37 +78,41 @@ def _iterate(
     stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool
 ) -> list[Tensor]:
     """O of stacks (n, m, r) whose largest entries are 1, each by the form that costs least."""
-    forms: dict[str, list[int]] = {"direct": [], "exact": [], "rough": []}
-    for index, y in enumerate(stacks):
+    if groups:  # one all-reduce has to serve all stacks and all steps
+        return _through_gram(stacks, groups, steps, half, rough=False)
+    results = []
+    for y in stacks:
         rows, rank = y.shape[-2:]
-        if groups or (half and rank <= LOW_RANK):
-            # One all-reduce has to serve all steps, and r × r products of low rank cost nothing.
-            forms["exact"].append(index)
-        elif half:
-            forms["rough"].append(index)
-        else:
-            forms["direct" if rows < SQUARE * rank else "exact"].append(index)
-    result = {index: _direct(stacks[index], steps) for index in forms["direct"]}
-    for rough in (False, True):
-        chosen = forms["rough" if rough else "exact"]
-        factors = _through_gram([stacks[index] for index in chosen], groups, steps, half, rough)
-        result |= dict(zip(chosen, factors, strict=True))
-    return [result[index] for index in range(len(stacks))]
+        if rows < SQUARE * rank and not half:
+            results.append(_direct(y, steps))
+        else:  # the r × r products of low rank cost nothing
+            results += _through_gram([y], (), steps, half, rough=half and rank > LOW_RANK)
+    return results
+
+
+def _direct(x: Tensor, steps: Sequence[Quintic]) -> Tensor:
+    """The iteration on X (n, m, r) itself."""
+    for number, (a, b, c) in enumerate(steps):
+        gram = gram_of(x)
+        if number == 0:
+            square = _squared_norm(gram)
+            x, gram = x / square.sqrt(), gram / square
+        x = times_transposed(x, times_transposed(gram, gram).mul_(c).add_(gram, alpha=b)).add_(x, alpha=a)
+    return x
 
 
 def _through_gram(
     stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, rough: bool
 ) -> list[Tensor]:
     """The Gram form: X P in bfloat16 if `half`, S and its polynomials too if `rough`."""
-    product = _centred_product if rough else symmetric_product
     factors = [y.bfloat16() if rough else y for y in stacks]
     for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
-        grams = all_reduce_symmetric([as_float(y.mT @ y) for y in factors], groups)
+        grams = all_reduce_symmetric([as_float(gram_of(y)) for y in factors], groups)
         for index, (y, gram) in enumerate(zip(factors, grams, strict=True)):
             scale = _squared_norm(gram) if number == 0 else torch.ones_like(gram[:, :1, :1])
-            multiplier = _multiplier(gram / scale, run, product) / scale.sqrt()
+            multiplier = (_rough_multiplier if rough else _multiplier)(gram / scale, run) / scale.sqrt()
             dtype = torch.bfloat16 if half else y.dtype
-            factors[index] = y.to(dtype) @ multiplier.to(dtype)
+            factors[index] = times_transposed(y.to(dtype), multiplier.to(dtype).mT)
     return factors
 
 
@@ -117,40 +121,51 @@ def _squared_norm(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0.5)[:, None, None]
 
 
-def _direct(x: Tensor, steps: Sequence[Quintic]) -> Tensor:
-    """The iteration on X (n, m, r) itself."""
-    for number, (a, b, c) in enumerate(steps):
-        gram = x.mT @ x
-        if number == 0:
-            square = _squared_norm(gram)
-            x, gram = x / square.sqrt(), gram / square
-        x = torch.baddbmm(x, x, symmetric_product(gram, gram, gram, c, b), beta=a)
-    return x
-
-
-def _multiplier(gram: Tensor, run: Sequence[Quintic], product: Product) -> Tensor:
+def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
     """P of the steps: the polynomial of S (n, r, r) with which X is to be multiplied."""
     whole: Tensor | None = None
     for number, (a, b, c) in enumerate(run):
-        step = product(gram, gram, gram, c, b)
+        step = times_transposed(gram, gram).mul_(c).add_(gram, alpha=b)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        whole = step if whole is None else product(whole, step)
+        whole = step if whole is None else times_transposed(whole, step)
         if number + 1 < len(run):
-            gram = product(product(step, gram), step)
+            gram = times_transposed(times_transposed(step, gram), step)
     assert whole is not None
     return whole
 
 
-def _centred_product(x: Tensor, y: Tensor, plus: Tensor | None = None, alpha: float = 1, beta: float = 1) -> Tensor:
-    """`symmetric_product` of float32 matrices, multiplied in bfloat16 where they deviate from multiples of I.
+def _rough_multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
+    """The same with products in bfloat16."""
+    whole: Centred | None = None
+    s = Centred(gram)
+    for number, (a, b, c) in enumerate(run):
+        # a I + b S + c S², where S² = D² + 2ξS − ξ²I
+        square = (s.deviation @ s.deviation).float().mul_(c).addcmul_(s.value, b + 2 * c * s.centre)
+        square.diagonal(dim1=-2, dim2=-1).add_((a - c * s.centre.square())[:, 0])
+        step = Centred(square)
+        whole = step if whole is None else Centred(whole.times(step))
+        if number + 1 < len(run):
+            s = Centred(Centred(step.times(s)).times(step))
+    assert whole is not None
+    return whole.value
 
-    With ξ and υ the means of the diagonals, X Y = (X − ξI)(Y − υI) + υX + ξY − ξυI. As singular values approach 1 the
-    matrices approach multiples of I, and with the deviation shrinks what rounding can spoil.
+
+class Centred:
+    """A symmetric float32 matrix X (n, r, r) as ξI + D, D in bfloat16, with ξ the mean of its diagonal.
+
+    X Y = (X − ξI)(Y − υI) + υX + ξY − ξυI. As singular values approach 1 the matrices approach multiples of I, and with
+    the deviation shrinks what the rounding of its product can spoil.
     """
-    xi, upsilon = (z.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] for z in (x, y))
-    left, right = x.bfloat16(), y.bfloat16()
-    for half, z, centre in ((left, x, xi), (right, y, upsilon)):
-        half.diagonal(dim1=-2, dim2=-1).copy_(z.diagonal(dim1=-2, dim2=-1) - centre[:, 0])
-    result = (left @ right).float().addcmul_(x, upsilon).addcmul_(y, xi)
-    result.diagonal(dim1=-2, dim2=-1).sub_((xi * upsilon)[:, 0])
-    return result if plus is None else result.mul_(alpha).add_(plus, alpha=beta)
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        self.centre = diagonal.mean(-1)[:, None, None]
+        self.deviation = value.bfloat16()
+        self.deviation.diagonal(dim1=-2, dim2=-1).copy_(diagonal - self.centre[:, 0])
+
+    def times(self, other: "Centred") -> Tensor:
+        product = (self.deviation @ other.deviation).float()
+        product.addcmul_(self.value, other.centre).addcmul_(other.value, self.centre)
+        product.diagonal(dim1=-2, dim2=-1).sub_((self.centre * other.centre)[:, 0])
+        return product

@@ -118,10 +118,11 @@ class Spectron(Optimizer):
             whole = [with_local(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
             factors = polar(whole, group["ns_steps"], group["coefficients"], group["precision"])
             updates = [local(factor) for factor in factors]
-        scales = self._scales(parameters, updates)
-        if scales is not None:
-            updates = list(torch._foreach_mul(updates, scales))
-        torch._foreach_add_([local(p) for p in parameters], updates, alpha=-group["lr"])
+        rows, scales = [local(p) for p in parameters], self._scales(parameters, updates)
+        if scales is None:
+            torch._foreach_add_(rows, updates, alpha=-group["lr"])
+        else:
+            torch._foreach_addcmul_(rows, updates, scales, value=-group["lr"])
 
     def _scales(self, parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor] | None:
         """What each update is multiplied by beside η, 0-d tensors; None where it is 1 for all."""

