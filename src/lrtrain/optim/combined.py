@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
@@ -12,7 +14,7 @@ class CombinedOptimizer(Optimizer):
 
     The parameter groups are the very dictionaries of the parts, and all parts share one `state`, so schedulers,
     clipping and checkpoints see an ordinary optimizer. Build the parts from `(name, parameter)` pairs: a checkpoint is
-    matched by name, whatever order it was written in.
+    matched by name, whatever order it was written in, and whole tensors are cut as their parameter is.
 
     Loading restores state only. Learning rates, betas and all other group values stay as they were constructed, so the
     configuration of the resumed run wins over what the checkpoint remembers.
@@ -35,6 +37,7 @@ class CombinedOptimizer(Optimizer):
                 group["optimizer"] = type(optimizer).__name__
                 groups.append(group)
         super().__init__(groups, {})
+        self.skip_step = False
         self._share()
 
     def _share(self) -> None:
@@ -47,13 +50,15 @@ class CombinedOptimizer(Optimizer):
             start = stop
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Runs the closure once, then steps every part."""
+        """Runs the closure once, then steps every part; with `skip_step`, which the closure may set, none of them."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        if not self.skip_step:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.skip_step = False
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -74,7 +79,7 @@ def _reordered(saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str,
     for group in groups:
         numbers = range(number, number + len(group["params"]))
         number = numbers.stop
-        for name, new in zip(group["param_names"], numbers, strict=True):
+        for name, parameter, new in zip(group["param_names"], group["params"], numbers, strict=True):
             if name not in sources:
                 raise ValueError(f"the checkpoint has no optimizer state for the parameter {name}")
             old, optimizer = sources.pop(name)
@@ -83,8 +88,18 @@ def _reordered(saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str,
                     f"the checkpoint's optimizer for {name} is {optimizer}, the configuration's is {group['optimizer']}"
                 )
             if old in saved["state"]:
-                state[new] = saved["state"][old]
+                state[new] = {key: shard_like(value, parameter) for key, value in saved["state"][old].items()}
         renumbered.append({**group, "params": list(numbers)})
     if sources:
         raise ValueError(f"the checkpoint has optimizer state for an unknown parameter, {next(iter(sources))}")
     return {"state": state, "param_groups": renumbered}
+
+
+def shard_like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor of a sharded parameter's shape, sharded as that is; everything else as it is. No collective."""
+    whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not whole or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    # Every process has the whole tensor, so none needs to be sent its part.
+    local = value.to(parameter.device)
+    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
