@@ -1,18 +1,14 @@
-"""The decoder: parity with transformers, causality, cache, sizes, loss."""
+"""The decoder: parity with transformers, causality, cache, sizes."""
 
 from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import lrtrain.nn.loss as loss_module
-from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear, next_token_loss, sample
+from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear, sample
 
 VOCAB = 97
 
@@ -216,56 +212,3 @@ def test_flops_per_token_are_those_of_the_forward_pass(linear: object, changes: 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.logits(model(tokens(1, 16)))
     assert counter.get_total_flops() == 16 * model.flops_per_token(16)
-
-
-# Loss
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 22, 23, 1000])
-def test_the_loss_in_chunks_is_the_loss_at_once(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * VOCAB)
-    hidden = torch.randn(23, 16, dtype=torch.float64, requires_grad=True)
-    head = torch.randn(VOCAB, 16, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, VOCAB, (23,))
-    expected = F.cross_entropy(hidden @ head.mT, targets)
-    gradients = torch.autograd.grad(expected, (hidden, head))
-    loss = next_token_loss(hidden, head, targets)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(loss, (hidden, head)), gradients, rtol=1e-4, atol=1e-6)
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most elements of any tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return out
-
-
-def test_the_loss_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 8 * VOCAB)
-    hidden, head = torch.randn(64, 4, requires_grad=True), torch.randn(VOCAB, 4, requires_grad=True)
-    with Largest() as largest:
-        next_token_loss(hidden, head, torch.randint(0, VOCAB, (64,))).backward()
-    assert largest.elements == 8 * VOCAB
-
-
-@pytest.mark.parametrize("chunk", [5, 1000])
-def test_the_loss_under_bfloat16_autocast_is_float32_and_not_rounded_to_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * VOCAB)
-    hidden, head = torch.randn(23, 16), torch.randn(VOCAB, 16)
-    targets = torch.randint(0, VOCAB, (23,))
-    exact = next_token_loss(hidden, head, targets)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = next_token_loss(hidden, head, targets)
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(float(exact), rel=2e-3)
-    assert float(loss.bfloat16()) != float(loss)
