@@ -93,3 +93,37 @@ def spectron(
 def _first_vector(rank: int) -> Tensor:
     vector = torch.randn(rank, generator=torch.Generator().manual_seed(0))
     return (vector / vector.norm()).double()
+
+
+def tangent(x: Tensor, z: Tensor) -> Tensor:
+    """Z without the part X sym(XᵀZ) that is normal to the Stiefel manifold at X."""
+    x, z = x.double(), z.double()
+    return z - x @ (x.mT @ z + z.mT @ x) / 2
+
+
+def stiefel(
+    x: Tensor,
+    gradients: Sequence[Tensor],
+    lr: float,
+    momentum: float,
+    nesterov: bool = True,
+    direction: str = "polar",
+    beta2: float = 0.95,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """X after one step for each gradient, with no retraction; Adam's direction with its bias corrections."""
+    x = x.double().clone()
+    c = torch.ones(x.shape[1], dtype=torch.float64) if scale is None else scale.double()
+    m, v = torch.zeros_like(x), torch.zeros_like(x)
+    for step, gradient in enumerate(gradients, 1):
+        g = gradient.double()
+        m = momentum * m + (1 - momentum) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        d = (momentum * m + (1 - momentum) * g if nesterov else m) * c
+        if direction == "polar":
+            d = polar_newton_schulz(d)
+        else:
+            d = (d / (1 - momentum**step)) / (v / (1 - beta2**step)).sqrt()
+            d = d / d.norm(dim=0)
+        x = x - lr * d * c
+    return x

@@ -16,7 +16,7 @@ import reference
 from lrtrain.constraints import SpectralRenormalization, StiefelRetraction, takes_step_scale
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import LowRankLinear, SpectralLinear
-from lrtrain.optim import CombinedOptimizer, Spectron
+from lrtrain.optim import CombinedOptimizer, Spectron, Stiefel
 
 
 def found() -> list[type]:
@@ -32,11 +32,17 @@ def found() -> list[type]:
     return sorted(classes - {lrtrain.constraints.Constraint}, key=lambda c: c.__name__)
 
 
-def make(cls: type) -> tuple[Any, Spectron]:
+def make(cls: type) -> tuple[Any, CombinedOptimizer]:
     """A constraint on random matrices and an optimizer that holds them."""
-    a, b = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(6, 3))
+    a, b, s = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.rand(3))
     first = next(iter(inspect.signature(cls).parameters))
-    return cls({"layer": (a, b)} if first == "pairs" else {"layer.0": a, "layer.1": b}), Spectron([a, b], lr=0.1)
+    structure = {"pairs": {"layer": (a, b)}, "triples": {"layer": (a, s, b)}}.get(first, {"layer.0": a, "layer.1": b})
+    matrices = Stiefel if first == "triples" else Spectron
+    return cls(structure), CombinedOptimizer([matrices([("a", a), ("b", b)], lr=0.1), AdamW([("s", s)], lr=0.1)])
+
+
+def held(optimizer: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def step(optimizer: Any, *constraints: Any) -> None:
@@ -64,7 +70,7 @@ def test_the_constraints_of_the_library_are_found() -> None:
 @every_constraint
 def test_a_restored_constraint_continues_bit_for_bit(cls: type) -> None:
     constraint, optimizer = make(cls)
-    parameters = optimizer.param_groups[0]["params"]
+    parameters = held(optimizer)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     for _ in range(3):
@@ -72,12 +78,12 @@ def test_a_restored_constraint_continues_bit_for_bit(cls: type) -> None:
     state = saved(constraint.state_dict())
     torch.manual_seed(1)
     other, resumed = make(cls)
-    copies = resumed.param_groups[0]["params"]
+    copies = held(resumed)
     with torch.no_grad():
         for copy, parameter in zip(copies, parameters, strict=True):
             copy.copy_(parameter)
             copy.grad = parameter.grad.clone()
-            resumed.state[copy]["momentum"] = optimizer.state[parameter]["momentum"].clone()
+            resumed.state[copy] = {name: value.clone() for name, value in optimizer.state[parameter].items()}
     other.load_state_dict(state)
     for _ in range(3):
         step(optimizer, constraint)
@@ -88,10 +94,10 @@ def test_a_restored_constraint_continues_bit_for_bit(cls: type) -> None:
 @every_constraint
 def test_a_constraint_leaves_no_graph_and_asks_for_no_gradient(cls: type) -> None:
     constraint, optimizer = make(cls)
-    for parameter in optimizer.param_groups[0]["params"]:
+    for parameter in held(optimizer):
         parameter.grad = torch.randn_like(parameter)
     step(optimizer, constraint)
-    for parameter in optimizer.param_groups[0]["params"]:
+    for parameter in held(optimizer):
         assert parameter.is_leaf
         assert parameter.requires_grad
         assert parameter.grad_fn is None

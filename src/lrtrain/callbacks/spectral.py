@@ -5,9 +5,21 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetraction, structure, takes_step_scale
+from lrtrain.constraints import (
+    BalancedRenormalization,
+    Constraint,
+    FunctionPreservingRetraction,
+    SpectralRenormalization,
+    StiefelRetraction,
+    TangentProjection,
+    column_scaled,
+    spectral_triples,
+    structure,
+    takes_step_scale,
+)
 from lrtrain.errors import UserError
 from lrtrain.linalg import orthonormality_error, product_norm
 
@@ -22,8 +34,8 @@ class SpectralConstraints(L.Callback):
     and before clipping. It calls `before_step` and arms `after_step`, which the optimizer's own post-hook then runs as
     the last act of that step: no scheduler, checkpoint, log or validation ever sees weights off the manifold.
 
-    The model's projections say what there is to constrain (`factor_pairs`, `orthonormal`). `CausalLM` attaches this
-    callback by itself; name it under `trainer.callbacks` to change it.
+    The model's projections say what there is to constrain (`factor_pairs`, `orthonormal`, `spectral_triples`).
+    `CausalLM` attaches this callback by itself; name it under `trainer.callbacks` to change it.
 
     Logged every `measure_every_n_steps`: the largest σ(A), σ(B) and ‖ΔW‖₂/η, exact, over up to 8 of the pairs, and the
     largest max |UᵀU − I| over the orthonormal parameters.
@@ -31,12 +43,35 @@ class SpectralConstraints(L.Callback):
     Args:
         renormalize: Scale the steps of the pairs (A, B); null means wherever the optimizer takes step scales.
         retract: Put the orthonormal parameters back on the manifold after each step.
+        preserve_function: Retract by the singular value decomposition of W = V diag(s) Uᵀ, which leaves W as it is,
+            instead of QR, which changes it.
+        project_gradients: Project the gradients of the orthonormal parameters to the tangent space, before clipping.
+        transport_momentum: Carry the optimizer's first moments to the new tangent space after each retraction.
+        bound_updates: Scale the steps of U and V by s, so that the learning rate bounds ‖ΔW‖₂ as Spectron's does.
         measure_every_n_steps: Optimizer steps between two measurements; 0 for none.
     """
 
-    def __init__(self, renormalize: bool | None = None, retract: bool = True, measure_every_n_steps: int = 25) -> None:
+    def __init__(
+        self,
+        renormalize: bool | None = None,
+        retract: bool = True,
+        preserve_function: bool = False,
+        project_gradients: bool = False,
+        transport_momentum: bool = False,
+        bound_updates: bool = False,
+        measure_every_n_steps: int = 25,
+    ) -> None:
+        if not retract and (preserve_function or transport_momentum):
+            raise UserError(
+                "trainer.callbacks: SpectralConstraints has retract: false, so there is no retraction that "
+                "preserve_function or transport_momentum could change: leave them out or retract"
+            )
         self.renormalize = renormalize
         self.retract = retract
+        self.preserve_function = preserve_function
+        self.project_gradients = project_gradients
+        self.transport_momentum = transport_momentum
+        self.bound_updates = bound_updates
         self.measure_every_n_steps = measure_every_n_steps
         self.constraints: dict[str, Constraint] = {}
         self.measured: dict[str, float] = {}
@@ -64,14 +99,50 @@ class SpectralConstraints(L.Callback):
             )
         if scalable and self.renormalize is not False:
             self.constraints["renormalize"] = SpectralRenormalization(scalable)
-        if self._orthonormal and self.retract:
-            self.constraints["retract"] = StiefelRetraction(self._orthonormal)
+        self.constraints |= self._on_the_manifold(spectral_triples(pl_module), optimizer)
         for name, state in self._restored.items():
             if name in self.constraints:
                 self.constraints[name].load_state_dict(state)
         optimizer.register_step_post_hook(self._after_step)
 
+    def _on_the_manifold(
+        self, triples: dict[str, tuple[Tensor, Tensor, Tensor]], optimizer: Optimizer
+    ) -> dict[str, Constraint]:
+        """The constraints of the orthonormal parameters; with `preserve_function`, QR is for those outside the triples.
+
+        Raises:
+            UserError: something is asked of orthonormal parameters or triples, and the model has none.
+        """
+        names = ("preserve_function", "bound_updates", "project_gradients", "transport_momentum")
+        asked = [name for name in names if getattr(self, name)]
+        if asked and not (triples if self.preserve_function or self.bound_updates else self._orthonormal):
+            raise UserError(
+                f"trainer.callbacks: SpectralConstraints has {asked[0]}: true, but the model has no spectral "
+                "projection; use lrtrain.nn.SpectralLinear or leave it out"
+            )
+        scaled = column_scaled(optimizer)
+        if self.bound_updates and not all(u in scaled and v in scaled for u, _, v in triples.values()):
+            raise UserError(
+                "trainer.callbacks: SpectralConstraints has bound_updates: true, but the optimizer of U and V takes no "
+                "column scales; use lrtrain.optim.Stiefel for model.optimizers.hidden or leave it out"
+            )
+        constraints: dict[str, Constraint] = {}
+        if self.bound_updates:
+            constraints["bound"] = BalancedRenormalization(triples)
+        if self._orthonormal and self.project_gradients:
+            constraints["project"] = TangentProjection(self._orthonormal)
+        alone = self._orthonormal
+        if self.retract and self.preserve_function and triples:
+            constraints["preserve"] = FunctionPreservingRetraction(triples, self.transport_momentum)
+            inside = {parameter for triple in triples.values() for parameter in triple}
+            alone = {name: parameter for name, parameter in alone.items() if parameter not in inside}
+        if self.retract and alone:
+            constraints["retract"] = StiefelRetraction(alone, self.transport_momentum)
+        return constraints
+
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        if getattr(optimizer, "skip_step", False):
+            return
         for constraint in self.constraints.values():
             constraint.before_step(optimizer)
         every = self.measure_every_n_steps
@@ -97,18 +168,18 @@ class SpectralConstraints(L.Callback):
     def _measure(self, optimizer: Optimizer) -> None:
         rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
         self.measured = {}
-        ratios = []
+        ratios: list[float] = []
+        norms: dict[str, list[float]] = {"A": [], "B": []}
         for name, (a, b) in self._before.items():
-            new_a, new_b = self._pairs[name]
-            delta = float(product_norm((new_a, new_b), (-a, b)))
-            if rates[new_a] > 0:
-                ratios.append(delta / rates[new_a])
+            factors = new_a, new_b = [_whole(factor) for factor in self._pairs[name]]
+            for side, factor in zip("AB", factors, strict=True):
+                norms[side].append(float(torch.linalg.matrix_norm(factor, ord=2)))
+            rate = rates[self._pairs[name][0]]
+            if rate > 0:
+                ratios.append(float(product_norm((new_a, new_b), (-_whole(a), _whole(b)))) / rate)
         if ratios:
             self.measured["spectral/update_over_lr"] = max(ratios)
-        if self._before:
-            for index, side in enumerate("AB"):
-                norms = [float(torch.linalg.matrix_norm(self._pairs[name][index], ord=2)) for name in self._before]
-                self.measured[f"spectral/sigma_{side}"] = max(norms)
+        self.measured |= {f"spectral/sigma_{side}": max(values) for side, values in norms.items() if values}
         if self._orthonormal:
             errors = [float(orthonormality_error(x)) for x in self._orthonormal.values()]
             self.measured["spectral/orthonormality_error"] = max(errors)
@@ -131,6 +202,11 @@ class SpectralConstraints(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
+
+
+def _whole(factor: Tensor) -> Tensor:
+    """A factor with the rows of all processes, which must all ask for it."""
+    return factor.full_tensor() if isinstance(factor, DTensor) else factor
 
 
 def _scaled_parameters(optimizer: Optimizer) -> set[Tensor]:

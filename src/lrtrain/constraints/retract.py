@@ -1,6 +1,5 @@
 """Retraction to the Stiefel manifold: matrices with orthonormal columns."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,33 +7,38 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrtrain.linalg import orthonormalize
+from lrtrain.constraints.tangent import transport
+from lrtrain.linalg import local, orthonormalize, pieces
 
 
 class StiefelRetraction:
     """After each step, X ← Q of X = Q R with a positive diagonal of R. Equal shapes are handled as one batch.
 
     Args:
-        parameters: name -> X (features, k).
+        parameters: name -> X (features, k), plain tensors or row-sharded DTensors.
+        transport: Also carry the optimizer's first moments to the new tangent space, M ← M − Q sym(QᵀM).
 
-    Source: SCT, arXiv 2604.00733.
+    Source: SCT, arXiv 2604.00733; the transport is not in the paper.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], transport: bool = False) -> None:
         self.parameters = dict(parameters)
+        self.transport = transport
+        self._optimizer: Optimizer | None = None
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Nothing is to be done before the update."""
+        """Takes note of the optimizer that holds the moments."""
+        self._optimizer = optimizer
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Puts every parameter back on the manifold."""
-        by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
-        for parameter in self.parameters.values():
-            by_shape[parameter.shape, parameter.device].append(parameter)
-        for parameters in by_shape.values():
-            bases, _ = orthonormalize(torch.stack([parameter.detach() for parameter in parameters]))
-            torch._foreach_copy_(parameters, list(bases.unbind()))
+        parameters = list(self.parameters.values())
+        for piece in pieces(parameters):
+            bases, _ = orthonormalize([parameters[index] for index in piece])
+            torch._foreach_copy_([local(parameters[index]) for index in piece], [local(q) for q in bases])
+        if self.transport and self._optimizer is not None:
+            transport(self._optimizer, parameters)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -18,3 +18,13 @@ def structure(module: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict
         for index, parameter in enumerate(child.orthonormal()):
             orthonormal[f"{name}.{index}"] = parameter
     return pairs, orthonormal
+
+
+def spectral_triples(module: nn.Module) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """name -> (U, s, V) of every submodule that has `spectral_triples`, whatever its class."""
+    triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for name, child in module.named_modules():
+        if hasattr(child, "spectral_triples"):
+            for index, triple in enumerate(child.spectral_triples()):
+                triples[f"{name}.{index}" if index else name] = triple
+    return triples

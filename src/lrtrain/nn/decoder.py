@@ -7,7 +7,9 @@ one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from lrtrain.nn.loss import next_token_loss
 from lrtrain.nn.projection import LinearCallable, Projection
 
 KVCache = list[tuple[Tensor, Tensor] | None]
@@ -97,6 +99,12 @@ class Decoder(nn.Module):
             x_BTD = block(x_BTD, rope_TE, cache, index)
         return self.norm(x_BTD)
 
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean next-token loss, in nats, of int64 tokens and the tokens that follow them, both (B, T)."""
+        # Not self(…): under FSDP this method gathers the weights as forward does, and they must not be gathered twice.
+        hidden_BTD = self.forward(tokens_BT)
+        return next_token_loss(hidden_BTD.flatten(0, 1), self.head_VD, targets_BT.flatten())
+
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states."""
         return F.linear(hidden_BTD, self.head_VD)
@@ -120,7 +128,10 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each after an RMSNorm and added to the residual stream."""
+    """Attention and SwiGLU, each after an RMSNorm and added to the residual stream.
+
+    With `recompute` on, training keeps a block's input alone and computes the rest again in the backward pass.
+    """
 
     def __init__(
         self,
@@ -137,8 +148,15 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, kv_heads, attention)
         self.mlp_norm = nn.RMSNorm(width, eps=norm_eps)
         self.mlp = SwiGLU(width, ffn_width, mlp)
+        self.recompute = False
 
     def forward(self, x_BTD: Tensor, rope_TE: tuple[Tensor, Tensor], cache: KVCache | None, index: int) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a block is random.
+            return checkpoint(self._add, x_BTD, rope_TE, cache, index, use_reentrant=False, preserve_rng_state=False)
+        return self._add(x_BTD, rope_TE, cache, index)
+
+    def _add(self, x_BTD: Tensor, rope_TE: tuple[Tensor, Tensor], cache: KVCache | None, index: int) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope_TE, cache, index)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 

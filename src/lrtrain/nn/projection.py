@@ -14,7 +14,7 @@ class Projection(nn.Module, ABC):
     """A linear map y = W x without bias, however W is written.
 
     A new parameterisation is one file with one subclass; its structure is stated as data (`factor_pairs`,
-    `orthonormal`), so that no optimizer and no constraint has to know the class.
+    `orthonormal`, `spectral_triples`), so that no optimizer and no constraint has to know the class.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -41,6 +41,10 @@ class Projection(nn.Module, ABC):
 
     def orthonormal(self) -> list[nn.Parameter]:
         """Parameters (features, r) whose columns must stay orthonormal."""
+        return []
+
+    def spectral_triples(self) -> list[tuple[nn.Parameter, nn.Parameter, nn.Parameter]]:
+        """Triples (U, s, V) with U (in, r), s (r), V (out, r) whose product V diag(s) Uᵀ is the weight."""
         return []
 
     @property

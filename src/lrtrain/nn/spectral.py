@@ -13,7 +13,8 @@ from lrtrain.nn.factorised import FactorisedProjection
 class SpectralLinear(FactorisedProjection):
     """y = ((x U) ⊙ s) Vᵀ with U (in, k) and V (out, k) of orthonormal columns and s (k), so W = V diag(s) Uᵀ.
 
-    The columns stay orthonormal only with a retraction after each step (`constraints.StiefelRetraction`).
+    The columns stay orthonormal only with a retraction after each step (`constraints.StiefelRetraction`, or
+    `constraints.FunctionPreservingRetraction`, which leaves W as it is).
 
     Args:
         in_features: Input width.
@@ -61,6 +62,9 @@ class SpectralLinear(FactorisedProjection):
 
     def orthonormal(self) -> list[nn.Parameter]:
         return [self.U, self.V]
+
+    def spectral_triples(self) -> list[tuple[nn.Parameter, nn.Parameter, nn.Parameter]]:
+        return [(self.U, self.s, self.V)]
 
     @property
     def flops_per_token(self) -> int:

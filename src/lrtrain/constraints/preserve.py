@@ -1,0 +1,122 @@
+"""Retraction of W = V diag(s) Uᵀ that leaves W as it is."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lrtrain.constraints.tangent import FIRST_MOMENTS, SECOND_MOMENTS, moments, transport
+from lrtrain.constraints.vectors import stack_whole, write_whole
+from lrtrain.linalg import local, orthonormalize
+
+
+class FunctionPreservingRetraction:
+    """After each step, writes the same W = V diag(s) Uᵀ with orthonormal bases: its singular value decomposition.
+
+    With U = Q_U R_U and V = Q_V R_V, W = Q_V C Q_Uᵀ of the core C = R_V diag(s) R_Uᵀ (k, k). From C = P Σ Zᵀ
+
+        U ← Q_U Z,   V ← Q_V P,   s ← Σ (descending, none negative), the diagonal of Z not negative.
+
+    QR alone would drop R_U and R_V, and with them the part of the update inside the span; here it arrives in s and in
+    the rotation of the bases. That rotation may be large where singular values are close, and it reorders them, so the
+    optimizer's averages follow it. With N_U = R_Uᵀ Z and N_V = R_Vᵀ P, the gradients at the new triple are exactly
+    G_U N_U and G_V N_V for the same dL/dW, hence
+
+        M_U ← M_U N_U,   M_V ← M_V N_V,   v ← v (N ∘ N),   M_s ← Fᵀ M_s,   v_s ← (F ∘ F)ᵀ v_s
+
+    for first moments M, second moments v and F = N_U ∘ N_V. The last three are exact for columns that are reordered or
+    change sign; in between they neglect correlations between columns, which these averages do not know.
+
+    Args:
+        triples: name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors.
+        transport: Also project the first moments of U and V to the new tangent space. That drops what they know of the
+            update inside the span, so it belongs with gradients that are projected too (`TangentProjection`).
+    """
+
+    def __init__(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]], transport: bool = False) -> None:
+        self.triples = dict(triples)
+        self.transport = transport
+        self._optimizer: Optimizer | None = None
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Takes note of the optimizer that holds the moments."""
+        self._optimizer = optimizer
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Puts every triple back on the manifold, and with it the moments of the optimizer that `before_step` named."""
+        by_rank: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        for triple in self.triples.values():
+            by_rank[triple[1].shape[0]].append(triple)
+        us, vs = ([triple[i] for group in by_rank.values() for triple in group] for i in (0, 2))
+        bases, corners = orthonormalize([*us, *vs])
+        torch._foreach_copy_([local(x) for x in (*us, *vs)], [local(q) for q in bases])
+        start = 0
+        for group in by_rank.values():
+            u, s, v = (list(x) for x in zip(*group, strict=True))
+            r_u, r_v = (torch.stack(corners[at : at + len(group)]) for at in (start, start + len(us)))
+            start += len(group)
+            core = _decompose(r_u, stack_whole(s), r_v)
+            _multiply(u, core.z)
+            _multiply(v, core.p)
+            write_whole(s, core.s)
+            if self._optimizer is not None:
+                n_u, n_v = r_u.mT @ core.z, r_v.mT @ core.p
+                _follow(self._optimizer, u, n_u)
+                _follow(self._optimizer, v, n_v)
+                _follow_values(self._optimizer, s, n_u * n_v)
+        if self.transport and self._optimizer is not None:
+            transport(self._optimizer, [*us, *vs])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """There is no state."""
+
+
+class Core(NamedTuple):
+    """P (n, k, k), s (n, k) and Z (n, k, k) of R_V diag(s) R_Uᵀ = P diag(s) Zᵀ."""
+
+    p: Tensor
+    s: Tensor
+    z: Tensor
+
+
+def _decompose(r_u: Tensor, s: Tensor, r_v: Tensor) -> Core:
+    """The singular value decomposition of the cores R_V diag(s) R_Uᵀ, in float64: its bases multiply U and V each step.
+
+    The sign of each pair of columns is the one with which Z stays nearest to I.
+    """
+    core = (r_v.double() * s.double().unsqueeze(-2)) @ r_u.double().mT
+    p, sigma, zt = torch.linalg.svd(core)
+    sign = torch.where(zt.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(core).unsqueeze(-2)
+    return Core((p * sign).to(r_u), sigma.to(r_u), (zt.mT * sign).to(r_u))
+
+
+def _multiply(matrices: Sequence[Tensor], factors: Tensor) -> None:
+    """X ← X F, for matrices X (m, k), whole or sharded by rows, and factors F (n, k, k)."""
+    for x, factor in zip(matrices, factors.unbind(), strict=True):
+        rows = local(x)
+        rows.copy_(rows.to(factor) @ factor)
+
+
+def _follow(optimizer: Optimizer, parameters: Sequence[Tensor], turns: Tensor) -> None:
+    """M ← M N and v ← v (N ∘ N) for parameters (m, k) and N (n, k, k)."""
+    for names, factors in ((FIRST_MOMENTS, turns), (SECOND_MOMENTS, turns.square())):
+        found = list(moments(optimizer, parameters, names))
+        if found:
+            _multiply([moment for _, moment in found], factors[[index for index, _ in found]])
+
+
+def _follow_values(optimizer: Optimizer, parameters: Sequence[Tensor], shares: Tensor) -> None:
+    """M ← Fᵀ M and v ← (F ∘ F)ᵀ v for parameters (k) and F (n, k, k)."""
+    for names, factors in ((FIRST_MOMENTS, shares), (SECOND_MOMENTS, shares.square())):
+        found = list(moments(optimizer, parameters, names))
+        if found:
+            vectors = [moment for _, moment in found]
+            chosen = factors[[index for index, _ in found]]
+            write_whole(vectors, (chosen.mT @ stack_whole(vectors).to(factors).unsqueeze(-1)).squeeze(-1))
