@@ -1,6 +1,7 @@
 """What the checkpoints of a run of `checkpoint_program` hold, and which batches that run drew."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,3 +36,14 @@ def assert_same_state(one: Path, other: Path) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
     assert a["loops"]["fit_loop"]["state_dict"] == b["loops"]["fit_loop"]["state_dict"]
     assert torch.equal(a["lrtrain"]["rng"][0]["torch"], b["lrtrain"]["rng"][0]["torch"])
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two checkpoints, or parts of them, are not the same bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for key in a.keys() | b.keys() for d in differences(a.get(key), b.get(key), f"{where}/{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
+    return [] if a == b else [where]

@@ -3,4 +3,4 @@
 import multiprocessing
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["lrtrain.data.datamodule", "lrtrain.callbacks.checkpoints"])
+FORK.set_forkserver_preload(["lrtrain.data.datamodule", "lrtrain.callbacks.checkpoints", "lrtrain.commands.parser"])

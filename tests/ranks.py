@@ -1,5 +1,7 @@
 """A function on several processes at once, with the environment that torchrun gives them."""
 
+import contextlib
+import io
 import os
 import pickle
 import socket
@@ -38,6 +40,23 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
     failures = [failure for _, failure in outcomes if failure]
     assert not failures, "\n".join(failures)
     return [result for result, _ in outcomes]
+
+
+def command_on_ranks(count: int, argv: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of an `lrtrain` command on each of `count` processes."""
+    return on_ranks(count, _command, argv)
+
+
+def _command(argv: list[str]) -> tuple[int, str, str]:
+    from lrtrain.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(argv)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 def _torchrun(count: int) -> list[dict[str, str]]:

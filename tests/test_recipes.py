@@ -9,10 +9,12 @@ from omegaconf import OmegaConf
 import toy
 from lrtrain.cli import main
 from lrtrain.commands.generate import build_decoder
+from ranks import on_ranks
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
-OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+SCALES = sorted(CONFIGS.glob("scale/*.yaml"))
+OVERLAYS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path not in SCALES]
 MILLIONS = {
     "spectron_S": "93.60",
     "dense_S": "134.11",
@@ -49,6 +51,15 @@ def test_an_overlay_trains_on_quickstart(
 ) -> None:
     out = run_two_steps([CONFIGS / "quickstart.yaml", overlay], shards, tmp_path, capsys)
     assert "validation      loss" in out
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=lambda path: path.stem)
+def test_a_scale_trains_on_the_processes_that_it_names(scale: Path, shards: Path, tmp_path: Path) -> None:
+    processes = OmegaConf.load(scale).trainer.devices
+    files = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(scale)]
+    fit = ["fit", *files, *toy.flags(shards, tmp_path), "--trainer.logger=false"]
+    assert on_ranks(processes, main, fit) == [0] * processes
+    assert list(tmp_path.glob("quickstart/0001/checkpoints/step-00000002.ckpt"))
 
 
 @pytest.mark.parametrize("name", MILLIONS)

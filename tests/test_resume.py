@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import toy
+from checkpoint_state import differences
 from commandline import RECIPE, arguments, refusal
 from lrtrain.cli import main
 from lrtrain.tracking.spool import Spool
@@ -47,17 +48,6 @@ def metric(run: Path, name: str) -> list[tuple[int, float]]:
     """(step, value) in the order of metrics.jsonl."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(r["step"], r["metrics"][name]) for r in records if name in r.get("metrics", {})]
-
-
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two checkpoints are not the same bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) else [where]
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for key in a.keys() | b.keys() for d in differences(a.get(key), b.get(key), f"{where}/{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
-    return [] if a == b else [where]
 
 
 @pytest.mark.parametrize(

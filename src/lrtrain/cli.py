@@ -5,6 +5,7 @@ import os
 import sys
 
 from lrtrain import __version__
+from lrtrain.commands.processes import says
 from lrtrain.errors import UserError
 
 COMMANDS = {
@@ -16,6 +17,7 @@ COMMANDS = {
     "test": ("lrtrain.commands.train:test", "the same on the test split"),
     "prepare": ("lrtrain.commands.prepare:main", "turn documents into a tokenizer and token shards"),
     "generate": ("lrtrain.commands.generate:main", "continue a text with a trained checkpoint"),
+    "consolidate": ("lrtrain.commands.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.commands.compare:main", "draw loss curves of tracked runs and print their mean final losses"),
     "sync": ("lrtrain.commands.sync:main", "send tracked points that still wait on this machine"),
 }
@@ -35,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("LRTRAIN_DEBUG"):
             raise
-        print(f"lrtrain: error: {error}", file=sys.stderr)
+        if says(str(error)):
+            print(f"lrtrain: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)

@@ -8,14 +8,17 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrtrain.callbacks.spectral import SpectralConstraints
 from lrtrain.errors import UserError
 from lrtrain.metrics import TokenLoss
-from lrtrain.nn import Decoder, Projection, next_token_loss
+from lrtrain.nn import Decoder, Projection
+from lrtrain.nn.decoder import Block
 from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
+from lrtrain.strategies import FSDP, check_strategy
 
 DecoderCallable = Callable[[], Decoder]
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -30,13 +33,25 @@ class CausalLM(L.LightningModule):
         decoder: Makes the decoder; called inside `configure_model`.
         optimizers: Which optimizer has which parameter.
         schedule: Makes the learning-rate schedule from the optimizer and the run's number of optimizer steps.
+        activation_checkpointing: Keep each block's input alone and compute the rest again in the backward pass: less
+            memory, a third more computation.
+        compile: Compile each block (`torch.compile`); the first steps take longer.
     """
 
-    def __init__(self, decoder: DecoderCallable, optimizers: Optimizers, schedule: ScheduleCallable) -> None:
+    def __init__(
+        self,
+        decoder: DecoderCallable,
+        optimizers: Optimizers,
+        schedule: ScheduleCallable,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self._make_decoder = decoder
         self._optimizers = optimizers
         self._schedule = schedule
+        self._activation_checkpointing = activation_checkpointing
+        self._compile = compile
         self.decoder: Decoder | None = None
         self._slots: list[Slot] = []
         self.validation = TokenLoss()
@@ -66,15 +81,26 @@ class CausalLM(L.LightningModule):
         return decoder.head_VD.shape[0]
 
     def configure_model(self) -> None:
-        """Makes the decoder, once."""
-        if self.decoder is None:
-            try:
+        """Makes the decoder, once; sharded under `strategies.FSDP`."""
+        if self.decoder is not None:
+            return
+        try:
+            with torch.device("cpu"):  # a device's own generator would draw other weights
                 self.decoder = self._make_decoder()
-            except ValueError as error:
-                raise UserError(f"model.decoder: {error}") from error
+        except ValueError as error:
+            raise UserError(f"model.decoder: {error}") from error
+        for block in self.decoder.blocks:
+            assert isinstance(block, Block)
+            block.recompute = self._activation_checkpointing
+            if self._compile:
+                # The method, not the module: the gathering of weights around it stays outside the graph.
+                block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):
+            self.trainer.strategy.shard(self.decoder)
 
     def setup(self, stage: str) -> None:
-        """Refuses data of another vocabulary before anything is computed."""
+        """Refuses a strategy that cuts factors up, and data of another vocabulary, before anything is computed."""
+        check_strategy(self.trainer.strategy)
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "check"):
             data.check(self.check())
@@ -93,19 +119,27 @@ class CausalLM(L.LightningModule):
     def loss(self, batch: Tensor) -> Tensor:
         """Mean next-token loss of a batch (B, T + 1), in nats."""
         assert self.decoder is not None
-        hidden_BTD = self.decoder(batch[:, :-1])
-        return next_token_loss(hidden_BTD.flatten(0, 1), self.decoder.head_VD, batch[:, 1:].flatten())
+        return self.decoder.loss(batch[:, :-1], batch[:, 1:])
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", self._mean(loss.detach()), prog_bar=True)
         return loss
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The mean over all processes; Lightning's own (`sync_dist`) lets each of them wait for the slowest."""
+        if self.trainer.world_size == 1:
+            return loss
+        total = loss.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.trainer.world_size
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+            norm = nn.utils.get_total_norm(gradients)
+            self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
             self.log_dict({f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots})
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:

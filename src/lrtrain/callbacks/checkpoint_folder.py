@@ -1,4 +1,4 @@
-"""The checkpoints of one run, as files in `<run directory>/checkpoints`; no Lightning."""
+"""The checkpoints of one run, files or folders of shards in `<run directory>/checkpoints`; no Lightning."""
 
 import os
 import re
@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from lrtrain.callbacks.wholefile import PARTIAL, fault
+from lrtrain.callbacks.sharded import fault
+from lrtrain.callbacks.wholefile import PARTIAL
 from lrtrain.errors import UserError
 
 FOLDER = "checkpoints"
@@ -30,7 +31,7 @@ def resolve_ckpt_path(ckpt_path: str | None, run_dir: Path, required: bool = Fal
         return None
     if ckpt_path != "last":
         if why := fault(Path(ckpt_path)):
-            raise UserError(f"--ckpt_path {ckpt_path}: {why}; pass a whole .ckpt file, or 'last' for the newest one")
+            raise UserError(f"--ckpt_path {ckpt_path}: {why}; pass a whole .ckpt, or 'last' for the newest one")
         return Path(ckpt_path)
     folder = run_dir / FOLDER
     path, passed_over = newest_whole(folder)
@@ -79,6 +80,7 @@ def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
     """
     ahead = [(path, path.with_name(path.name + ".aside")) for at, path in steps_in(folder).items() if at > step]
     for path, aside in ahead:
+        remove(aside)  # of an earlier course; a folder would not give way
         path.rename(aside)
     return ahead
 
@@ -87,16 +89,18 @@ def sweep(folder: Path) -> list[Path]:
     """Removes what a killed process left half written, and returns it."""
     leftovers = sorted(folder.glob(f"*{PARTIAL}"))
     for path in leftovers:
-        path.unlink()
+        remove(path)
     return leftovers
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint, a file or a sharded folder; nothing if there is none."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    """Removes a checkpoint, a file or a folder of shards; nothing if there is none."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    if path.suffix != PARTIAL:
+        path = path.rename(path.with_name(path.name + PARTIAL))  # half removed it must not look like a checkpoint
+    shutil.rmtree(path)
 
 
 def _tell(line: str) -> None:

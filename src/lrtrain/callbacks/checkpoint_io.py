@@ -1,4 +1,4 @@
-"""Lightning's reading and writing of checkpoints through `wholefile`, and the check that a model fits one."""
+"""Lightning's reading and writing of checkpoints as whole files, and the check that a model fits one."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import nn
 
-from lrtrain.callbacks import checkpoint_folder, wholefile
+from lrtrain.callbacks import checkpoint_folder, sharded, wholefile
 from lrtrain.errors import UserError
 
 
 class WholeFileIO(CheckpointIO):
-    """Writes atomically with a checksum; reads only what matches its checksum, and no code out of it.
+    """Writes whole files; reads these and folders of shards, only what matches its checksum, and no code out of it.
 
-    Strategies that write shards themselves (`ModelParallelStrategy` with `save_distributed_checkpoint`) pass it by.
+    `strategies.FSDP` writes and, where it is to stay sharded, reads folders itself.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -29,9 +29,11 @@ class WholeFileIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Onto the CPU unless `map_location` says otherwise; raises UserError for anything but a whole checkpoint."""
-        allow_only_plain = weights_only is not False
-        checkpoint = wholefile.read_whole(Path(path), map_location or "cpu", weights_only=allow_only_plain)
+        """Onto the CPU, or a file where `map_location` says; raises UserError for anything but a whole checkpoint."""
+        if Path(path).is_dir():
+            checkpoint = sharded.read(Path(path))
+        else:
+            checkpoint = wholefile.read_whole(Path(path), map_location or "cpu", weights_only=weights_only is not False)
         if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
             raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
         return checkpoint

@@ -44,7 +44,10 @@ class Checkpoints(Checkpoint):
     """Writes `<default_root_dir>/checkpoints/step-00000500.ckpt` every N optimizer steps, at the end of fit, on
     SIGTERM or Ctrl+C (exit code 143 or 130), and on an exception unless it struck inside an optimizer update.
 
-    A file holds what Lightning saves and, under `lrtrain`: `version`, the run's `config` and `tokenizer` as text (None
+    Under `strategies.FSDP` it is a folder that all processes write (`callbacks.sharded`), elsewhere one file. Every
+    strategy goes on from either, on any number of processes.
+
+    It holds what Lightning saves and, under `lrtrain`: `version`, the run's `config` and `tokenizer` as text (None
     where the run directory has no such file), and `rng`, the random state of each rank.
 
     Random numbers are drawn by training batches only: validation and data loaders get them, but give them back, so

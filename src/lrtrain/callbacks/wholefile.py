@@ -30,8 +30,6 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 def fault(path: Path) -> str | None:
     """Why `path` is not a whole checkpoint, in a few words, or None if it is; reads the file once."""
     try:
-        if path.is_dir():  # a sharded checkpoint: its strategy writes meta.pt after the shards
-            return None if (path / "meta.pt").is_file() else "it is a folder, not a checkpoint"
         with path.open("rb") as file:
             return _file_fault(file, path.stat().st_size)
     except FileNotFoundError:
@@ -81,7 +79,7 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
     except BaseException as error:
         _discard(partial)
         cause = sink.error if sink is not None and sink.error is not None else error  # torch hides the OSError
@@ -164,7 +162,8 @@ def _discard(partial: Path) -> None:
         return
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: a rename outlives a power cut only then."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Prints the prompt and its continuation."""
     parser = Arguments(prog="lrtrain generate", description="Continues a text with a trained checkpoint.")
     parser.add_argument(
-        "checkpoint", nargs="?", default="runs", help="a .ckpt file, a run directory, or a folder of runs (its newest)"
+        "checkpoint", nargs="?", default="runs", help="a .ckpt, a run directory, or a folder of runs (its newest)"
     )
     parser.add_argument("--prompt", help="text to continue; read from standard input when left out")
     parser.add_argument(
@@ -71,7 +71,7 @@ def newest_checkpoint(path: Path) -> Path:
     """
     from lrtrain.callbacks.checkpoint_folder import FOLDER, newest_whole
 
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and path.suffix == ".ckpt"):
         return path
     if not path.exists():
         raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.callbacks.checkpoints import Checkpoints
+from lrtrain.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.callbacks.progress import StepProgress
 from lrtrain.callbacks.record import RunRecord
 from lrtrain.callbacks.throughput import Throughput
@@ -23,6 +24,7 @@ from lrtrain.commands.settings import ENV_PREFIX, option_names
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.errors import UserError
 from lrtrain.module import CausalLM
+from lrtrain.strategies import check_strategy
 from lrtrain.tracking.logger import MLflowLogger
 
 
@@ -46,7 +48,7 @@ class TrainCLI(LightningCLI):
     """One YAML (and overlays) to a model, its data and a Trainer over a run directory.
 
     Beside Lightning's groups `trainer`, `model` and `data` there are `name` and `runs` (the run lives in
-    `<runs>/<name>/<NNNN>`), `checkpoints`, and `ckpt_path`.
+    `<runs>/<name>/<NNNN>`), `checkpoints`, `nonfinite`, and `ckpt_path`.
     """
 
     run_dir: Path
@@ -83,9 +85,10 @@ class TrainCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to resume from or to evaluate: a file, or 'last' for the newest whole one of this name.",
+            help="Checkpoint to resume from or to evaluate: its path, or 'last' for the newest whole one of this name.",
         )
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(NonFiniteGradients, "nonfinite")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         TrainParser.options = option_names(parser)
@@ -120,6 +123,7 @@ class TrainCLI(LightningCLI):
         self.record = RunRecord(self._record())
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        callbacks.insert(0, self.config_init.nonfinite)  # before any that acts on gradients
         callbacks += [self.config_init.checkpoints, Throughput(), self.record]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
@@ -160,6 +164,7 @@ def _check(settings: dict[str, Any]) -> None:
     """Raises UserError for values that Lightning takes and fails at later."""
     if settings["enable_checkpointing"] is False:
         raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
+    check_strategy(settings["strategy"])
     for key in ("accumulate_grad_batches", "max_steps", "val_check_interval"):
         if settings[key] == 0:
             raise UserError(f"trainer.{key} is 0: give at least 1")

@@ -1,13 +1,12 @@
 """Where a run lives: <runs>/<name>/<NNNN>/."""
 
 import contextlib
-import os
 from pathlib import Path
 
+from lrtrain.commands.processes import is_first, settle
 from lrtrain.errors import UserError
 
-ENVIRONMENT = "LRTRAIN_RUN_DIR"
-"""Tells the processes that a launcher starts which directory the first one chose."""
+_made: list[Path] = []
 
 
 def run_directories(runs: str | Path, name: str) -> list[Path]:
@@ -17,8 +16,6 @@ def run_directories(runs: str | Path, name: str) -> list[Path]:
 
 def new_run_directory(runs: str | Path, name: str) -> Path:
     """Makes and returns the next free directory; safe between processes that start at once."""
-    if ENVIRONMENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        return Path(os.environ[ENVIRONMENT])
     existing = run_directories(runs, name)
     number = int(existing[-1].name) + 1 if existing else 1
     while True:
@@ -32,21 +29,21 @@ def new_run_directory(runs: str | Path, name: str) -> Path:
             raise UserError(
                 f"cannot make {path}: {error.strerror}; set --runs to a folder that can be written"
             ) from error
-        os.environ[ENVIRONMENT] = str(path)
+        _made.append(path)
         return path
 
 
 def discard_if_empty() -> None:
-    """Removes the directory that this process made, and that of its name, if nothing was written there."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" and ENVIRONMENT in os.environ:
-        path = Path(os.environ[ENVIRONMENT])
+    """Removes the directories that this process made, and those of their names, if nothing was written there."""
+    while _made and is_first():
+        path = _made.pop()
         with contextlib.suppress(OSError):  # not empty, or gone
             path.rmdir()
             path.parent.rmdir()
 
 
 def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
-    """The run directory and the checkpoint that a command works with.
+    """The run directory and the checkpoint that a command works with; the first process chooses for all of them.
 
     `last` continues the newest run of the name that has a whole checkpoint. An explicit checkpoint of a run of that
     name continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run.
@@ -54,6 +51,11 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
     Raises:
         UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
     """
+    chosen = settle(lambda: [path and str(path) for path in _choose(command, runs, name, ckpt_path)])
+    return Path(chosen[0]), Path(chosen[1]) if chosen[1] else None
+
+
+def _choose(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
     from lrtrain.callbacks.checkpoint_folder import resolve_ckpt_path
 
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:

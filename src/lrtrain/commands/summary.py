@@ -1,5 +1,6 @@
 """What a finished run says."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -10,7 +11,8 @@ from lrtrain.callbacks.checkpoint_folder import FOLDER, steps_in
 from lrtrain.callbacks.spectral import SpectralConstraints
 from lrtrain.callbacks.throughput import Throughput
 from lrtrain.module import CausalLM
-from lrtrain.nn import sample
+from lrtrain.nn import Decoder, sample
+from lrtrain.strategies import FSDP
 from lrtrain.tracking.logger import MLflowLogger
 
 SAMPLE_TOKENS = 80
@@ -19,10 +21,11 @@ SAMPLE_TOKENS = 80
 def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
     """Validation figures, size, speed, spectral norms, a sample, and where everything lies; on the first process."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if not trainer.is_global_zero:
-        return
     decoder = model.decoder
     assert decoder is not None
+    continuation = _sample(trainer, decoder)
+    if not trainer.is_global_zero:
+        return
     rows: list[tuple[str, str]] = []
     if "val/loss" in metrics:
         figures = [f"loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/perplexity']:.2f}"]
@@ -44,9 +47,8 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
     print()
     for name, text in rows:
         print(f"{name:<15} {text}")
-    tokenizer_file = Path(trainer.default_root_dir, "tokenizer.json")
-    if tokenizer_file.is_file():
-        print(f"{'sample':<15} {_sample(model, Tokenizer.from_file(str(tokenizer_file)))}")
+    if continuation:
+        print(f"{'sample':<15} {continuation}")
 
 
 def _norms(measured: dict[str, float]) -> str:
@@ -59,9 +61,21 @@ def _norms(measured: dict[str, float]) -> str:
     return "   ".join(text.format(measured[key]) for key, text in named.items() if key in measured)
 
 
-def _sample(model: CausalLM, tokenizer: Tokenizer) -> str:
-    prompt = "def "
-    assert model.decoder is not None
-    generator = torch.Generator().manual_seed(0)
-    tokens = sample(model.decoder.eval(), tokenizer.encode(prompt).ids, SAMPLE_TOKENS, 0.8, 0.95, generator)
+def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
+    """A continuation by the first process, to which all contribute where each holds a part of the weights."""
+    prompt, ids = "def ", None
+    file = Path(trainer.default_root_dir, "tokenizer.json")
+    if trainer.is_global_zero and file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        ids = tokenizer.encode(prompt).ids
+    context: AbstractContextManager = nullcontext()
+    if isinstance(trainer.strategy, FSDP):
+        ids = trainer.strategy.broadcast(ids)
+        context = trainer.precision_plugin.forward_context()  # what is gathered is of the compute dtype
+    if ids is None:
+        return None
+    with context:
+        tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
+    if not trainer.is_global_zero:
+        return None
     return "\n" + "\n".join(f"    {line}" for line in (prompt + tokenizer.decode(tokens)).splitlines())
