@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: install quickstart test lint types clean
+BENCHMARKS := polar orthonormalize spectron_step communication step_share data_wait throughput seventy_b
+
+.PHONY: install quickstart test lint types bench clean
 
 install: $(READY)
 
@@ -26,6 +28,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# Minutes to an hour, on an otherwise idle machine; tables on the screen, JSON in benchmarks/results.
+bench: $(READY)
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs data
