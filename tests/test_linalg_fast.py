@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from lrtrain.linalg import norm_bound, orthonormality_error, orthonormalize, pieces, polar, spectral_norm
+from lrtrain.linalg import (
+    norm_bound,
+    orthonormality_error,
+    orthonormalize,
+    orthonormalize_,
+    pieces,
+    polar,
+    spectral_norm,
+)
 from lrtrain.linalg.newton_schulz import polynomials, rounds
 from lrtrain.linalg.product import times_transposed
 
@@ -209,3 +217,22 @@ def test_near_the_manifold_it_is_the_sign_corrected_qr_to_rounding(rows: int, ra
     torch.testing.assert_close(q.double(), exact * sign, rtol=0, atol=1e-6)
     torch.testing.assert_close(r.double(), upper * sign[:, None], rtol=0, atol=1e-5)
     assert float(orthonormality_error(q.double())) <= 1e-6
+
+
+@given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=5), st.booleans(), seeds)
+def test_in_place_it_gives_the_same(shapes: list[tuple[int, int]], near: bool, seed: int) -> None:
+    xs = [reference.matrix(max(s), min(s), 1.1 if near else 1e3, seed + i).float() for i, s in enumerate(shapes)]
+    xs.append(xs[0].clone())
+    bases, factors = orthonormalize(xs)
+    changed = [x.clone() for x in xs]
+    torch.testing.assert_close(orthonormalize_(changed), factors)
+    torch.testing.assert_close(changed, bases)
+
+
+def test_in_place_a_long_matrix_is_overwritten_part_by_part() -> None:
+    x = torch.linalg.qr(torch.randn(9000, 32)).Q.contiguous() + 1e-4 * torch.randn(9000, 32)
+    q, r = orthonormalize(x)
+    rows = x.data_ptr()
+    torch.testing.assert_close(orthonormalize_([x])[0], r)
+    torch.testing.assert_close(x, q, rtol=0, atol=1e-6)
+    assert x.data_ptr() == rows

@@ -17,6 +17,7 @@ from lrtrain.linalg import (
     norm_bound,
     orthonormality_error,
     orthonormalize,
+    orthonormalize_,
     polar,
     spectral_norm,
 )
@@ -49,6 +50,8 @@ def results(xs: list[Tensor]) -> dict[str, list[Tensor]]:
     sigma, vectors = spectral_norm(xs, start, steps=3)
     q, r = orthonormalize(xs)
     near, _ = orthonormalize(q)
+    place = [x.clone() for x in xs]
+    orthonormalize_(place)
     return {
         "gram": gram(xs),
         "inner": inner(xs, [x * 2 for x in xs]),
@@ -60,6 +63,7 @@ def results(xs: list[Tensor]) -> dict[str, list[Tensor]]:
         "q": full(q),
         "r": r,
         "near": full(near),
+        "in place": full(place),
         "error": [orthonormality_error(x) for x in q],
     }
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lrtrain.constraints.tangent import FIRST_MOMENTS, SECOND_MOMENTS, moments, transport
 from lrtrain.constraints.vectors import stack_whole, write_whole
-from lrtrain.linalg import local, orthonormalize
+from lrtrain.linalg import local, orthonormalize_
 
 
 class FunctionPreservingRetraction:
@@ -52,8 +52,7 @@ class FunctionPreservingRetraction:
         for triple in self.triples.values():
             by_rank[triple[1].shape[0]].append(triple)
         us, vs = ([triple[i] for group in by_rank.values() for triple in group] for i in (0, 2))
-        bases, corners = orthonormalize([*us, *vs])
-        torch._foreach_copy_([local(x) for x in (*us, *vs)], [local(q) for q in bases])
+        corners = orthonormalize_([*us, *vs])
         start = 0
         for group in by_rank.values():
             u, s, v = (list(x) for x in zip(*group, strict=True))

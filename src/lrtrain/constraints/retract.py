@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrtrain.constraints.tangent import transport
-from lrtrain.linalg import local, orthonormalize, pieces
+from lrtrain.linalg import orthonormalize_, pieces
 
 
 class StiefelRetraction:
@@ -35,8 +35,7 @@ class StiefelRetraction:
         """Puts every parameter back on the manifold."""
         parameters = list(self.parameters.values())
         for piece in pieces(parameters):
-            bases, _ = orthonormalize([parameters[index] for index in piece])
-            torch._foreach_copy_([local(parameters[index]) for index in piece], [local(q) for q in bases])
+            orthonormalize_([parameters[index] for index in piece])
         if self.transport and self._optimizer is not None:
             transport(self._optimizer, parameters)
 

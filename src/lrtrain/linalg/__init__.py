@@ -8,7 +8,7 @@ from lrtrain.linalg.gaussian import gaussian_svd
 from lrtrain.linalg.gram import gram, inner
 from lrtrain.linalg.newton_schulz import Coefficients
 from lrtrain.linalg.norm import norm_bound, product_norm, spectral_norm
-from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize
+from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize, orthonormalize_
 from lrtrain.linalg.polar import Precision, polar
 from lrtrain.linalg.sharded import local, process_groups, with_local
 from lrtrain.linalg.tangent import tangent
@@ -24,6 +24,7 @@ __all__ = [
     "norm_bound",
     "orthonormality_error",
     "orthonormalize",
+    "orthonormalize_",
     "pieces",
     "polar",
     "process_groups",

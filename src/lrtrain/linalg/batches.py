@@ -82,6 +82,10 @@ class Batches:
         scaled = [y / m.clamp_min(t)[:, None, None] for y, m, t in zip(stacks, largest, tiny, strict=True)]
         return scaled, largest
 
+    def members(self, index: int) -> list[Tensor]:
+        """The matrices of a stack."""
+        return [self.matrices[place] for place in self._places[index]]
+
     def whole(self, index: int, number: int) -> Tensor:
         """All rows (m, r) of matrix `number` of a stack; gathered where they are spread."""
         if not self.groups:
@@ -96,7 +100,7 @@ class Batches:
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
     def _sharded(self, index: int, number: int) -> DTensor:
-        matrix = self.matrices[self._places[index][number]]
+        matrix = self.members(index)[number]
         assert isinstance(matrix, DTensor)
         return matrix
 

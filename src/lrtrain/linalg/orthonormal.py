@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.gram import gram
+from lrtrain.linalg.gram import as_float, gram
 from lrtrain.linalg.product import times_transposed
-from lrtrain.linalg.sharded import all_reduce_symmetric
+from lrtrain.linalg.sharded import all_reduce_symmetric, local
 
 NEAR = 0.5
 """‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
@@ -17,6 +17,10 @@ NEAR = 0.5
 
 NARROW = 128
 """Columns up to which inverting R and multiplying by it takes less time than solving for Q."""
+
+
+CHUNK = 1 << 17
+"""Numbers of a matrix that are overwritten at a time."""
 
 
 @overload
@@ -56,14 +60,42 @@ def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tupl
     return bases, batches.scatter([r for _, r in results])
 
 
+@torch.no_grad()
+def orthonormalize_(x: Sequence[Tensor]) -> list[Tensor]:
+    """`orthonormalize` in place: X ← Q for matrices (m, r), returning each R (r, r).
+
+    Nearly orthonormal ones are overwritten a few rows at a time, so that no second copy of them is ever made.
+    """
+    batches = Batches(x)
+    grams = all_reduce_symmetric([y.mT @ y for y in batches.stacks], batches.groups)
+    near = _all_below(NEAR, [_deviation(s) for s in grams])
+    factors = []
+    for index, (s, is_near) in enumerate(zip(grams, near, strict=True)):
+        rows = [local(matrix) for matrix in batches.members(index)]
+        if is_near and s.shape[-1] <= NARROW:
+            r = torch.linalg.cholesky_ex(s).L.mT
+            for target, inverse in zip(rows, _inverse_transposed(r), strict=True):
+                for part in target.split(max(1, CHUNK // target.shape[-1])):
+                    part.copy_(times_transposed(as_float(part)[None], inverse[None])[0])
+        else:
+            q, r = _cholesky_step(batches.stacks[index], s) if is_near else _general(batches, index)
+            torch._foreach_copy_(rows, list(q.unbind()))
+        factors.append(r)
+    return batches.scatter(factors)
+
+
 def _cholesky_step(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Q = Y R⁻¹ and R of S = YᵀY = RᵀR, of a stack (n, m, r)."""
     r = torch.linalg.cholesky_ex(s).L.mT
     if s.shape[-1] > NARROW:
         return torch.linalg.solve_triangular(r, y, upper=True, left=False), r
-    identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    inverse = torch.linalg.solve_triangular(r.mT, identity, upper=False)  # of Rᵀ
-    return times_transposed(y, inverse), r
+    return times_transposed(y, _inverse_transposed(r)), r
+
+
+def _inverse_transposed(r: Tensor) -> Tensor:
+    """R⁻ᵀ of upper triangular R (n, r, r)."""
+    identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    return torch.linalg.solve_triangular(r.mT, identity, upper=False)
 
 
 def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
