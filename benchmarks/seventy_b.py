@@ -154,6 +154,10 @@ KINDS = {"reference": reference, "ours": ours, "attention": attention}
 
 def measure(kind: str, blocks: int, warm_steps: int) -> dict[str, Any]:
     """One cold and some warm steps in this process."""
+    if kind != "reference":
+        from lrtrain.memory import keep_freed_memory
+
+        keep_freed_memory()  # as `lrtrain fit` does
     torch.manual_seed(0)
     start = time.perf_counter()
     model, prepare = KINDS[kind](blocks)

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from lrtrain.errors import UserError
+from lrtrain.memory import keep_freed_memory
 
 
 def fit(argv: list[str]) -> int:
@@ -13,6 +14,7 @@ def fit(argv: list[str]) -> int:
     from lrtrain.commands.rundir import discard_if_empty
     from lrtrain.commands.summary import print_summary
 
+    keep_freed_memory()
     try:
         cli = _cli("fit", argv)
         if cli.trainer.is_global_zero:

@@ -1,0 +1,28 @@
+"""How the C library treats the memory that tensors on a CPU leave behind."""
+
+import ctypes
+import os
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGEST_MMAP_THRESHOLD = 32 << 20
+LARGEST_INT = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc keep freed blocks of up to 32 MB for the next tensor instead of giving them back to the system.
+
+    A block that was given back costs a page fault every 4 kB when it is mapped again, and a training step on a CPU
+    makes thousands of tensors of a few MB: 20 steps of quickstart took 14 instead of 18 s of processor time. The process
+    stays as large as its largest moment.
+
+    Returns:
+        Whether it did: not without glibc, nor where the environment sets MALLOC_… or preloads another allocator.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "LD_PRELOAD" in os.environ
+    if chosen or not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
