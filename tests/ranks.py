@@ -72,6 +72,7 @@ def _run(sender: Connection, environment: dict[str, str], function: Callable[...
     import torch
 
     torch.set_num_threads(1)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of a test that ran before: Lightning would seed several processes with it
     os.environ.update(environment)
     try:
         outcome = (function(*arguments), None)
