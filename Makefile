@@ -20,7 +20,7 @@ quickstart: $(READY)
 	$(BIN)/lrtrain fit --config configs/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
