@@ -2,7 +2,8 @@
 
     python -m benchmarks.orthonormalize
 
-The input is a point of the Stiefel manifold after a step of 1e-3 in random directions, as a retraction sees it.
+The input is a point of the Stiefel manifold after a step of 1e-3 in random directions, as a retraction sees it, and a
+batch of `--matrices` of one shape, for both.
 """
 
 import torch
@@ -27,8 +28,8 @@ RANKS = {
 
 def householder(x: Tensor) -> tuple[Tensor, Tensor]:
     q, r = torch.linalg.qr(x)
-    sign = torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return q * sign, r * sign[:, None]
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
 
 
 def required(rows: int, rank: int) -> float:
@@ -39,6 +40,7 @@ def required(rows: int, rank: int) -> float:
 def main() -> None:
     options = command_line(__doc__)
     options.add_argument("--repeats", type=int, default=9)
+    options.add_argument("--matrices", type=int, default=8)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = options.parse_args()
     table = []
@@ -46,18 +48,18 @@ def main() -> None:
         {(m, k) for name, sides in FEATURES.items() for m in sides for k in RANKS[name] if k <= m}
     ):
         torch.manual_seed(0)
-        x = torch.linalg.qr(torch.randn(rows, rank, device=arguments.device)).Q.contiguous()
+        x = torch.linalg.qr(torch.randn(arguments.matrices, rows, rank, device=arguments.device)).Q.contiguous()
         x += 1e-3 * torch.randn_like(x) / rows**0.5
         seconds = compare({"qr": lambda x=x: householder(x), "ours": lambda x=x: orthonormalize(x)}, arguments.repeats)
         ratio = seconds["qr"] / seconds["ours"]
-        deviation = float(orthonormality_error(orthonormalize(x)[0].double()))
+        deviation = float(orthonormality_error(orthonormalize(x)[0].double()).max())
         table.append(
             {
                 "rows": rows,
                 "rank": rank,
                 "qr ms": seconds["qr"] * 1e3,
                 "ours ms": seconds["ours"] * 1e3,
-                "qr |QᵀQ-I|": float(orthonormality_error(householder(x)[0].double())),
+                "qr |QᵀQ-I|": float(orthonormality_error(householder(x)[0].double()).max()),
                 "our |QᵀQ-I|": deviation,
                 "ratio": ratio,
                 "required": required(rows, rank),

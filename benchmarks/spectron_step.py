@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.measure import command_line, compare, report
 from benchmarks.shapes import SIZES, factor_shapes, pairs_of
 from lrtrain.constraints import SpectralRenormalization
+from lrtrain.memory import keep_freed_memory
 from lrtrain.optim import Spectron
 
 REQUIRED = {"bfloat16": 0.8, "float32": 1.5}
@@ -77,6 +78,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = options.parse_args()
+    keep_freed_memory()  # as `lrtrain fit` does, for both sides
     muon = torch.optim.Muon(parameters(arguments.size, arguments.device), lr=0.01, weight_decay=0.0)
     ours = {name: SpectronStep(parameters(arguments.size, arguments.device), name) for name in REQUIRED}
     seconds = compare({"muon": muon.step, **ours}, arguments.repeats, warmup=2)
