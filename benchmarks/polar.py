@@ -3,7 +3,7 @@
     python -m benchmarks.polar
 
 The usual form iterates on the matrix itself, turned so that its rows are the shorter side, with products fused into
-additions as in torch's Muon: A = XXᵀ, X ← aX + (bA + cA²)X.
+additions as in torch's Muon: A = XXᵀ, X ← aX + (bA + cA²)X. `separate ms` is the same with each sum by itself.
 """
 
 import torch
@@ -25,6 +25,17 @@ def usual(x: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+def separate(x: Tensor, steps: int = 5) -> Tensor:
+    a, b, c = PAPER
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x
 
 
@@ -51,6 +62,7 @@ def main() -> None:
         seconds = compare(
             {
                 "usual": lambda x=x: usual(x),
+                "separate": lambda x=x: separate(x),
                 "ours": lambda x=x: polar(x),
                 "bf16": lambda x=x: polar(x, precision="bfloat16"),
             },
@@ -62,6 +74,7 @@ def main() -> None:
                 "rows": rows,
                 "rank": rank,
                 "usual ms": seconds["usual"] * 1e3,
+                "separate ms": seconds["separate"] * 1e3,
                 "ours ms": seconds["ours"] * 1e3,
                 "bf16 ms": seconds["bf16"] * 1e3,
                 "usual error": error(x, usual(x)),

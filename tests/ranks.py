@@ -81,4 +81,6 @@ def _run(sender: Connection, environment: dict[str, str], function: Callable[...
     sender.send_bytes(pickle.dumps(outcome))  # by value: torch would share the tensors' memory, which ends with us
     sender.close()
     if torch.distributed.is_initialized():
+        if outcome[1] is None:
+            torch.distributed.barrier()  # a process that leaves takes the sockets of others' last collective with it
         torch.distributed.destroy_process_group()

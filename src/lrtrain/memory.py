@@ -13,8 +13,7 @@ def keep_freed_memory() -> bool:
     """Makes glibc keep freed blocks of up to 32 MB for the next tensor instead of giving them back to the system.
 
     A block that was given back costs a page fault every 4 kB when it is mapped again, and a training step on a CPU
-    makes thousands of tensors of a few MB: 20 steps of quickstart took 14 instead of 18 s of processor time. The
-    process stays as large as its largest moment.
+    makes thousands of tensors of a few MB (docs/log.md). The process stays as large as its largest moment.
 
     Returns:
         Whether it did: not without glibc, nor where the environment sets MALLOC_… or preloads another allocator.
