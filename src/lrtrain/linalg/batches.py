@@ -11,15 +11,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lrtrain.linalg.gram import as_float
 from lrtrain.linalg.sharded import all_reduce, local, process_groups, with_local
 
-PIECE = 1 << 19
-"""Numbers that a CPU handles at once: its caches hold them, and their memory is reused instead of mapped anew."""
+PIECE = 1 << 21
+"""Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""
 
 
 def pieces(matrices: Sequence[Tensor]) -> list[list[int]]:
     """Which matrices to pass to one call, as lists of indices.
 
-    On a CPU as many as stay in its caches, of one shape; on a GPU, or where rows are sharded, all of them: one launch,
-    or one all-reduce, then serves all.
+    On a CPU as many of one shape as are best handled at once; on a GPU, or where rows are sharded, all of them: one
+    launch, or one all-reduce, then serves all.
     """
     if not matrices:
         return []
@@ -44,8 +44,8 @@ class Batches:
 
     Attributes:
         stacks: Tensors (n, m, r) of one shape each, float32 (float64 for float64 input); on a CPU only as many
-            matrices in one as its caches hold. A matrix that is alone in its stack is not copied, so write into a stack
-            only after cloning it.
+            matrices in one as are best handled at once. A matrix that is alone in its stack is not copied, so write
+            into a stack only after cloning it.
         rows: m of each stack over all processes.
         groups: The process groups over which the rows are spread.
 

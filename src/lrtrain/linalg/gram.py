@@ -12,6 +12,9 @@ from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric, local, proc
 NARROW = 128
 """Columns below which the Gram matrix takes no longer than turning its factor for oneDNN."""
 
+WIDE = 256
+"""Columns from which a bfloat16 Gram matrix costs less in blocks."""
+
 
 def as_float(x: Tensor) -> Tensor:
     """x in the dtype of the computation: float64 for a float64 input, else float32."""
@@ -52,8 +55,20 @@ def gram(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
 
 def gram_of(y: Tensor) -> Tensor:
     """YᵀY (n, r, r) of the local rows Y (n, m, r), in Y's dtype."""
-    if y.dtype == torch.bfloat16 and y.device.type == "cpu":  # batched, the turned factor would be copied
-        return torch.stack([rows.mT @ rows for rows in y])
+    if y.dtype == torch.bfloat16 and y.device.type == "cpu":
+        return _symmetric(y)
     if y.shape[-1] < NARROW or y.shape[-2] == 0:
         return y.mT @ y
     return times_transposed(y.mT, y.mT)
+
+
+def _symmetric(y: Tensor) -> Tensor:
+    """Gram matrices one by one (batched, the turned factors would be copied), wide ones from three of four blocks."""
+    n, _, r = y.shape
+    grams, half = y.new_empty(n, r, r), r // 2 if r >= WIDE else 0
+    for rows, gram in zip(y, grams, strict=True):
+        gram[half:, half:] = rows[:, half:].mT @ rows[:, half:]
+        if half:
+            gram[:half] = rows[:, :half].mT @ rows
+            gram[half:, :half] = gram[:half, half:].mT
+    return grams

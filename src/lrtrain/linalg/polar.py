@@ -1,6 +1,7 @@
 """The polar factor by Newton–Schulz, through the small Gram matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal, overload
 
 import torch
@@ -10,23 +11,31 @@ from torch import Tensor
 from lrtrain.linalg.batches import Batches
 from lrtrain.linalg.gram import as_float, gram_of
 from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
-from lrtrain.linalg.product import times_transposed
+from lrtrain.linalg.product import plus_product, times_transposed
 from lrtrain.linalg.sharded import all_reduce_symmetric, process_groups
 
 Precision = Literal["float32", "bfloat16"]
 
-SQUARE = 1.3
-"""Rows / columns below which five steps on X itself cost less than one Gram matrix and its polynomial."""
+Polynomial = Callable[[Tensor, Sequence[Quintic]], Tensor]
+
+SQUARE = {"float32": 1.3, "bfloat16": 2.0}
+"""Rows / columns below which steps on X itself cost less than Gram matrices and their polynomials."""
 
 LOW_RANK = 64
 """Columns up to which bfloat16 is left to the products with the tall matrix."""
 
 
 @overload
-def polar(x: Tensor, steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...) -> Tensor: ...
+def polar(
+    x: Tensor, steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ..., compile: bool = ...
+) -> Tensor: ...
 @overload
 def polar(
-    x: Sequence[Tensor], steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...
+    x: Sequence[Tensor],
+    steps: int = ...,
+    coefficients: Coefficients = ...,
+    precision: Precision = ...,
+    compile: bool = ...,
 ) -> list[Tensor]: ...
 @torch.no_grad()
 def polar(
@@ -34,6 +43,7 @@ def polar(
     steps: int = 5,
     coefficients: Coefficients = "paper",
     precision: Precision = "float32",
+    compile: bool = False,
 ) -> Tensor | list[Tensor]:
     """Approximate polar factor `O = P Qᵀ` of `X = P Σ Qᵀ`.
 
@@ -57,6 +67,7 @@ def polar(
         precision: Of the products. `bfloat16` multiplies only deviations from multiples of I in bfloat16 and adds in
             float32, and its error is at most that of the usual iteration in bfloat16 on tall matrices. At low rank
             or sharded it concerns the product X P alone.
+        compile: Compile what is done on (r, r) matrices (`torch.compile`); equal up to rounding.
 
     Returns:
         As x, in its dtype; float64 input is computed in float64.
@@ -64,56 +75,69 @@ def polar(
     Source: Spectron, arXiv 2602.12429, Algorithm 2, in the Gram form; Polar Express, arXiv 2505.16932.
     """
     if isinstance(x, Tensor):
-        return polar([x], steps, coefficients, precision)[0]
+        return polar([x], steps, coefficients, precision, compile)[0]
     sequence = polynomials(coefficients, steps)
     wide = [a.shape[-2] < a.shape[-1] and not process_groups(a) for a in x]
     batches = Batches([a.mT if w else a for a, w in zip(x, wide, strict=True)])
     stacks, _ = batches.scaled()
     half = precision == "bfloat16" and all(y.dtype == torch.float32 for y in stacks)
-    factors = batches.scatter_rows(_iterate(stacks, batches.groups, sequence, half))
+    factors = batches.scatter_rows(_iterate(stacks, batches.groups, sequence, half, compile))
     return [factor.mT if w else factor for factor, w in zip(factors, wide, strict=True)]
 
 
 def _iterate(
-    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool
+    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, compile: bool
 ) -> list[Tensor]:
     """O of stacks (n, m, r) whose largest entries are 1, each by the form that costs least."""
     if groups:  # one all-reduce has to serve all stacks and all steps
-        return _through_gram(stacks, groups, steps, half, rough=False)
+        return _through_gram(stacks, groups, steps, half, False, compile)
     results = []
     for y in stacks:
         rows, rank = y.shape[-2:]
-        if rows < SQUARE * rank and not half:
-            results.append(_direct(y, steps))
+        if rows < SQUARE["bfloat16" if half else "float32"] * rank:
+            results.append(_direct(y, steps, half))
         else:  # the r × r products of low rank cost nothing
-            results += _through_gram([y], (), steps, half, rough=half and rank > LOW_RANK)
+            results += _through_gram([y], (), steps, half, half and rank > LOW_RANK, compile)
     return results
 
 
-def _direct(x: Tensor, steps: Sequence[Quintic]) -> Tensor:
+def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
     """The iteration on X (n, m, r) itself."""
-    for number, (a, b, c) in enumerate(steps):
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(0.5)
+    if half:
+        x = x.bfloat16()
+    for a, b, c in steps:
         gram = gram_of(x)
-        if number == 0:
-            square = _squared_norm(gram)
-            x, gram = x / square.sqrt(), gram / square
-        x = times_transposed(x, times_transposed(gram, gram).mul_(c).add_(gram, alpha=b)).add_(x, alpha=a)
+        x = plus_product(x, x, plus_product(gram, gram, gram, b, c), a)
     return x
 
 
 def _through_gram(
-    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, rough: bool
+    stacks: Sequence[Tensor],
+    groups: Sequence[dist.ProcessGroup],
+    steps: Sequence[Quintic],
+    half: bool,
+    rough: bool,
+    compile: bool,
 ) -> list[Tensor]:
     """The Gram form: X P in bfloat16 if `half`, S and its polynomials too if `rough`."""
+    polynomial = _rough_multiplier if rough else _multiplier
+    if compile:
+        polynomial = _compiled(polynomial)
     factors = [y.bfloat16() if rough else y for y in stacks]
     for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
         grams = all_reduce_symmetric([as_float(gram_of(y)) for y in factors], groups)
         for index, (y, gram) in enumerate(zip(factors, grams, strict=True)):
             scale = _squared_norm(gram) if number == 0 else torch.ones_like(gram[:, :1, :1])
-            multiplier = (_rough_multiplier if rough else _multiplier)(gram / scale, run) / scale.sqrt()
+            multiplier = polynomial(gram / scale, run) / scale.sqrt()
             dtype = torch.bfloat16 if half else y.dtype
             factors[index] = times_transposed(y.to(dtype), multiplier.to(dtype).mT)
     return factors
+
+
+@cache
+def _compiled(polynomial: Polynomial) -> Polynomial:
+    return torch.compile(polynomial, dynamic=True)  # dynamic: not anew for every shape
 
 
 def _squared_norm(gram: Tensor) -> Tensor:

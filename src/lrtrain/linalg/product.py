@@ -20,6 +20,14 @@ def times_transposed(x: Tensor, y: Tensor) -> Tensor:
     return products[0].unsqueeze(0) if n == 1 else torch.stack(products)
 
 
+def plus_product(z: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+    """β Z + α X Yᵀ (n, m, k), rounded once in bfloat16."""
+    if x.dtype == torch.bfloat16:
+        return torch.baddbmm(z, x, y.mT, beta=beta, alpha=alpha)
+    product = times_transposed(x, y)
+    return (product if alpha == 1 else product.mul_(alpha)).add_(z, alpha=beta)
+
+
 def _has_onednn() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
