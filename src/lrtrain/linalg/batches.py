@@ -15,6 +15,10 @@ PIECE = 1 << 21
 """Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""
 
 
+MODERATE = (1e-12, 1e15)
+"""‖X‖_F between which neither XᵀX nor what it needs of small entries leaves float32's range."""
+
+
 def pieces(matrices: Sequence[Tensor]) -> list[list[int]]:
     """Which matrices to pass to one call, as lists of indices.
 
@@ -72,11 +76,15 @@ class Batches:
         return [group[start : start + size] for start in range(0, len(group), size)]
 
     def scaled(self, indices: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Copies of the stacks over each matrix's largest entry, and those entries (n); of all or of some stacks.
+        """The stacks over each matrix's largest entry, and those entries (n); of all or of some stacks.
 
-        Squares below 1e-38 or above 1e38 leave float32's range. With rows spread over processes, one all-reduce.
+        Squares below 1e-38 or above 1e38 leave float32's range. With rows spread over processes, one all-reduce. On a
+        CPU, where reading a number waits for nothing, a stack that is well within the range stays as it is, over 1.
         """
         stacks = self.stacks if indices is None else [self.stacks[i] for i in indices]
+        if not self.groups and stacks and stacks[0].device.type == "cpu":
+            found = [_within_range(y) for y in stacks]
+            return [y for y, _ in found], [largest for _, largest in found]
         largest = all_reduce([_largest_entry(y) for y in stacks], self.groups, dist.ReduceOp.MAX)
         tiny = [torch.finfo(y.dtype).tiny for y in stacks]
         scaled = [y / m.clamp_min(t)[:, None, None] for y, m, t in zip(stacks, largest, tiny, strict=True)]
@@ -130,6 +138,15 @@ def _stack(rows: Sequence[Tensor]) -> Tensor:
     """(m, r) or (…, m, r) each, to one (n, m, r) in the dtype of the computation."""
     stacked = torch.stack(list(rows)) if len(rows) > 1 else rows[0].unsqueeze(0)
     return as_float(stacked.flatten(0, -3))
+
+
+def _within_range(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Y (n, m, r) and ones (n) where the norm of each matrix is moderate, else Y over its largest entries, and they."""
+    norms = torch.linalg.vector_norm(y, dim=(-2, -1))
+    if bool(((norms > MODERATE[0]) & (norms < MODERATE[1])).all()):
+        return y, torch.ones_like(norms)
+    largest = _largest_entry(y)
+    return y / largest.clamp_min(torch.finfo(y.dtype).tiny)[:, None, None], largest
 
 
 def _largest_entry(y: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def polar(
 def _iterate(
     stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, compile: bool
 ) -> list[Tensor]:
-    """O of stacks (n, m, r) whose largest entries are 1, each by the form that costs least."""
+    """O of stacks (n, m, r) of moderate scale, each by the form that costs least."""
     if groups:  # one all-reduce has to serve all stacks and all steps
         return _through_gram(stacks, groups, steps, half, False, compile)
     results = []
@@ -103,7 +103,7 @@ def _iterate(
 
 def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
     """The iteration on X (n, m, r) itself."""
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(0.5)
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     if half:
         x = x.bfloat16()
     for a, b, c in steps:
@@ -141,15 +141,15 @@ def _compiled(polynomial: Polynomial) -> Polynomial:
 
 
 def _squared_norm(gram: Tensor) -> Tensor:
-    """‖X‖_F² (n, 1, 1) from S: at least 1 where the largest entry of X is 1, and 1/2 in place of zero."""
-    return gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0.5)[:, None, None]
+    """‖X‖_F² (n, 1, 1) from S, and the smallest normal number in place of zero."""
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(gram.dtype).tiny)[:, None, None]
 
 
 def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
     """P of the steps: the polynomial of S (n, r, r) with which X is to be multiplied."""
     whole: Tensor | None = None
     for number, (a, b, c) in enumerate(run):
-        step = times_transposed(gram, gram).mul_(c).add_(gram, alpha=b)
+        step = plus_product(gram, gram, gram, b, c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
         whole = step if whole is None else times_transposed(whole, step)
         if number + 1 < len(run):
