@@ -9,7 +9,7 @@ from torch import Tensor
 from lrtrain.linalg.product import times_transposed
 from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric, local, process_groups
 
-NARROW = 128
+NARROW = 64
 """Columns below which the Gram matrix takes no longer than turning its factor for oneDNN."""
 
 WIDE = 256

@@ -121,7 +121,7 @@ def _through_gram(
     compile: bool,
 ) -> list[Tensor]:
     """The Gram form: X P in bfloat16 if `half`, S and its polynomials too if `rough`."""
-    polynomial = _rough_multiplier if rough else _multiplier
+    polynomial: Polynomial = _rough_multiplier if rough else _multiplier
     if compile:
         polynomial = _compiled(polynomial)
     factors = [y.bfloat16() if rough else y for y in stacks]
