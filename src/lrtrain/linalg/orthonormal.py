@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.gram import as_float, gram, gram_of
+from lrtrain.linalg.gram import as_float, gram
 from lrtrain.linalg.product import times_transposed
 from lrtrain.linalg.sharded import all_reduce_symmetric, local
 
@@ -51,7 +51,7 @@ def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tupl
         bases, factors = orthonormalize([x])
         return bases[0], factors[0]
     batches = Batches(x)
-    grams = all_reduce_symmetric([gram_of(y) for y in batches.stacks], batches.groups)
+    grams = all_reduce_symmetric([y.mT @ y for y in batches.stacks], batches.groups)
     near = _all_below(NEAR, [_deviation(s) for s in grams])
     results: list[tuple[Tensor, Tensor]] = []
     for index, (y, s, is_near) in enumerate(zip(batches.stacks, grams, near, strict=True)):
@@ -67,7 +67,7 @@ def orthonormalize_(x: Sequence[Tensor]) -> list[Tensor]:
     Nearly orthonormal ones are overwritten a few rows at a time, so that no second copy of them is ever made.
     """
     batches = Batches(x)
-    grams = all_reduce_symmetric([gram_of(y) for y in batches.stacks], batches.groups)
+    grams = all_reduce_symmetric([y.mT @ y for y in batches.stacks], batches.groups)
     near = _all_below(NEAR, [_deviation(s) for s in grams])
     factors = []
     for index, (s, is_near) in enumerate(zip(grams, near, strict=True)):
@@ -101,11 +101,11 @@ def _inverse_transposed(r: Tensor) -> Tensor:
 def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
     """QR of the matrices of one stack, of any conditioning and scale."""
     y, largest = (of[0] for of in batches.scaled([index]))
-    s = all_reduce_symmetric([gram_of(y)], batches.groups)[0]
+    s = all_reduce_symmetric([y.mT @ y], batches.groups)[0]
     lengths = s.diagonal(dim1=-2, dim2=-1).sqrt()
     safe = lengths.clamp_min(torch.finfo(s.dtype).tiny)
     first, r_first = _cholesky_step(y / safe[:, None, :], s / (safe[:, :, None] * safe[:, None, :]))
-    again = all_reduce_symmetric([gram_of(first)], batches.groups)[0]
+    again = all_reduce_symmetric([first.mT @ first], batches.groups)[0]
     q, r_second = _cholesky_step(first, again)
     r = r_second @ r_first * lengths[:, None, :] * largest[:, None, None]
     well = (_deviation(again) < NEAR).tolist()
