@@ -1,7 +1,7 @@
 """The share of a training step that Spectron takes at S and 0.5M tokens a step, in time and in FLOPs.
 
-Spectron is what AdamW would not do: the callback (norms before the step, and the measurement of ‖ΔW‖₂, here at every
-step and not at every 25th) and the update of the factors. Measured through the Trainer on a few short steps; a step of
+Spectron is what AdamW would not do: the callback (norms before the step) and the update of the factors; what the
+telemetry takes is `benchmarks.telemetry`'s. Measured through the Trainer on a few short steps; a step of
 0.5M tokens is that many times the median micro-batch plus one such step. FLOPs are those of the products that torch's
 counter knows, which leaves the r × r decompositions out.
 """
@@ -25,29 +25,22 @@ CALLBACK = "[Callback]SpectralConstraints"
 
 
 class Timed(L.Callback):
-    """Seconds of Spectron's part of each optimizer step, and of what follows it inside the step."""
+    """Seconds of Spectron's part of each optimizer step."""
 
     def __init__(self) -> None:
         self.update: list[float] = []
-        self.after: list[float] = []
-        self._started = self._ended = 0.0
+        self._started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         spectron = spectron_of(trainer)
         spectron.register_step_pre_hook(self._start)
         spectron.register_step_post_hook(self._end)
-        # AdamW's part is the last one, and the callback's hook on the whole step follows it.
-        trainer.optimizers[0].optimizers[-1].register_step_post_hook(self._start)  # type: ignore[attr-defined]
-        trainer.optimizers[0].register_step_post_hook(self._finish)
 
     def _start(self, *_: Any) -> None:
         self._started = time.perf_counter()
 
     def _end(self, *_: Any) -> None:
         self.update.append(time.perf_counter() - self._started)
-
-    def _finish(self, *_: Any) -> None:
-        self.after.append(time.perf_counter() - self._started)
 
 
 def spectron_of(trainer: L.Trainer) -> torch.optim.Optimizer:
@@ -94,16 +87,14 @@ def main() -> None:
             trainer__accumulate_grad_batches=2,
             trainer__val_check_interval=10**6,
             trainer__num_sanity_val_steps=0,
-            trainer__callbacks="[{class_path: lrtrain.callbacks.spectral.SpectralConstraints, "
-            "init_args: {measure_every_n_steps: 1}}]",
         )
         cli.trainer.profiler = durations
         cli.trainer.callbacks.append(timed)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     batch = median(durations.recorded_durations[TRAINING_BATCH][2::2])  # those without an optimizer step
     before = median(durations.recorded_durations[f"{CALLBACK}.on_before_optimizer_step"][1:])
-    update, after = median(timed.update[1:]), median(timed.after[1:])
-    spectron = before + update + after
+    update = median(timed.update[1:])
+    spectron = before + update
     batches = TOKENS_PER_STEP // args.block
     batch_flops, step_flops = flops(cli, args.block)
     rows = []
@@ -124,7 +115,7 @@ def main() -> None:
                 "met": share <= MOST_SHARE,
             }
         )
-    parts = f"norms {before:.3f} s, update {update:.3f} s, ‖ΔW‖₂ {after:.3f} s"
+    parts = f"norms {before:.3f} s, update {update:.3f} s"
     report(rows, "step_share", args.out, extrapolated=f"{batches} micro-batches of {args.block} tokens", parts=parts)
 
 

@@ -127,3 +127,18 @@ def stiefel(
             d = d / d.norm(dim=0)
         x = x - lr * d * c
     return x
+
+
+def weight_figures(old: Tensor, new: Tensor, rank: int) -> dict[str, float]:
+    """What can be said of W and W' (out, in) alone, in float64."""
+    old, new = old.detach().double(), new.detach().double()
+    change, sigma = new - old, torch.linalg.svdvals(new)[:rank]
+    shares = sigma / sigma.sum()
+    return {
+        "update_norm": norm(change),
+        "update_over_weight": float(change.norm() / new.norm()),
+        "weight_norm": float(sigma[0]),
+        "effective_rank": float((-shares * shares.log()).sum().exp()),
+        "stable_rank": float(new.norm() ** 2 / sigma[0] ** 2),
+        "dead_directions": sum(value <= 1e-3 * float(sigma[0]) for value in sigma.tolist()) / rank,
+    }

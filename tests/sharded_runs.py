@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 import spectral_runs
 from lrtrain.callbacks.checkpoints import Checkpoints
 from lrtrain.callbacks.spectral import SpectralConstraints
+from lrtrain.callbacks.telemetry import SpectralTelemetry
 from lrtrain.module import CausalLM
 from lrtrain.optim import Optimizers
 from lrtrain.strategies import FSDP
@@ -75,10 +76,10 @@ def run(
     made: Strategy = STRATEGIES[strategy]()
     model = model_of(kind, **options.pop("model", {}))
     losses = Losses()
-    constraints = SpectralConstraints(measure_every_n_steps=2)
+    telemetry = SpectralTelemetry(every_n_steps=2)
     trainer = spectral_runs.trainer(
         root,
-        [losses, constraints, Checkpoints(every_n_steps=options.pop("every", 1000))],
+        [losses, telemetry, Checkpoints(every_n_steps=options.pop("every", 1000))],
         strategy=made,
         devices=int(os.environ.get("WORLD_SIZE", "1")),
         max_steps=steps,
@@ -90,7 +91,9 @@ def run(
         **{"precision": "32-true", **options},
     )
     trainer.fit(model, Share(trainer, 40), ckpt_path=ckpt_path)
-    return {"losses": losses.losses, "norms": losses.norms, "restored": losses.restored, "end": gathered(trainer)}
+    measured = telemetry.measured
+    states = {"restored": losses.restored, "end": gathered(trainer)}
+    return {"losses": losses.losses, "norms": losses.norms, "measured": measured, **states}
 
 
 def gathered(trainer: L.Trainer) -> dict[str, Any]:

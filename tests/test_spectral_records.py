@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 import reference
-from lrtrain.callbacks.spectral import SpectralConstraints
+from lrtrain.callbacks.telemetry import SpectralTelemetry
 from lrtrain.nn import LowRankLinear
 from observers import Observer, ObservingLogger, products
 from spectral_runs import ACCUMULATE, STEPS, batches, every_kind, every_step, language_model, trainer
@@ -39,9 +39,9 @@ def test_the_power_iterations_vectors_are_in_the_checkpoint(tmp_path: Path) -> N
 
 
 def test_the_logged_norms_are_the_exact_ones(tmp_path: Path) -> None:
-    model, observer = language_model("mixed"), Observer()  # eight pairs: all are measured
+    model, observer = language_model("mixed"), Observer()  # eight pairs, in the attention
     logger = ObservingLogger(model)
-    callback = SpectralConstraints(measure_every_n_steps=1)
+    callback = SpectralTelemetry(["*.attention.*"], every_n_steps=1)
     trainer(tmp_path, [callback, observer], logger=logger, limit_val_batches=0).fit(model, batches())
     points = [metrics for _, metrics in logger.points if "spectral/update_over_lr" in metrics]
     assert len(points) == STEPS
@@ -64,7 +64,7 @@ def test_what_is_logged_was_measured_in_the_very_step(tmp_path: Path) -> None:
 
     model, observer, gradients = language_model("mixed"), Observer(), GradientNorms()
     logger = ObservingLogger(model)
-    callbacks = [SpectralConstraints(measure_every_n_steps=3), observer, gradients]
+    callbacks = [SpectralTelemetry(["*.attention.*"], every_n_steps=3), observer, gradients]
     run = trainer(tmp_path, callbacks, logger=logger, log_every_n_steps=3, limit_val_batches=0)
     run.fit(model, batches())
     pairs = len(products(model))

@@ -12,11 +12,14 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrtrain.callbacks.selfguided import SelfGuidance
 from lrtrain.callbacks.spectral import SpectralConstraints
+from lrtrain.callbacks.telemetry import SpectralTelemetry
 from lrtrain.errors import UserError
 from lrtrain.metrics import TokenLoss
 from lrtrain.nn import Decoder, Projection
 from lrtrain.nn.decoder import Block
+from lrtrain.nn.selfguided import release_absent, released_names, self_guided
 from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
 from lrtrain.strategies import FSDP, check_strategy
 
@@ -65,11 +68,7 @@ class CausalLM(L.LightningModule):
         Raises:
             UserError: a value out of range.
         """
-        try:
-            with torch.device("meta"):
-                decoder = self._make_decoder()
-        except ValueError as error:
-            raise UserError(f"model.decoder: {error}") from error
+        decoder = self._decoder_on("meta")
         makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
         for slot, make in makers.items():
             _check_optimizer(f"model.optimizers.{slot}", make)
@@ -84,11 +83,7 @@ class CausalLM(L.LightningModule):
         """Makes the decoder, once; sharded under `strategies.FSDP`."""
         if self.decoder is not None:
             return
-        try:
-            with torch.device("cpu"):  # a device's own generator would draw other weights
-                self.decoder = self._make_decoder()
-        except ValueError as error:
-            raise UserError(f"model.decoder: {error}") from error
+        self.decoder = self._decoder_on("cpu")  # a device's own generator would draw other weights
         for block in self.decoder.blocks:
             assert isinstance(block, Block)
             block.recompute = self._activation_checkpointing
@@ -98,6 +93,19 @@ class CausalLM(L.LightningModule):
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):
             self.trainer.strategy.shard(self.decoder)
 
+    def _decoder_on(self, device: str) -> Decoder:
+        try:
+            with torch.device(device):
+                decoder = self._make_decoder()
+        except ValueError as error:
+            raise UserError(f"model.decoder: {error}") from error
+        if self._compile and self_guided(decoder):
+            raise UserError(
+                "model.compile is true: self-guided projections compute something else in every step, and each would "
+                "be compiled anew; set it to false"
+            )
+        return decoder
+
     def setup(self, stage: str) -> None:
         """Refuses a strategy that cuts factors up, and data of another vocabulary, before anything is computed."""
         check_strategy(self.trainer.strategy)
@@ -106,10 +114,16 @@ class CausalLM(L.LightningModule):
             data.check(self.check())
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """The constraints, unless the configuration brings its own `SpectralConstraints`."""
-        if any(isinstance(callback, SpectralConstraints) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            return []
-        return [SpectralConstraints()]
+        """What the projections need, and telemetry, except for what the configuration brings itself."""
+        needed: list[L.Callback] = [SpectralConstraints(), SpectralTelemetry()]
+        if self_guided(self.decoder or self._decoder_on("meta")):
+            needed.append(SelfGuidance())
+        own = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in needed if not any(isinstance(one, type(callback)) for one in own)]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Deletes the dense weights of self-guided projections that had been deleted when the checkpoint was saved."""
+        release_absent(self, checkpoint["state_dict"])
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V)."""
@@ -181,7 +195,7 @@ class CausalLM(L.LightningModule):
         inside = {name for name, child in module.named_modules() if isinstance(child, Projection)}
         hidden = {name for name in named if name.rpartition(".")[0] in inside}
         try:
-            return build_optimizer(named, hidden, self._optimizers)
+            return build_optimizer(named, hidden, self._optimizers, released_names(module))
         except ValueError as error:
             at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
             raise UserError(f"{at}{error}") from error

@@ -3,9 +3,7 @@
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lrtrain.constraints import (
@@ -21,10 +19,6 @@ from lrtrain.constraints import (
     takes_step_scale,
 )
 from lrtrain.errors import UserError
-from lrtrain.linalg import orthonormality_error, product_norm
-
-MEASURED_PAIRS = 8
-"""‖ΔW‖₂ is measured on at most this many pairs, spread over the depth."""
 
 
 class SpectralConstraints(L.Callback):
@@ -37,9 +31,6 @@ class SpectralConstraints(L.Callback):
     The model's projections say what there is to constrain (`factor_pairs`, `orthonormal`, `spectral_triples`).
     `CausalLM` attaches this callback by itself; name it under `trainer.callbacks` to change it.
 
-    Logged every `measure_every_n_steps`: the largest σ(A), σ(B) and ‖ΔW‖₂/η, exact, over up to 8 of the pairs, and the
-    largest max |UᵀU − I| over the orthonormal parameters.
-
     Args:
         renormalize: Scale the steps of the pairs (A, B); null means wherever the optimizer takes step scales.
         retract: Put the orthonormal parameters back on the manifold after each step.
@@ -48,7 +39,6 @@ class SpectralConstraints(L.Callback):
         project_gradients: Project the gradients of the orthonormal parameters to the tangent space, before clipping.
         transport_momentum: Carry the optimizer's first moments to the new tangent space after each retraction.
         bound_updates: Scale the steps of U and V by s, so that the learning rate bounds ‖ΔW‖₂ as Spectron's does.
-        measure_every_n_steps: Optimizer steps between two measurements; 0 for none.
     """
 
     def __init__(
@@ -59,7 +49,6 @@ class SpectralConstraints(L.Callback):
         project_gradients: bool = False,
         transport_momentum: bool = False,
         bound_updates: bool = False,
-        measure_every_n_steps: int = 25,
     ) -> None:
         if not retract and (preserve_function or transport_momentum):
             raise UserError(
@@ -72,14 +61,10 @@ class SpectralConstraints(L.Callback):
         self.project_gradients = project_gradients
         self.transport_momentum = transport_momentum
         self.bound_updates = bound_updates
-        self.measure_every_n_steps = measure_every_n_steps
         self.constraints: dict[str, Constraint] = {}
-        self.measured: dict[str, float] = {}
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._orthonormal: dict[str, Tensor] = {}
         self._armed = False
-        self._measure_now = self._measured_now = False
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}
         self._restored: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,13 +130,6 @@ class SpectralConstraints(L.Callback):
             return
         for constraint in self.constraints.values():
             constraint.before_step(optimizer)
-        every = self.measure_every_n_steps
-        self._measure_now = every > 0 and (trainer.global_step + 1) % every == 0
-        if self._measure_now:
-            apart = max(1, len(self._pairs) // MEASURED_PAIRS)
-            for name in list(self._pairs)[::apart][:MEASURED_PAIRS]:
-                a, b = self._pairs[name]
-                self._before[name] = (a.detach().clone(), b.detach().clone())
         self._armed = True
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -161,39 +139,6 @@ class SpectralConstraints(L.Callback):
         self._armed = False
         for constraint in self.constraints.values():
             constraint.after_step()
-        if self._measure_now:
-            self._measure(optimizer)
-
-    @torch.no_grad()
-    def _measure(self, optimizer: Optimizer) -> None:
-        rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        self.measured = {}
-        ratios: list[float] = []
-        norms: dict[str, list[float]] = {"A": [], "B": []}
-        for name, (a, b) in self._before.items():
-            factors = new_a, new_b = [_whole(factor) for factor in self._pairs[name]]
-            for side, factor in zip("AB", factors, strict=True):
-                norms[side].append(float(torch.linalg.matrix_norm(factor, ord=2)))
-            rate = rates[self._pairs[name][0]]
-            if rate > 0:
-                ratios.append(float(product_norm((new_a, new_b), (-_whole(a), _whole(b)))) / rate)
-        if ratios:
-            self.measured["spectral/update_over_lr"] = max(ratios)
-        self.measured |= {f"spectral/sigma_{side}": max(values) for side, values in norms.items() if values}
-        if self._orthonormal:
-            errors = [float(orthonormality_error(x)) for x in self._orthonormal.values()]
-            self.measured["spectral/orthonormality_error"] = max(errors)
-        self._before = {}
-        self._measured_now = bool(self.measured)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._measured_now:
-            self._measured_now = False
-            # Straight to the loggers: Lightning would pass on only what falls on its own log interval.
-            for logger in trainer.loggers:
-                logger.log_metrics(self.measured, step=trainer.global_step - 1)
 
     def state_dict(self) -> dict[str, Any]:
         if not self.constraints:
@@ -202,11 +147,6 @@ class SpectralConstraints(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
-
-
-def _whole(factor: Tensor) -> Tensor:
-    """A factor with the rows of all processes, which must all ask for it."""
-    return factor.full_tensor() if isinstance(factor, DTensor) else factor
 
 
 def _scaled_parameters(optimizer: Optimizer) -> set[Tensor]:

@@ -93,6 +93,7 @@ def load(path: Path) -> "tuple[Decoder, Any]":
     from tokenizers import Tokenizer
 
     from lrtrain.callbacks.checkpoint_io import WholeFileIO, check_architecture
+    from lrtrain.nn.selfguided import release_absent
 
     checkpoint = WholeFileIO().load_checkpoint(path)
     own = checkpoint.get("lrtrain", {})
@@ -102,6 +103,7 @@ def load(path: Path) -> "tuple[Decoder, Any]":
     decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
     prefix = "decoder."
     weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    release_absent(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights)
     return decoder.eval(), Tokenizer.from_str(own["tokenizer"])

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lrtrain.callbacks.checkpoint_folder import FOLDER, steps_in
-from lrtrain.callbacks.spectral import SpectralConstraints
+from lrtrain.callbacks.telemetry import SpectralTelemetry
 from lrtrain.callbacks.throughput import Throughput
 from lrtrain.module import CausalLM
 from lrtrain.nn import Decoder, sample
@@ -37,7 +37,7 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Throughput):
             rows.append(("tokens", f"{callback.tokens_seen:,} seen   {callback.tokens_per_second:,.0f} a second"))
-        if isinstance(callback, SpectralConstraints) and callback.measured:
+        if isinstance(callback, SpectralTelemetry) and callback.measured:
             rows.append(("spectral norms", _norms(callback.measured)))
     saved = list(steps_in(Path(trainer.default_root_dir, FOLDER)).values())
     if saved:

@@ -7,6 +7,7 @@ from lrtrain.nn.loss import next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection
 from lrtrain.nn.sampling import sample
+from lrtrain.nn.selfguided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LinearCallable",
     "LowRankLinear",
     "Projection",
+    "SelfGuidedLinear",
     "SpectralLinear",
     "next_token_loss",
     "sample",

@@ -1,6 +1,7 @@
 """Optimizers and schedules: ordinary torch classes, usable alone. torch alone is needed."""
 
 from lrtrain.optim.combined import CombinedOptimizer, shard_like
+from lrtrain.optim.forget import forget
 from lrtrain.optim.in_backward import step_in_backward
 from lrtrain.optim.schedules import WarmupCosine, WarmupStableDecay
 from lrtrain.optim.slots import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
@@ -18,6 +19,7 @@ __all__ = [
     "WarmupStableDecay",
     "build_optimizer",
     "coverage_table",
+    "forget",
     "shard_like",
     "step_in_backward",
 ]

@@ -1,6 +1,6 @@
 """Which optimizer has which parameter."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -45,7 +45,10 @@ class Slot:
 
 
 def build_optimizer(
-    named_parameters: Mapping[str, Tensor], hidden: set[str], optimizers: Optimizers
+    named_parameters: Mapping[str, Tensor],
+    hidden: set[str],
+    optimizers: Optimizers,
+    deleted: Collection[str] = (),
 ) -> tuple[CombinedOptimizer, list[Slot]]:
     """One optimizer over all parameters, and who has which.
 
@@ -53,6 +56,7 @@ def build_optimizer(
         named_parameters: The trainable parameters.
         hidden: Names of those that belong to the slot `hidden`.
         optimizers: The classes to use.
+        deleted: Names of parameters that training has deleted: an override may match these alone.
 
     Raises:
         ValueError: an override that matches no parameter or has a slot's name, or an optimizer refuses its parameters.
@@ -67,7 +71,7 @@ def build_optimizer(
         pattern = next((p for p in optimizers.overrides if fnmatchcase(name, p)), slot)
         members[pattern].append(name)
     for pattern in optimizers.overrides:
-        if not members[pattern]:
+        if not members[pattern] and not any(fnmatchcase(name, pattern) for name in deleted):
             raise ValueError(f"optimizers.overrides: the pattern {pattern!r} matches no parameter that is still free")
     slots = [
         Slot(pattern, names, makers[pattern]([(name, named_parameters[name]) for name in names]))
