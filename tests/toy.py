@@ -12,6 +12,7 @@ MODEL = [
     "--model.decoder.width=64",
     "--model.decoder.depth=2",
     "--model.decoder.heads=2",
+    "--model.decoder.kv_heads=2",
     "--model.decoder.ffn_width=96",
 ]
 TRAINER = [
