@@ -13,15 +13,9 @@ The dense decoders have the depth and heads of the spectral one and the width an
 parameters, or their FLOPs a token, to its own.
 """
 
-import json
 import math
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +25,11 @@ import torch
 from benchmarks.measure import command_line, report
 from lrtrain.errors import UserError
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear
+from lrtrain.sweep import Job, around, train
+from lrtrain.sweep.processes import workers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VOCABULARY, BLOCK, RANK_RATIO = 4096, 256, 0.25
-DIVERGED = math.inf
-"""The loss of a run that was stopped because its gradients were not finite."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +65,11 @@ class Variant:
 VARIANTS = {
     "reference": Variant("SCT reference: AdamW, QR, the paper's initial s", ("sct_reference",), 0.008),
     "init": Variant("  with initial s of a dense draw", ("sct_init",), 0.004),
-    "decay_s": Variant("  with weight decay 0.1 on s", ("sct_decay_s",), 0.008),
-    "tangent": Variant("  with tangent projection of gradients", ("sct_tangent",), 0.008),
-    "transport": Variant("  with momentum transport", ("sct_transport",), 0.008),
+    "decay_s": Variant("  with weight decay 0.1 on s", ("sct_decay_s",), 0.016),
+    "tangent": Variant("  with tangent projection of gradients", ("sct_tangent",), 0.016),
+    "transport": Variant("  with momentum transport", ("sct_transport",), 0.016),
     "angle": Variant("  with angle-unit lr (Adam's direction)", ("sct_angle",), 0.08),
-    "preserving": Variant("  with function-preserving retraction", ("sct_preserving",), 0.002),
+    "preserving": Variant("  with function-preserving retraction", ("sct_preserving",), 0.008),
     "polar": Variant("  with orthogonalised update", ("sct_polar",), 0.04),
     "polar_preserving": Variant("orthogonalised, function-preserving", ("sct_polar_preserving",), 0.04),
     "bounded": Variant("orthogonalised, function-preserving, bounded", ("sct_bounded",), 0.035),
@@ -114,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     scale = SCALES[options.scale]
     runs = Runs(options.scale, scale, options.steps or scale.steps, options.runs)
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with workers(options.jobs) as pool:
         rows = list(pool.map(lambda name: _row(runs, name, options.seeds), options.variants))
     searches = {name: row.pop("searched") for name, row in zip(options.variants, rows, strict=True)}
     report(rows, f"sct_table_{options.scale}", options.out, steps=runs.steps, seeds=options.seeds, searches=searches)
@@ -122,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _row(runs: "Runs", name: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Searches a variant's learning rate and repeats the best."""
-    searched = search(VARIANTS[name].lr, lambda lr: runs.loss(name, lr, seeds[0]))
+    searched = around(VARIANTS[name].lr, lambda lr: runs.loss(name, lr, seeds[0]))
     lr = min(searched, key=lambda rate: searched[rate])
     losses = [searched[lr], *(runs.loss(name, lr, seed) for seed in seeds[1:])]
     decoder = runs.decoder(name)
@@ -135,17 +129,6 @@ def _row(runs: "Runs", name: str, seeds: Sequence[int]) -> dict[str, Any]:
         "MFLOPs a token": round(decoder.flops_per_token(BLOCK) / 1e6, 3),
         "searched": {f"{rate:g}": round(loss, 4) for rate, loss in sorted(searched.items())},
     }
-
-
-def search(start: float, loss: Callable[[float], float], factor: float = 2.0) -> dict[float, float]:
-    """Loss by learning rate: `start`, then on in either direction by `factor` until the best is not at an end."""
-    found = {start: loss(start)}
-    for step in (1 / factor, factor):
-        rate = start
-        while found[rate] == min(found.values()) < DIVERGED:
-            rate *= step
-            found[rate] = loss(rate)
-    return found
 
 
 class Runs:
@@ -165,20 +148,18 @@ class Runs:
         return spectral
 
     def loss(self, variant: str, lr: float, seed: int) -> float:
-        """Held-out loss at the end of a run."""
-        name = f"sct-{self.name}-{variant}-{self.steps}-{lr:g}-{seed}"
-        found = _finished(self.folder / name)
-        if found is None:
-            found = self._train(variant, name, lr, seed)
-        return found
+        """Held-out loss at the end of a run, infinite where it diverged."""
+        job = self._job(variant, lr, seed)
+        outcome = train(job)
+        if outcome.metric is None:
+            raise UserError(f"{job.name} has not finished: {outcome.reason}")
+        print(f"{job.name}: {outcome.metric:.4f}", flush=True)
+        return outcome.metric
 
-    def _train(self, variant: str, name: str, lr: float, seed: int) -> float:
-        overlays = [str(CONFIGS / "ablation" / f"{overlay}.yaml") for overlay in VARIANTS[variant].overlays]
-        configs = [part for file in (str(CONFIGS / "quickstart.yaml"), *overlays) for part in ("--config", file)]
+    def _job(self, variant: str, lr: float, seed: int) -> Job:
+        overlays = (CONFIGS / "ablation" / f"{overlay}.yaml" for overlay in VARIANTS[variant].overlays)
         decoder = self.decoder(variant)
-        settings: dict[str, Any] = {
-            "name": name,
-            "runs": self.folder,
+        settings = {
             "seed_everything": seed,
             "model.optimizers.hidden.lr": f"{lr:g}",
             "model.decoder.width": decoder.width,
@@ -187,28 +168,11 @@ class Runs:
             "model.decoder.ffn_width": _ffn_width(decoder),
             "trainer.max_steps": self.steps,
             "trainer.val_check_interval": self.steps,
-            "trainer.enable_progress_bar": "false",
             "checkpoints.every_n_steps": self.steps,
-            "checkpoints.keep": 1,
+            **_initial(VARIANTS[variant].init, decoder.width),
         }
-        settings |= _initial(VARIANTS[variant].init, decoder.width)
-        flags = [f"--{key}={value}" for key, value in settings.items()]
-        print(f"{name} …", flush=True)
-        run = subprocess.run(
-            [sys.executable, "-m", "lrtrain", "fit", *configs, *flags],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        loss = _finished(self.folder / name)
-        for checkpoints in (self.folder / name).glob("*/checkpoints"):
-            shutil.rmtree(checkpoints)
-        if loss is None and "non-finite" in run.stderr:
-            return DIVERGED
-        if loss is None:
-            raise UserError(f"{name} has not finished: {run.stderr.strip().splitlines()[-1:]}")
-        print(f"{name}: {loss:.4f}", flush=True)
-        return loss
+        name = f"sct-{self.name}-{variant}-{self.steps}-{lr:g}-{seed}"
+        return Job(name, (CONFIGS / "quickstart.yaml", *overlays), settings, self.folder)
 
 
 def _initial(init: str, width: int) -> dict[str, Any]:
@@ -216,16 +180,6 @@ def _initial(init: str, width: int) -> dict[str, Any]:
     if init == "small":
         return {f"model.decoder.{part}.std": f"{math.sqrt(2) / width:.4g}" for part in ("attention", "mlp")}
     return {"model.decoder.attention.init": init} if init else {}
-
-
-def _finished(folder: Path) -> float | None:
-    """The last held-out loss of a run that has finished, if there is one in a folder."""
-    for file in sorted(folder.glob("*/metrics.jsonl")):
-        points = [json.loads(line) for line in file.read_text().splitlines()]
-        losses = [point["metrics"]["val/loss"] for point in points if "val/loss" in point.get("metrics", {})]
-        if losses and any(point.get("status") == "FINISHED" for point in points):
-            return float(losses[-1])
-    return None
 
 
 def _decoder(scale: Scale, width: int, ffn_width: int, projection: type, **arguments: Any) -> Decoder:

@@ -14,7 +14,8 @@ from ranks import on_ranks
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 SCALES = sorted(CONFIGS.glob("scale/*.yaml"))
-OVERLAYS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path not in SCALES]
+STUDIES = [*CONFIGS.glob("sweeps/*.yaml"), *CONFIGS.glob("scaling/*.yaml")]
+OVERLAYS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path not in [*SCALES, *STUDIES]]
 MILLIONS = {
     "spectron_S": "93.60",
     "dense_S": "134.11",

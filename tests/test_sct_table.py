@@ -1,22 +1,9 @@
-"""The search of the learning rate, and the dense decoders that equal another in size, of benchmarks/sct_table.py."""
+"""The dense decoders that equal another in size, of benchmarks/sct_table.py."""
 
-import math
 from pathlib import Path
 
 import pytest
-from benchmarks.sct_table import CONFIGS, DIVERGED, SCALES, VARIANTS, Runs, search
-
-
-@pytest.mark.parametrize(("best", "runs"), [(0.02, 3), (0.08, 5), (0.0025, 5)])
-def test_the_search_goes_on_until_the_best_rate_is_not_at_an_end(best: float, runs: int) -> None:
-    found = search(0.02, lambda lr: abs(math.log2(lr / best)))
-    assert len(found) == runs
-    assert min(found, key=lambda lr: found[lr]) == pytest.approx(best)
-    assert min(found) < best < max(found)
-
-
-def test_a_search_where_every_run_diverges_ends() -> None:
-    assert search(0.02, lambda lr: DIVERGED) == {0.02: DIVERGED}
+from benchmarks.sct_table import CONFIGS, SCALES, VARIANTS, Runs
 
 
 @pytest.mark.parametrize("scale", SCALES)

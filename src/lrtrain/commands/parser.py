@@ -115,7 +115,7 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = {**self.config_init.trainer, **kwargs}
-        _check(settings)
+        check_trainer(settings)
         self.model.check()
         self.run_dir, self.resumed = resolve_run(
             self.command, self.config.runs, self.config.name, self.config.ckpt_path
@@ -160,7 +160,7 @@ class TrainCLI(LightningCLI):
         return self.parser.dump(config, skip_none=False)
 
 
-def _check(settings: dict[str, Any]) -> None:
+def check_trainer(settings: dict[str, Any]) -> None:
     """Raises UserError for values that Lightning takes and fails at later."""
     if settings["enable_checkpointing"] is False:
         raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")

@@ -1,0 +1,106 @@
+"""The processes of jobs: started, logged to a file, and ended with the process that started them."""
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+GRACE = 90.0  # seconds that a process may take to finish its step and save
+
+_running: set["subprocess.Popen[bytes]"] = set()
+_mutex = threading.Lock()
+_ending = threading.Event()
+
+
+class EndedError(Exception):
+    """The process was not started, or was ended, because all are."""
+
+
+@contextlib.contextmanager
+def workers(parallel: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for calls of `run`; an exception in the block, such as Ctrl-C, ends all processes before it goes on.
+
+    They get SIGTERM, upon which a fit saves, and are killed after 90 s or at a second Ctrl-C. In the main thread
+    SIGTERM leaves the block as Ctrl-C does, by SystemExit(143).
+    """
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _leave) if main else None
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        yield pool
+    except BaseException:
+        with _mutex:
+            _ending.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end(list(_running))
+        raise
+    finally:
+        pool.shutdown()
+        _ending.clear()
+        if main:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
+    """Runs a command with its output appended to `log`, and returns its exit code, or minus the signal's number.
+
+    On Linux the process gets SIGTERM when the thread that waits here goes, even if that was killed.
+
+    Raises:
+        EndedError: all processes are being ended.
+    """
+    with open(log, "ab") as output, _mutex:
+        if _ending.is_set():
+            raise EndedError
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent if _libc is not None else None,
+        )
+        _running.add(process)
+    try:
+        code = process.wait()
+    except BaseException:
+        _end([process])
+        raise
+    finally:
+        _running.discard(process)
+    if _ending.is_set():
+        raise EndedError
+    return code
+
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    deadline = time.monotonic() + GRACE
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()  # nothing to one that has ended
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    assert _libc is not None
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
