@@ -100,7 +100,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["prepare"], "the following arguments are required: --out; see lrtrain prepare --help"),
         (["prepare", "--out", "x", "--workers", "many"], "argument --workers: invalid int value: 'many'; see"),
         (["sync", "--nope"], "unrecognized arguments: --nope; see lrtrain sync --help"),
-        (["compare"], "the following arguments are required: names; see lrtrain compare --help"),
+        (["compare"], "the following arguments are required: names, --tag or --study; see lrtrain compare"),
     ],
 )
 def test_a_wrong_command_or_argument_is_one_line(

@@ -18,7 +18,10 @@ COMMANDS = {
     "prepare": ("lrtrain.commands.prepare:main", "turn documents into a tokenizer and token shards"),
     "generate": ("lrtrain.commands.generate:main", "continue a text with a trained checkpoint"),
     "consolidate": ("lrtrain.commands.consolidate:main", "make one file of a checkpoint that several processes wrote"),
-    "compare": ("lrtrain.commands.compare:main", "draw loss curves of tracked runs and print their mean final losses"),
+    "compare": ("lrtrain.commands.compare:main", "a table, figures and a page of tracked runs"),
+    "plan": ("lrtrain.commands.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
+    "scaling": ("lrtrain.commands.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),
+    "sweep": ("lrtrain.commands.sweep:main", "train the points of a search space and write the best one's YAML"),
     "sync": ("lrtrain.commands.sync:main", "send tracked points that still wait on this machine"),
 }
 

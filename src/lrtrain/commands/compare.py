@@ -1,143 +1,100 @@
-"""`lrtrain compare`: loss curves of tracked runs as a picture, and their mean final losses as a table."""
+"""`lrtrain compare`: tracked runs beside each other, as a table, as a picture and as a page."""
 
-import statistics
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
 from pathlib import Path
-from typing import Any
 
 from lrtrain.commands.arguments import Arguments
+from lrtrain.comparing.curves import AXES
+from lrtrain.comparing.figure import picture
+from lrtrain.comparing.groups import Group, group_runs, other_data, ranked, refuse_other_data
+from lrtrain.comparing.page import write_page
+from lrtrain.comparing.panels import Panel, all_panels, metric_panel
+from lrtrain.comparing.table import compare
 from lrtrain.errors import UserError
-
-Curve = list[tuple[int, float]]
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from lrtrain.tracking.runs import tracked_runs
 
 
 def main(argv: list[str]) -> int:
-    """Draws one line for each name: the mean over its finished runs, and their range."""
+    """Prints the table; draws one line for each label: the mean over its finished runs, and their range."""
     parser = Arguments(
-        prog="lrtrain compare", description="Compares tracked runs by name; the runs of a name count as repetitions."
+        prog="lrtrain compare",
+        description="Compares finished tracked runs; the runs of a name, or of one LABEL, count as repetitions.",
     )
-    parser.add_argument("names", nargs="+", help="names of runs (--name of lrtrain fit), or NAME=LABEL")
+    parser.add_argument("names", nargs="*", help="names of runs (--name of lrtrain fit), or NAME=LABEL")
+    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="only runs with this tag")
+    parser.add_argument("--study", help="only runs of this study of lrtrain sweep")
     parser.add_argument("--metric", default="val/loss", help="metric to compare (default val/loss)")
+    parser.add_argument(
+        "--x", default="steps", choices=(*AXES, "all"), help="axis of --out, or all figures of the page"
+    )
     parser.add_argument("--runs", default="runs", help="folder of the runs (default runs)")
     parser.add_argument("--tracking-uri", help="MLflow server or database (default: MLFLOW_TRACKING_URI, else --runs)")
     parser.add_argument("--out", type=Path, help="picture to write, .png or .svg")
+    parser.add_argument("--html", type=Path, help="page to write, .html: everything on it, opens offline")
+    parser.add_argument("--anyway", action="store_true", help="compare runs of other data or another tokenizer too")
     arguments = parser.parse_args(argv)
-    if arguments.out is not None and arguments.out.suffix not in (".png", ".svg"):
-        raise UserError(f"--out {arguments.out}: name a file that ends in .png or .svg")
-    curves: dict[str, list[Curve]] = {}
-    with _tracker(arguments.tracking_uri, arguments.runs) as client:
-        for item in arguments.names:
-            name, _, label = item.partition("=")
-            curves[label or name] = _curves(client, name, arguments.metric)
-    print(table(curves, arguments.metric))
+    if not arguments.names and not arguments.tag and arguments.study is None:
+        parser.error("the following arguments are required: names, --tag or --study")
+    _check_suffix("--out", arguments.out, (".png", ".svg"))
+    _check_suffix("--html", arguments.html, (".html", ".htm"))
+
+    labels = _labels(arguments.names)
+    everything = arguments.html is not None or arguments.x == "all"
+    found = tracked_runs(
+        arguments.tracking_uri,
+        arguments.runs,
+        names=list(labels),
+        tags=_tags(arguments.tag),
+        study=arguments.study,
+        metrics=[arguments.metric, *filter(None, AXES.values()), *(["spectral/*"] if everything else [])],
+    )
+    groups = group_runs(found, labels)
+    if not labels:
+        groups = ranked(groups, arguments.metric)
+    if not arguments.anyway:
+        refuse_other_data(groups)
+    warning = other_data(groups)
+    table = compare(groups, arguments.metric)
+    warnings = [f"their losses do not compare: {warning}"] if warning else []
+    print("\n".join([table.text(), *warnings, *table.notes]))
+    panels, missing = all_panels(groups, arguments.metric) if everything else ([], [])
     if arguments.out is not None:
-        draw(curves, arguments.metric, arguments.out)
+        drawn = panels if arguments.x == "all" else [_panel(groups, arguments.metric, arguments.x)]
+        picture(drawn, [group.label for group in groups], arguments.out)
         print(f"wrote {arguments.out}")
+    if arguments.html is not None:
+        command = shlex.join(["lrtrain", "compare", *argv])
+        write_page(groups, arguments.metric, table, panels, [*warnings, *missing], command, arguments.html)
+        print(f"wrote {arguments.html}")
     return 0
 
 
-def table(curves: dict[str, list[Curve]], metric: str) -> str:
-    """Name, runs, last step, and mean ± sample standard deviation of the last value."""
-    width = max(len(name) for name in curves)
-    lines = [f"{'name':<{width}}  runs  step  {metric} (mean ± std)"]
-    for name, runs in curves.items():
-        last = [curve[-1][1] for curve in runs]
-        spread = f" ± {statistics.stdev(last):.4f}" if len(last) > 1 else ""
-        lines.append(f"{name:<{width}}  {len(runs):>4}  {runs[0][-1][0]:>4}  {statistics.mean(last):.4f}{spread}")
-    return "\n".join(lines)
+def _panel(groups: list[Group], metric: str, axis: str) -> Panel:
+    panel = metric_panel(groups, metric, axis)
+    if isinstance(panel, str):
+        raise UserError(f"--x {axis}: {panel}")
+    return panel
 
 
-def draw(curves: dict[str, list[Curve]], metric: str, out: Path) -> None:
-    """Mean over the runs of a name, with the range between the lowest and the highest as a band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
-    for colour, (name, runs) in zip(COLOURS * len(curves), curves.items(), strict=False):
-        values: dict[int, list[float]] = defaultdict(list)
-        for curve in runs:
-            for step, value in curve:
-                values[step].append(value)
-        steps = sorted(values)
-        mean = [statistics.mean(values[step]) for step in steps]
-        axes.plot(
-            steps, mean, color=colour, label=f"{name}: {mean[-1]:.2f} ({len(runs)} runs)", marker="o", markersize=3
-        )
-        axes.fill_between(
-            steps,
-            [min(values[s]) for s in steps],
-            [max(values[s]) for s in steps],
-            color=colour,
-            alpha=0.2,
-            linewidth=0,
-        )
-    unit = " (nats per token)" if metric.endswith("loss") else ""
-    axes.set(xlabel="optimizer steps", ylabel=f"{metric}{unit}")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; name a file in a folder that can be written") from error
-    finally:
-        pyplot.close(figure)
+def _check_suffix(flag: str, out: Path | None, suffixes: tuple[str, ...]) -> None:
+    if out is not None and out.suffix not in suffixes:
+        raise UserError(f"{flag} {out}: name a file that ends in {' or '.join(suffixes)}")
 
 
-@contextmanager
-def _tracker(tracking_uri: str | None, runs: str) -> Iterator[Any]:
-    """A client of the MLflow that is meant. Raises UserError where there is none or it does not answer."""
-    from lrtrain.tracking.destination import quiet, redact, resolve_uri, sqlite_path
-
-    quiet()
-    from mlflow import MlflowClient, MlflowException
-
-    uri = resolve_uri(tracking_uri, runs)
-    database = sqlite_path(uri)
-    if database is not None and not database.exists():
-        raise UserError(
-            f"nothing is tracked in {database}: correct --runs or --tracking-uri, or train with lrtrain fit"
-        )
-    try:
-        yield MlflowClient(tracking_uri=uri)
-    except MlflowException as error:
-        raise UserError(f"MLflow at {redact(uri)} does not answer: start it, or correct --tracking-uri") from error
+def _labels(names: list[str]) -> dict[str, list[str]]:
+    """The labels that each name was given, in order: one label of several names makes one group of them."""
+    labels: dict[str, list[str]] = {}
+    for item in names:
+        name, _, label = item.partition("=")
+        labels.setdefault(name, []).append(label or name)
+    return labels
 
 
-def _curves(client: Any, name: str, metric: str) -> list[Curve]:
-    """The metric's points (step, value) of every finished run of an experiment.
-
-    Raises:
-        UserError: no such name, no finished run, or no such metric, with the nearest that there are.
-    """
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        known = [e.name for e in client.search_experiments()]
-        raise UserError(f"no runs of the name {name!r} are tracked{_near(name, known)}")
-    found = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
-    if not found:
-        raise UserError(f"no run of the name {name!r} has finished: let lrtrain fit end first")
-    curves = []
-    for run in found:
-        points = sorted({(m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)})
-        if not points:
-            raise UserError(
-                f"run {run.info.run_name} of {name!r} has no metric {metric!r}{_near(metric, run.data.metrics)}"
-            )
-        curves.append(points)
-    return curves
-
-
-def _near(name: str, known: Any) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
-    return f"; there are {', '.join(near or sorted(known)[:8])}" if known else ""
+def _tags(tags: list[str]) -> dict[str, str]:
+    pairs = {}
+    for tag in tags:
+        key, equals, value = tag.partition("=")
+        if not key or not equals:
+            raise UserError(f"--tag {tag}: give it as KEY=VALUE")
+        pairs[key] = value
+    return pairs

@@ -1,0 +1,210 @@
+"""Reading tracked runs back out of MLflow: their configuration, tags, and metrics as arrays."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from lrtrain.errors import UserError
+from lrtrain.tracking.destination import quiet, redact, resolve_uri, sqlite_path
+from lrtrain.tracking.names import legal_name
+from lrtrain.tracking.series import Series, number, read_series
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STUDY_TAG = "lrtrain.study"
+PARENT_TAG = "mlflow.parentRunId"
+
+
+@dataclass
+class TrackedRun:
+    """A run as MLflow holds it.
+
+    `name` is the experiment (`--name` of `lrtrain fit`), `run_name` the run's own (`quickstart/0001`), `params` the
+    flattened configuration as the run's last session had it, values whole; `start` and `end` are milliseconds since
+    1970; `last` has the last value of every metric that was logged, `metrics` the points of those asked for.
+    """
+
+    id: str
+    name: str
+    run_name: str
+    status: str
+    start: int
+    end: int | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    last: dict[str, float]
+    metrics: dict[str, Series] = field(default_factory=dict)
+
+    def series(self, metric: str) -> Series:
+        """The points of a metric that was asked for. Raises UserError, with near names, where the run has none."""
+        if metric not in self.metrics:
+            raise UserError(f"run {self.run_name} has no metric {metric!r}{near(metric, self.last)}")
+        return self.metrics[metric]
+
+
+def tracked_runs(
+    uri: str | None,
+    runs: str,
+    *,
+    names: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    study: str | None = None,
+    metrics: Sequence[str] | None = None,
+    unfinished: bool = False,
+) -> list[TrackedRun]:
+    """The finished runs that have one of the names, all the tags and the study, in the order of the names and in time.
+
+    A step that was logged twice (by a resumed run) has its last value. A run that only gathers others (a study's
+    parent) is left out. A database is read directly, since MLflow makes an object of every point.
+
+    Args:
+        uri: MLflow server or database; None: MLFLOW_TRACKING_URI, else the database in `runs`.
+        runs: Folder of the runs.
+        names: Experiments; all where empty.
+        tags: Tags as the user wrote them.
+        study: Name of an `lrtrain sweep` study.
+        metrics: Names or patterns (`spectral/*`) of the metrics to read; None for all, empty for none.
+        unfinished: Take runs that are running, failed or killed, too.
+
+    Raises:
+        UserError: nothing is tracked there, MLflow does not answer, or a name, tag or study is unknown (with near
+            ones) or has no finished run.
+    """
+    where = resolve_uri(uri, runs)
+    wanted = {legal_name(key): value for key, value in (tags or {}).items()}
+    wanted |= {STUDY_TAG: study} if study is not None else {}
+    with _answering(where) as client:
+        found = _search(client, names, wanted)
+        if not found:
+            raise UserError(_nothing_found(client, names, wanted))
+        parents = {run.tags.get(PARENT_TAG) for run in found}
+        taken = [run for run in found if run.id not in parents and (unfinished or run.status == "FINISHED")]
+        _check_each(taken, names, wanted, unfinished)
+        keys = {run.id: [key for key in run.last if _matches(key, metrics)] for run in taken}
+        series = read_series(client, where, {run: of_run for run, of_run in keys.items() if of_run})
+    for run in taken:
+        run.metrics = series.get(run.id, {})
+    order = {name: index for index, name in enumerate(names)}
+    return sorted(taken, key=lambda run: (order.get(run.name, 0), run.start, run.id))
+
+
+def near(name: str, known: Any) -> str:
+    """The end of a message that something does not exist: `; there are` and the nearest that do."""
+    likely = get_close_matches(name, list(known), n=3, cutoff=0.3)
+    return f"; there are {', '.join(likely or sorted(known)[:8])}" if known else ""
+
+
+@contextmanager
+def _answering(uri: str) -> "Iterator[MlflowClient]":
+    """A client of the MLflow that is meant. Raises UserError where there is none or it does not answer."""
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
+        raise UserError(
+            f"nothing is tracked in {database}: correct --runs or --tracking-uri, or train with lrtrain fit"
+        )
+    quiet()
+    from mlflow import MlflowClient, MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield MlflowClient(tracking_uri=uri)
+    except (MlflowException, SQLAlchemyError, ImportError) as error:
+        cause: BaseException = error
+        while (deeper := cause.__cause__ or cause.__context__) is not None:
+            cause = deeper
+        why = (cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)).splitlines()[0][:200]
+        raise UserError(
+            f"MLflow at {redact(uri)} does not answer ({why}): start it, or correct --tracking-uri"
+        ) from error
+
+
+def _search(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str]) -> list[TrackedRun]:
+    if names:
+        experiments = {}
+        for name in names:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                others = [e.name for e in _pages(client.search_experiments) if e.name != "Default"]
+                raise UserError(f"no runs of the name {name!r} are tracked{near(name, others)}")
+            experiments[experiment.experiment_id] = name
+    else:
+        experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+    condition = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
+    rows = _pages(lambda **page: client.search_runs(list(experiments), condition, **page))
+    return [
+        TrackedRun(
+            id=row.info.run_id,
+            name=experiments[row.info.experiment_id],
+            run_name=row.info.run_name,
+            status=row.info.status,
+            start=row.info.start_time,
+            end=row.info.end_time,
+            params=_whole(row.data.params),
+            tags=dict(row.data.tags),
+            last={key: number(value) for key, value in row.data.metrics.items()},
+        )
+        for row in rows
+    ]
+
+
+def _nothing_found(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str]) -> str:
+    if not tags:
+        which = f" of the name {', '.join(map(repr, names))}" if names else ""
+        return f"no run{which} is tracked: train one with lrtrain fit"
+    others = _search(client, names, {})
+    of = f" among the runs of the name {', '.join(map(repr, names))}" if names else ""
+    for key, value in tags.items():
+        values = {run.tags[key] for run in others if key in run.tags}
+        if key == STUDY_TAG and value not in values:
+            return f"no study {value!r} is tracked{of}{near(value, values)}"
+        if not values:
+            known = {known for run in others for known in run.tags}
+            return f"no run has the tag {key!r}{of}{near(key, known)}"
+        if value not in values:
+            return f"no run has the tag {key}={value}{of}{near(value, values)}"
+    return f"no run has all of {', '.join(f'{key}={value}' for key, value in tags.items())}{of}: leave one out"
+
+
+def _check_each(runs: list[TrackedRun], names: Sequence[str], tags: Mapping[str, str], unfinished: bool) -> None:
+    """Raises UserError where nothing, or nothing of one of the names, is left."""
+    having = f" with {', '.join(f'{key}={value}' for key, value in tags.items())}" if tags else ""
+    ending = "is tracked: leave the name out" if unfinished else "has finished: let lrtrain fit end first"
+    if not runs and not names:
+        raise UserError(f"no run{having} {ending}")
+    for name in names:
+        if not any(run.name == name for run in runs):
+            raise UserError(f"no run of the name {name!r}{having} {ending}")
+
+
+def _matches(key: str, patterns: Sequence[str] | None) -> bool:
+    return patterns is None or any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _quoted(value: str) -> str:
+    if "'" in value and '"' in value:
+        raise UserError(f"the tag value {value!r} has both kinds of quotes, which MLflow cannot search for")
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _pages(call: Callable[..., Any]) -> Iterator[Any]:
+    page = call()
+    yield from page
+    while page.token:
+        page = call(page_token=page.token)
+        yield from page
+
+
+def _whole(params: Mapping[str, str]) -> dict[str, str]:
+    """Parameters as they were logged: a long value's pieces (`key/part2`) joined, and of `key` and `key/2` the last."""
+    pieces: dict[str, dict[int, dict[int, str]]] = {}
+    for key, value in params.items():
+        name, version, part = re.fullmatch(r"(.*?)(?:/(\d+))?(?:/part(\d+))?", key, re.DOTALL).groups()  # type: ignore[union-attr]
+        pieces.setdefault(name, {}).setdefault(int(version or 1), {})[int(part or 1)] = value
+    return {
+        name: "".join(text for _, text in sorted(versions[max(versions)].items())) for name, versions in pieces.items()
+    }
