@@ -23,11 +23,15 @@ def gaussian_svd(out_features: int, in_features: int, rank: int, std: float) -> 
     Returns:
         P (out, rank) and Q (in, rank) with orthonormal columns, σ (rank) in descending order; torch's default dtype.
     """
-    p, _ = orthonormalize(torch.randn(out_features, rank))
-    q, _ = orthonormalize(torch.randn(in_features, rank))
+    p, q = _basis(out_features, rank), _basis(in_features, rank)
     shorter, longer = sorted((out_features, in_features))
     sigma = std * longer**0.5 * _limit(shorter, longer)[:rank]
     return p, sigma.to(p), q
+
+
+def _basis(rows: int, rank: int) -> Tensor:
+    draw = torch.randn(rows, rank)
+    return draw if draw.is_meta else orthonormalize(draw)[0]
 
 
 @cache
