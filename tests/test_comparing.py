@@ -37,6 +37,13 @@ def test_a_label_of_several_names_is_one_group_and_a_name_of_several_labels_is_i
     assert named == {"x": ["a/0001", "a/0002", "b/0001"], "y": ["a/0001", "a/0002"], "c": ["c/0001"]}
 
 
+def test_runs_of_a_study_are_grouped_by_their_point() -> None:
+    runs = [run("k/trial-0000", 1), run("k/trial-0000", 2), run("k/trial-0001", 1)]
+    for one, point in zip(runs, ("lr 0.1", "lr 0.1", "lr 0.2"), strict=True):
+        one.tags["lrtrain.point"] = point
+    assert [(group.label, len(group.runs)) for group in group_runs(runs, {})] == [("lr 0.1", 2), ("lr 0.2", 1)]
+
+
 def test_groups_are_ranked_by_their_mean_and_diverged_ones_are_last() -> None:
     losses = {"b": [3.0, 5.0], "n": [np.nan], "a": [3.5, 3.6], "i": [np.inf]}
     groups = [Group(name, [run(name, loss={0: v}) for v in values]) for name, values in losses.items()]

@@ -11,6 +11,9 @@ from lrtrain.tracking.runs import TrackedRun
 PLACES = ("name", "runs", "ckpt_path", "manifest.", "trainer.logger")
 """What says where a run lies and not how it was trained. The data are compared by `refuse_other_data`."""
 
+POINT_TAG = "lrtrain.point"
+"""What `lrtrain sweep` varied in a run."""
+
 DATA = {
     "tokenizer": "manifest.tokenizer_sha256",
     "training data": "manifest.train.",
@@ -27,10 +30,13 @@ class Group:
 
 
 def group_runs(runs: Iterable[TrackedRun], labels: Mapping[str, Sequence[str]]) -> list[Group]:
-    """One group a label, in the order of `labels` (name: its labels); names without one come after, by their name."""
+    """One group a label, in the order of `labels` (name: its labels).
+
+    Runs of other names come after, by the point of their study, or by their name where they are of none.
+    """
     members: dict[str, dict[str, TrackedRun]] = {label: {} for of_name in labels.values() for label in of_name}
     for run in runs:
-        for label in labels.get(run.name, (run.name,)):
+        for label in labels.get(run.name, (run.tags.get(POINT_TAG, run.name),)):
             members.setdefault(label, {})[run.id] = run
     return [Group(label, list(of_label.values())) for label, of_label in members.items()]
 
