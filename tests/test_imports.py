@@ -24,6 +24,7 @@ ALLOWED = {
     "constraints": {"linalg"},
     "data": {"errors"},
     "errors": set(),
+    "experiments": {"comparing", "constraints", "data", "errors", "nn", "optim", "planning", "sweep", "tracking"},
     "metrics": set(),
     "planning": {"errors", "linalg", "nn", "optim", "constraints"},
     "scaling": {"data", "errors", "nn", "sweep", "tracking"},

@@ -19,7 +19,7 @@ from commandline import RECIPE, refusal
 from lrtrain.callbacks.checkpoints import Checkpoints
 from lrtrain.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.cli import main
-from lrtrain.commands.plan import _model
+from lrtrain.commands.plan import model_of
 from lrtrain.commands.plan_parser import GROUPS, parse, signature
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.linalg import orthonormalize, polar
@@ -46,7 +46,7 @@ def planned(tmp_path: Path, *argv: str) -> dict[str, Any]:
 def test_the_sizes_are_the_papers(size: str, dense: str, factorised: str) -> None:
     from lrtrain.planning.parameters import parameters_by_kind
 
-    kinds = parameters_by_kind(_model(*parse(["--config", str(CONFIGS / f"spectron_{size}.yaml")])).decoder)
+    kinds = parameters_by_kind(model_of(*parse(["--config", str(CONFIGS / f"spectron_{size}.yaml")])).decoder)
     assert f"{sum(kind.parameters for kind in kinds) / 1e6:.2f}" == factorised
     assert f"{sum(kind.dense for kind in kinds) / 1e6:.2f}" == dense
 
@@ -84,7 +84,7 @@ def test_one_block_copied_is_the_decoder_that_training_makes() -> None:
     with torch.device("meta"):
         parser, config = parse(arguments)
         whole = parser.instantiate(config).model.decoder()
-    quick = _model(*parse(arguments)).decoder
+    quick = model_of(*parse(arguments)).decoder
     shapes = [[(name, p.shape) for name, p in decoder.named_parameters()] for decoder in (whole, quick)]
     assert shapes[0] == shapes[1]
 

@@ -14,7 +14,7 @@ from ranks import on_ranks
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 SCALES = sorted(CONFIGS.glob("scale/*.yaml"))
-STUDIES = [*CONFIGS.glob("sweeps/*.yaml"), *CONFIGS.glob("scaling/*.yaml")]
+STUDIES = [path for kind in ("experiments", "scaling", "sweeps") for path in CONFIGS.glob(f"{kind}/*.yaml")]
 OVERLAYS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path not in [*SCALES, *STUDIES]]
 MILLIONS = {
     "spectron_S": "93.60",

@@ -20,6 +20,7 @@ COMMANDS = {
     "consolidate": ("lrtrain.commands.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.commands.compare:main", "a table, figures and a page of tracked runs"),
     "plan": ("lrtrain.commands.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
+    "experiment": ("lrtrain.commands.experiment:main", "reproduce a figure or table of the papers, with a verdict"),
     "scaling": ("lrtrain.commands.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),
     "sweep": ("lrtrain.commands.sweep:main", "train the points of a search space and write the best one's YAML"),
     "sync": ("lrtrain.commands.sync:main", "send tracked points that still wait on this machine"),

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     timed = given["throughput"] is not None
     if timed and run.steps is None and given["tokens"] is None and given["flops"] is None:
         raise UserError("the time needs a budget: give --tokens or --flops, or set trainer.max_steps")
-    plan = make_plan(_model(parser, config), run, chosen, limit, **given)
+    plan = make_plan(model_of(parser, config), run, chosen, limit, **given)
     print(report(plan))
     if options.json is not None:
         _write(options.json, plan.as_dict())
@@ -102,7 +102,7 @@ def _sct(options: Any, rest: list[str]) -> str:
         raise UserError(f"--rank {options.rank}: {error}") from error
 
 
-def _model(parser: Any, config: Any) -> "PlannedModel":
+def model_of(parser: Any, config: Any) -> "PlannedModel":
     from lrtrain.planning.model import planned_model
 
     depth = None
