@@ -103,6 +103,7 @@ def _sct(options: Any, rest: list[str]) -> str:
 
 
 def model_of(parser: Any, config: Any) -> "PlannedModel":
+    """The decoder and the optimizers of a parsed configuration, on the meta device."""
     from lrtrain.planning.model import planned_model
 
     depth = None
