@@ -81,7 +81,8 @@ def test_a_signalled_run_saves_its_shards_and_goes_on_as_if_nothing_had_been(
     never_stopped = trained / "quickstart/0001/checkpoints"
     whole, parts = (sharded.read(saved / "step-00000004.ckpt") for saved in (never_stopped, folder))
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
-        assert differences(whole[key], parts[key]) == []
+        found = differences(whole[key], parts[key])
+        assert [place for place in found if not place.endswith("seconds")] == []  # of the wall clock
 
 
 def test_validate_and_generate_take_the_folder_and_the_file_made_of_it_alike(
