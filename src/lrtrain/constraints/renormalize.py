@@ -13,6 +13,10 @@ FIRST_STEPS = 20
 """Power steps of the first measurement, which starts from a random vector; later calls go on from the last one."""
 
 
+CACHED = 1 << 20
+"""Numbers that a CPU's caches hold: a power step reads them twice."""
+
+
 class SpectralRenormalization:
     """Before each step, measures σ_A = ‖A‖₂ and σ_B = ‖B‖₂ and gives both factors the scale 1/(σ_A + σ_B + 1).
 
@@ -72,10 +76,10 @@ class SpectralRenormalization:
         factors = {f"{name}.{side}": x for name, pair in self.pairs.items() for side, x in zip("AB", pair, strict=True)}
         bounded = [name for name in factors if name.rpartition(".")[0] in strict]
         followed = [name for name in factors if name not in set(bounded)]
-        for piece in _pieces(bounded, factors):
+        for piece in _pieces(bounded, factors, CACHED):
             bounds = norm_bound([factors[name].detach() for name in piece])
             self._sigma |= dict(zip(piece, bounds, strict=True))
-        for piece in _pieces(followed, factors):
+        for piece in _pieces(followed, factors, CACHED):
             fresh = any(name not in self._vectors for name in piece)
             start = [self._vectors[n] if n in self._vectors else self._first_vector(factors[n]) for n in piece]
             sigma, vectors = spectral_norm(
@@ -92,8 +96,8 @@ class SpectralRenormalization:
         return (vector / vector.norm()).to(factor.device)
 
 
-def _pieces(names: list[str], factors: Mapping[str, Tensor]) -> list[list[str]]:
-    return [[names[index] for index in piece] for piece in pieces([factors[name] for name in names])]
+def _pieces(names: list[str], factors: Mapping[str, Tensor], most: int) -> list[list[str]]:
+    return [[names[index] for index in piece] for piece in pieces([factors[name] for name in names], most)]
 
 
 def takes_step_scale(optimizer: Optimizer) -> bool:

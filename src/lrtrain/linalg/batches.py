@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lrtrain.linalg.gram import as_float
 from lrtrain.linalg.sharded import all_reduce, local, process_groups, with_local
 
-PIECE = 1 << 21
+PIECE = 1 << 22
 """Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""
 
 
@@ -19,10 +19,10 @@ MODERATE = (1e-12, 1e15)
 """‖X‖_F between which neither XᵀX nor what it needs of small entries leaves float32's range."""
 
 
-def pieces(matrices: Sequence[Tensor]) -> list[list[int]]:
+def pieces(matrices: Sequence[Tensor], most: int = PIECE) -> list[list[int]]:
     """Which matrices to pass to one call, as lists of indices.
 
-    On a CPU as many of one shape as are best handled at once; on a GPU, or where rows are sharded, all of them: one
+    On a CPU as many of one shape as have `most` numbers, or one; on a GPU, or where rows are sharded, all of them: one
     launch, or one all-reduce, then serves all.
     """
     if not matrices:
@@ -33,7 +33,7 @@ def pieces(matrices: Sequence[Tensor]) -> list[list[int]]:
     count = 0
     for index in sorted(range(len(matrices)), key=lambda i: tuple(matrices[i].shape)):
         count += matrices[index].numel()
-        if not found or count > PIECE or matrices[index].shape != matrices[found[-1][0]].shape:
+        if not found or count > most or matrices[index].shape != matrices[found[-1][0]].shape:
             found.append([])
             count = matrices[index].numel()
         found[-1].append(index)

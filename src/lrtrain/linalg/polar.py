@@ -1,7 +1,6 @@
 """The polar factor by Newton–Schulz, through the small Gram matrix."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -16,8 +15,6 @@ from lrtrain.linalg.sharded import all_reduce_symmetric, process_groups
 
 Precision = Literal["float32", "bfloat16"]
 
-Polynomial = Callable[[Tensor, Sequence[Quintic]], Tensor]
-
 SQUARE = {"float32": 1.3, "bfloat16": 2.0}
 """Rows / columns below which steps on X itself cost less than Gram matrices and their polynomials."""
 
@@ -26,16 +23,10 @@ LOW_RANK = 64
 
 
 @overload
-def polar(
-    x: Tensor, steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ..., compile: bool = ...
-) -> Tensor: ...
+def polar(x: Tensor, steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...) -> Tensor: ...
 @overload
 def polar(
-    x: Sequence[Tensor],
-    steps: int = ...,
-    coefficients: Coefficients = ...,
-    precision: Precision = ...,
-    compile: bool = ...,
+    x: Sequence[Tensor], steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...
 ) -> list[Tensor]: ...
 @torch.no_grad()
 def polar(
@@ -43,7 +34,6 @@ def polar(
     steps: int = 5,
     coefficients: Coefficients = "paper",
     precision: Precision = "float32",
-    compile: bool = False,
 ) -> Tensor | list[Tensor]:
     """Approximate polar factor `O = P Qᵀ` of `X = P Σ Qᵀ`.
 
@@ -67,7 +57,6 @@ def polar(
         precision: Of the products. `bfloat16` multiplies only deviations from multiples of I in bfloat16 and adds in
             float32, and its error is at most that of the usual iteration in bfloat16 on tall matrices. At low rank
             or sharded it concerns the product X P alone.
-        compile: Compile what is done on (r, r) matrices (`torch.compile`); equal up to rounding.
 
     Returns:
         As x, in its dtype; float64 input is computed in float64.
@@ -75,29 +64,29 @@ def polar(
     Source: Spectron, arXiv 2602.12429, Algorithm 2, in the Gram form; Polar Express, arXiv 2505.16932.
     """
     if isinstance(x, Tensor):
-        return polar([x], steps, coefficients, precision, compile)[0]
+        return polar([x], steps, coefficients, precision)[0]
     sequence = polynomials(coefficients, steps)
     wide = [a.shape[-2] < a.shape[-1] and not process_groups(a) for a in x]
     batches = Batches([a.mT if w else a for a, w in zip(x, wide, strict=True)])
     stacks, _ = batches.scaled()
     half = precision == "bfloat16" and all(y.dtype == torch.float32 for y in stacks)
-    factors = batches.scatter_rows(_iterate(stacks, batches.groups, sequence, half, compile))
+    factors = batches.scatter_rows(_iterate(stacks, batches.groups, sequence, half))
     return [factor.mT if w else factor for factor, w in zip(factors, wide, strict=True)]
 
 
 def _iterate(
-    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, compile: bool
+    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool
 ) -> list[Tensor]:
     """O of stacks (n, m, r) of moderate scale, each by the form that costs least."""
     if groups:  # one all-reduce has to serve all stacks and all steps
-        return _through_gram(stacks, groups, steps, half, False, compile)
+        return _through_gram(stacks, groups, steps, half, rough=False)
     results = []
     for y in stacks:
         rows, rank = y.shape[-2:]
         if rows < SQUARE["bfloat16" if half else "float32"] * rank:
             results.append(_direct(y, steps, half))
         else:  # the r × r products of low rank cost nothing
-            results += _through_gram([y], (), steps, half, half and rank > LOW_RANK, compile)
+            results += _through_gram([y], (), steps, half, rough=half and rank > LOW_RANK)
     return results
 
 
@@ -113,17 +102,10 @@ def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
 
 
 def _through_gram(
-    stacks: Sequence[Tensor],
-    groups: Sequence[dist.ProcessGroup],
-    steps: Sequence[Quintic],
-    half: bool,
-    rough: bool,
-    compile: bool,
+    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, rough: bool
 ) -> list[Tensor]:
     """The Gram form: X P in bfloat16 if `half`, S and its polynomials too if `rough`."""
-    polynomial: Polynomial = _rough_multiplier if rough else _multiplier
-    if compile:
-        polynomial = _compiled(polynomial)
+    polynomial = _rough_multiplier if rough else _multiplier
     factors = [y.bfloat16() if rough else y for y in stacks]
     for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
         grams = all_reduce_symmetric([as_float(gram_of(y)) for y in factors], groups)
@@ -133,11 +115,6 @@ def _through_gram(
             dtype = torch.bfloat16 if half else y.dtype
             factors[index] = times_transposed(y.to(dtype), multiplier.to(dtype).mT)
     return factors
-
-
-@cache
-def _compiled(polynomial: Polynomial) -> Polynomial:
-    return torch.compile(polynomial, dynamic=True)  # dynamic: not anew for every shape
 
 
 def _squared_norm(gram: Tensor) -> Tensor:

@@ -38,8 +38,6 @@ class Spectron(Optimizer):
         coefficients: Of Newton–Schulz: `paper`, `polar_express`, or a, b, c of an odd quintic.
         precision: Of the orthogonalisation's products, `float32` or `bfloat16`.
         strict: ‖ΔW‖₂ ≤ η at every step, for every pair, at the cost of a few small products.
-        compile: Compile the small products of the orthogonalisation (`torch.compile`): seconds at the first step, a few
-            per cent of the later ones.
 
     Raises:
         ValueError: a value out of range, a parameter that is not a matrix, or one that is sharded by columns; in a
@@ -59,7 +57,6 @@ class Spectron(Optimizer):
         coefficients: Coefficients = "paper",
         precision: Precision = "float32",
         strict: bool = False,
-        compile: bool = False,
     ) -> None:
         _check_rate(lr)
         if not 0 <= momentum < 1:
@@ -71,7 +68,6 @@ class Spectron(Optimizer):
         values = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "orthogonalize": orthogonalize}
         super().__init__(params, {**values, "ns_steps": ns_steps, "coefficients": coefficients, "precision": precision})
         self.strict = strict
-        self.compile = compile
         for group in self.param_groups:
             names = group.get("param_names", ["a parameter"] * len(group["params"]))
             for name, parameter in zip(names, group["params"], strict=True):
@@ -118,7 +114,7 @@ class Spectron(Optimizer):
         """One update of some factors from the local rows of their (averaged) gradients."""
         if group["orthogonalize"]:
             whole = [with_local(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
-            factors = polar(whole, group["ns_steps"], group["coefficients"], group["precision"], self.compile)
+            factors = polar(whole, group["ns_steps"], group["coefficients"], group["precision"])
             updates = [local(factor) for factor in factors]
         rows, scales = [local(p) for p in parameters], self._scales(parameters, updates)
         if scales is None:

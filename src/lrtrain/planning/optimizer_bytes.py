@@ -98,8 +98,6 @@ def _step(
     for group in optimizer.param_groups:
         if device.type == "meta" and group.get("foreach", 0) is None and not group.get("fused"):
             group["foreach"] = True  # what torch chooses on a GPU
-    if getattr(optimizer, "compile", False):
-        optimizer.compile = False  # type: ignore[attr-defined]  # there is nothing to compile for
     _bounded(optimizer, parameters)
     optimizer.step()
     _bounded(optimizer, parameters)
