@@ -33,7 +33,9 @@ def recipe(name: str, runs: Path, **settings: Any) -> Any:
         settings: Further options, `__` for the dots: `trainer__max_steps=8`.
     """
     from lrtrain.commands.parser import TrainCLI
+    from lrtrain.memory import keep_freed_memory
 
+    keep_freed_memory()
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     options = [f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in settings.items()]

@@ -92,7 +92,9 @@ def transformers_loop(connection: Connection, name: str, block: int, batch: int,
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from lrtrain.commands.parser import fastest_precision
+    from lrtrain.memory import keep_freed_memory
 
+    keep_freed_memory()  # as for ours
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=768,

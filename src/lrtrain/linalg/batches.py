@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lrtrain.linalg.gram import as_float
 from lrtrain.linalg.sharded import all_reduce, local, process_groups, with_local
 
-PIECE = 1 << 22
+PIECE = 1 << 21
 """Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""
 
 
