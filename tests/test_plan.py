@@ -245,7 +245,7 @@ def test_nothing_is_written_beside_the_json(tmp_path: Path, monkeypatch: pytest.
         (torch.optim.Muon, 1),
         (torch.optim.Adafactor, (24 + 16) / (24 * 16)),
         (Spectron, 1),
-        (partial(Spectron, strict=True, compile=True), 1),
+        (partial(Spectron, strict=True), 1),
         (Stiefel, 1),
         (partial(Stiefel, direction="adam"), 2),
     ],
