@@ -173,7 +173,7 @@ def _conversion(definition: Definition, effort: Effort) -> str:
     from lrtrain.experiments import conversion
 
     options = definition.scale.options
-    todo = conversion.tasks(options["ranks"], options["energies"])
+    wanted = conversion.tasks(options["ranks"], options["energies"])
     for key in ("steps", "lr"):
         if isinstance(options[key], bool) or not isinstance(options[key], int | float) or options[key] <= 0:
             raise UserError(f"{definition.name}: {key}: expected a number above 0, got {options[key]!r}")
@@ -192,7 +192,7 @@ def _conversion(definition: Definition, effort: Effort) -> str:
     torch.set_num_threads(effort.jobs * effort.threads)
     folder = folder_of(effort.runs, definition.name, definition.scale.name)
     rows = conversion.convert_all(
-        todo,
+        wanted,
         [_source(run_dir) for run_dir in finished],
         int(options["steps"]),
         float(options["lr"]),

@@ -148,7 +148,7 @@ def fine_tune(decoder: Decoder, source: Source, seed: int, steps: int, lr: float
 
 
 def convert_all(
-    todo: Sequence[Task],
+    wanted: Sequence[Task],
     sources: Sequence[Source],
     steps: int,
     lr: float,
@@ -161,7 +161,7 @@ def convert_all(
     Losses that were found are kept in `converted.json` and not computed again.
 
     Args:
-        todo: The rows.
+        wanted: The rows.
         sources: Dense models, one a seed.
         steps: Of fine-tuning.
         lr: First learning rate of the search.
@@ -188,7 +188,7 @@ def convert_all(
         return known[key]
 
     rows = []
-    for task in todo:
+    for task in wanted:
         decoder = convert(sources[0].decoder, task)
         spectral = [m.rank for m in decoder.modules() if isinstance(m, SpectralLinear)]
         rates = around(lr, partial(loss, task, sources[0]))
