@@ -1,5 +1,6 @@
 """Four hundred documents in three files, and what a preparation made of them."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -22,8 +23,10 @@ def write_sources(folder: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS[300:]}), folder / "c.parquet", row_group_size=30)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != ".lock"}
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of a prepared folder with the hash of what it holds."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def decoded(folder: Path, split: str) -> list[str]:

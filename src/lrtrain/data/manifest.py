@@ -120,7 +120,7 @@ class Manifest:
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write beside `file`, fsync, rename: after a crash the file is the old one or the new one, never half of one."""
-    beside = file.with_name(f".{file.name}.tmp")
+    beside = unfinished(file)
     try:
         with beside.open("wb") as out:
             out.write(content)
@@ -130,6 +130,11 @@ def write_atomically(file: Path, content: bytes) -> None:
     finally:
         beside.unlink(missing_ok=True)
     fsync_folder(file.parent)
+
+
+def unfinished(file: Path) -> Path:
+    """Where `write_atomically` writes before the file takes its name; a killed process leaves it behind."""
+    return file.with_name(f".{file.name}.tmp")
 
 
 def fsync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import Encoded, encode_batches, held_out, read_batches
-from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, write_atomically
+from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, unfinished, write_atomically
 from lrtrain.data.progress import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.sources import Part, list_parts
@@ -144,7 +144,8 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
         val=splits["val"],
     )
     manifest.save(folder)
-    (folder / PROGRESS).unlink()
+    for file in (folder / PROGRESS, unfinished(folder / PROGRESS)):
+        file.unlink(missing_ok=True)
     return manifest
 
 

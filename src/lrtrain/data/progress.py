@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lrtrain.data.manifest import PROGRESS, SPLITS, write_atomically
+from lrtrain.data.manifest import PROGRESS, SPLITS, unfinished, write_atomically
 from lrtrain.data.shards import ShardWriter
 from lrtrain.errors import UserError
 
@@ -87,8 +87,8 @@ def clear(folder: Path) -> None:
     """Delete what a preparation has written into `folder`, and nothing else."""
     for name in SPLITS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (TOKENIZER, PROGRESS):
-        (folder / name).unlink(missing_ok=True)
+    for file in (folder / TOKENIZER, folder / PROGRESS, unfinished(folder / PROGRESS)):
+        file.unlink(missing_ok=True)
 
 
 def refuse_foreign(folder: Path) -> None:
