@@ -72,6 +72,7 @@ def test_what_has_finished_is_not_trained_again_and_more_seeds_are_added(
         ("diverge:lr0.04-s1", "diverged: stopped at step 7: non-finite gradients", "not reproduced"),
         ("crash:lr0.04-s1", "failed: RuntimeError: out of memory", "not comparable"),
         ("diverge:lr0.02-", "no loss at lr 0.02 in the search", "reproduced"),
+        ("mistake:lr0.02-", "no loss at lr 0.02 in the search", "reproduced"),
     ],
 )
 def test_a_run_that_ends_badly_is_shown_and_ends_nothing(

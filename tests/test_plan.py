@@ -101,6 +101,15 @@ def test_the_keys_are_those_of_fit() -> None:
         assert {name: found[name] for name in literals} == literals
 
 
+def test_callbacks_may_be_added_to_those_of_an_overlay(tmp_path: Path) -> None:
+    added = tmp_path / "added.yaml"
+    added.write_text("trainer:\n  callbacks+:\n    - class_path: lrtrain.callbacks.telemetry.SpectralTelemetry\n")
+    files = [RECIPE, CONFIGS / "ablation" / "ortho_only.yaml", added]
+    _, config = parse([part for file in files for part in ("--config", str(file))])
+    names = [callback["class_path"].rpartition(".")[2] for callback in config.trainer.callbacks]
+    assert names == ["SpectralConstraints", "SpectralTelemetry"]
+
+
 @pytest.mark.parametrize(("m", "r"), [(64, 16), (40, 32), (30, 30)])
 def test_newton_schulz_is_counted_as_it_multiplies(m: int, r: int) -> None:
     with FlopCounterMode(display=False) as counter:

@@ -92,6 +92,15 @@ def test_a_searched_learning_rate_is_the_best_of_each_point_and_the_other_seeds_
     assert sorted(names) == [f"toy-3e9-n2-s0-lr{lr}" for lr in ("0.0175", "0.035", "0.07")] + ["toy-3e9-n2-s1-lr0.035"]
 
 
+def test_a_rate_that_the_optimizer_refuses_ends_its_direction_alone(
+    log: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_FIT", "mistake:lr0.0175")
+    folder = plan(tmp_path, shards, lr="searched", budgets=[3e9])
+    assert main(["scaling", "run", str(folder), "--runs", str(tmp_path / "runs")]) == 0
+    assert {float(row["lr"]) for row in rows(folder)} == {0.035}
+
+
 def test_a_point_that_diverges_is_left_out_and_said(
     log: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,6 @@ def _planned(configs: Sequence[Path], settings: Mapping[str, Any]) -> tuple[Any,
     from lrtrain.commands.plan_parser import parse
 
     files = [part for file in configs for part in ("--config", str(file))]
-    # A callback that is added to others takes nothing, and the parser of plans has no lists to add to.
-    flags = [f"--{key}={as_text(value)}" for key, value in settings.items() if not key.endswith("+")]
+    flags = [f"--{key}={as_text(value)}" for key, value in settings.items()]
     parser, config = parse([*files, *flags])
     return config, model_of(parser, config)

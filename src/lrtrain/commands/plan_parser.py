@@ -35,6 +35,7 @@ TYPED: dict[str, Any] = {
     "model.optimizers": Optimizers,
     "model.schedule": Callable[[Optimizer, int], LRScheduler],
     "model.activation_checkpointing": bool,
+    "trainer.callbacks": list[dict[str, Any]] | dict[str, Any] | None,
     "data.block_size": int,
     "data.batch_size": int,
     "trainer.num_nodes": int,

@@ -52,17 +52,18 @@ def train_arms(
     """Trains arms, `parallel` runs at a time; what has finished is not repeated.
 
     The first seed searches the learning rate: by factors of two from the variant's, on while the best is at an end. A
-    run that diverges or fails ends its direction. `each` is called, in any thread, as a run ends. Ctrl-C, SIGTERM and
-    errors end the processes, which save first; the next call resumes them.
+    run that diverges or fails ends its direction, and so does a rate that the optimizer refuses. `each` is called, in
+    any thread, as a run ends. Ctrl-C, SIGTERM and errors end the processes, which save first; the next call resumes
+    them.
 
     Raises:
-        UserError: a run is refused for its configuration.
+        UserError: a run at the variant's own rate is refused for its configuration.
     """
 
     def run(arm: Arm, lr: float, seed: int) -> Outcome:
         job = arm.job(lr, seed, runs, threads)
         outcome = train(job, keep_checkpoints=keep_checkpoints)
-        if outcome.refused:
+        if outcome.refused and lr == arm.variant.lr:
             raise UserError(f"{job.name}: {outcome.reason}")
         each(job, outcome)
         return outcome

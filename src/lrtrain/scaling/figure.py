@@ -61,13 +61,7 @@ def _curve(axes, minimum: Minimum, colour, marker: str) -> None:  # type: ignore
     x = np.exp(np.linspace(parabola.low, parabola.high, 100))
     style = "--" if minimum.excluded else "-"
     axes.plot(x, parabola(x), style, color=colour, linewidth=1.2)
-    axes.plot(
-        points.parameters,
-        points.loss,
-        marker,
-        color=colour,
-        markersize=5,
-    )
+    axes.plot(points.parameters, points.loss, marker, color=colour, markersize=5)
     last = points.parameters.argmax()
     place = (points.parameters[last], points.loss[last])
     axes.annotate(f"{minimum.budget:.3g}", place, (7, 0), textcoords="offset points", va="center", fontsize="small")

@@ -50,7 +50,8 @@ def train_points(
     """Trains points with every seed of their plan, `parallel` at a time; what has finished is not repeated.
 
     Where the plan searches the learning rate, the first seed searches and the others take what it found. `each` is
-    called as a point ends. Ctrl-C, SIGTERM and errors end the processes, which save first; the next call resumes them.
+    called as a point ends. A rate that the optimizer refuses ends its direction of the search. Ctrl-C, SIGTERM and
+    errors end the processes, which save first; the next call resumes them.
 
     Args:
         plan: The plan that the points are of.
@@ -61,7 +62,7 @@ def train_points(
         each: Takes the point's outcomes, one a seed.
 
     Raises:
-        UserError: a run is refused for its configuration, or saw other tokens than planned.
+        UserError: a run at the plan's rate is refused for its configuration, or one saw other tokens than planned.
     """
     found: dict[str, list[Trained]] = {}
     with workers(parallel) as pool:
@@ -103,7 +104,7 @@ def _train(plan: Plan, point: Point, seed: int, lr: float | None, runs: Path, th
         tags={"lrtrain.study": plan.name, "lrtrain.trial": point.name},
     )
     outcome = train(job)
-    if outcome.refused:
+    if outcome.refused and lr in (None, plan.lr):
         raise UserError(f"{job.name}: {outcome.reason}")
     if outcome.status == "finished":
         assert outcome.run_dir is not None
