@@ -143,7 +143,7 @@ def _stack(rows: Sequence[Tensor]) -> Tensor:
 def _within_range(y: Tensor) -> tuple[Tensor, Tensor]:
     """Y (n, m, r) and ones (n) where the norm of each matrix is moderate, else Y over its largest entries, and they."""
     norms = torch.linalg.vector_norm(y, dim=(-2, -1))
-    if bool(((norms > MODERATE[0]) & (norms < MODERATE[1])).all()):
+    if all(MODERATE[0] < norm < MODERATE[1] for norm in norms.tolist()):
         return y, torch.ones_like(norms)
     largest = _largest_entry(y)
     return y / largest.clamp_min(torch.finfo(y.dtype).tiny)[:, None, None], largest
