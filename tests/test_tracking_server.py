@@ -131,7 +131,7 @@ def test_a_server_that_dies_and_comes_back_gets_every_point_once(
     began = time.monotonic()
     for step in range(100, 200):
         logger.log_metrics({"loss": float(step)}, step)
-    assert time.monotonic() - began < 1  # logging does not feel it
+    assert time.monotonic() - began < 5  # logging does not feel it
     until(lambda: len(warnings_of(caplog)) == 1)
     server.start()
     until(lambda: len(warnings_of(caplog)) == 2)
@@ -161,7 +161,7 @@ def test_a_server_that_is_down_from_the_start_gets_everything_by_sync(
         logger.log_metrics({"loss": float(step)}, step)
     began = time.monotonic()
     logger.finalize("success")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert warnings_of(caplog) == [
         f"MLflow at {server.uri} takes no records (Connection refused): they wait, training goes on",
         f"50 points of {run_dir} wait for MLflow: `lrtrain sync {run_dir}` sends them",
@@ -219,9 +219,9 @@ def test_a_server_that_never_answers_does_not_hold_training_up(
         began = time.monotonic()
         for step in range(20):
             logger.log_metrics({"loss": float(step)}, step)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         logger.finalize("failed")
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 15
     assert warnings_of(caplog)[-1].startswith("20 points of")
 
 
