@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from lrtrain.comparing.curves import BINS, Curve, band, curve, reached
-from lrtrain.comparing.figure import COLOURS, looks, picture
+from lrtrain.comparing.curves import BINS, Band, Curve, band, curve, reached
+from lrtrain.comparing.figure import COLOURS, draw, looks, picture
 from lrtrain.comparing.groups import Group, differing, group_runs, ranked, refuse_other_data
 from lrtrain.comparing.panels import Panel, Shares, all_panels, metric_panel, share_of_time, spectral_panels
 from lrtrain.comparing.table import compare, figure, short
 from lrtrain.errors import UserError
+from lrtrain.experiments.figure import over_x
 from lrtrain.tracking.runs import TrackedRun
 from lrtrain.tracking.series import Series
 
@@ -191,6 +193,19 @@ def test_an_axis_says_its_unit(axis: str, most: float, label: str) -> None:
     assert panel.xlabel == label
     assert panel.ylabel == "loss (nats per token)"
     assert 1 <= panel.bands[0].x[-1] < 1000
+
+
+def test_a_steep_beginning_is_cut_off_over_steps_and_never_over_the_variants_own_x() -> None:
+    steps, loss = np.arange(100.0), np.linspace(5.4, 5.0, 100)
+    loss[0] = 9.0
+    over_steps = Panel("t", "step", "loss", [Band("a", 1, steps, loss, loss, loss, 5.0)])
+    over_rank = over_x("t", "rank", "loss", {"a": [(0.1, [9.0, 9.5]), (0.2, [5.0]), (0.4, [4.9])]})
+    for panel, top in ((over_steps, 6.0), (over_rank, 9.5)):
+        drawn = Figure()
+        draw(panel, looks(["a"]), drawn)
+        low, high = drawn.axes[0].get_ylim()
+        assert (high < top) == (panel is over_steps)
+        assert low < 5.0
 
 
 def test_lines_are_told_apart_without_colour_and_more_than_seven_are_drawn(tmp_path: Path) -> None:

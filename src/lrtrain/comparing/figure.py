@@ -153,6 +153,7 @@ def _limits(panel: Panel, axes: "Axes") -> None:
     """Leaves the steep beginning of a falling curve outside, which would hide how the ends differ."""
     if panel.logarithmic:
         axes.set_yscale("log")
+    if panel.logarithmic or panel.whole:
         return
     later = [band.high[band.x >= band.x[0] + 0.1 * np.ptp(band.x)] for band in panel.bands]
     high = np.concatenate(later)

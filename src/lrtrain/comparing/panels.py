@@ -39,7 +39,7 @@ TIMES = ("throughput/seconds", "throughput/step_seconds", "throughput/validation
 
 @dataclass(frozen=True)
 class Panel:
-    """Bands over one horizontal axis. `bound`: a value of y that is marked."""
+    """Bands over one horizontal axis. `bound`: a value of y that is marked; `whole`: no steep beginning is cut off."""
 
     title: str
     xlabel: str
@@ -47,6 +47,7 @@ class Panel:
     bands: list[Band]
     logarithmic: bool = False
     bound: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,12 @@ def metric_panel(groups: Sequence[Group], metric: str, axis: str) -> Panel | str
         if of_label is None:
             return f"no {metric} over {NAMES[axis]}: the runs of {label} have no stretch of it in common"
         bands.append(of_label)
-    unit = next((f" ({unit})" for ending, unit in UNITS.items() if metric.endswith(ending)), "")
-    return Panel(f"{metric} over {NAMES[axis]}", xlabel, f"{metric}{unit}", bands)
+    return Panel(f"{metric} over {NAMES[axis]}", xlabel, with_unit(metric), bands)
+
+
+def with_unit(metric: str) -> str:
+    """`val/loss (nats per token)`."""
+    return metric + next((f" ({unit})" for ending, unit in UNITS.items() if metric.endswith(ending)), "")
 
 
 def spectral_panels(groups: Sequence[Group]) -> list[Panel]:

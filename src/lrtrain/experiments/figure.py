@@ -9,7 +9,7 @@ import numpy as np
 from lrtrain.comparing.curves import Band, Curve, band
 from lrtrain.comparing.figure import picture
 from lrtrain.comparing.groups import Group
-from lrtrain.comparing.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel
+from lrtrain.comparing.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel, with_unit
 from lrtrain.experiments.definition import Definition, Drawing
 from lrtrain.experiments.records import matching, recorded, value
 from lrtrain.experiments.run import Trained
@@ -48,7 +48,7 @@ def over_x(title: str, xlabel: str, ylabel: str, lines: dict[str, list[tuple[flo
         columns: list[Callable[[Sequence[float]], float]] = [lambda v: float(np.mean(v)), min, max]
         mean, low, high = (np.array([column(values) for _, values in ordered]) for column in columns)
         bands.append(Band(label, min(len(values) for _, values in ordered), x, mean, low, high, float(mean[-1])))
-    return Panel(title, xlabel, ylabel, bands)
+    return Panel(title, xlabel, ylabel, bands, whole=True)
 
 
 def _panel(wanted: Drawing, groups: Sequence[Group], trained: Sequence[Trained], xlabel: str) -> Panel | str:
@@ -81,4 +81,4 @@ def _summary(wanted: Drawing, trained: Sequence[Trained], xlabel: str) -> Panel 
             points.append((one.arm.variant.x, known))
     if not points:
         return f"no {wanted.metric} over {xlabel}: no run of a variant with an x has finished"
-    return over_x(f"{wanted.metric} at the end", xlabel, wanted.metric, {"mean over seeds": points})
+    return over_x(f"{wanted.metric} at the end", xlabel, with_unit(wanted.metric), {"mean over seeds": points})
