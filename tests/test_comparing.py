@@ -206,6 +206,21 @@ def test_a_steep_beginning_is_cut_off_over_steps_and_never_over_the_variants_own
         low, high = drawn.axes[0].get_ylim()
         assert (high < top) == (panel is over_steps)
         assert low < 5.0
+        (letter,) = drawn.axes[0].texts
+        x, y = letter.get_position()
+        assert x > 0.9
+        assert 0 <= y < 0.2  # beside the end of the line
+
+
+def test_letters_of_lines_that_end_together_stay_inside_the_picture() -> None:
+    steps = np.arange(100.0)
+    losses = {name: np.linspace(9.0, 5.0 + 0.001 * number, 100) for number, name in enumerate("abcde")}
+    bands = [Band(name, 1, steps, loss, loss, loss, loss[-1]) for name, loss in losses.items()]
+    drawn = Figure()
+    draw(Panel("t", "step", "loss", bands), looks(list("abcde")), drawn)
+    heights = sorted(text.get_position()[1] for text in drawn.axes[0].texts)
+    assert heights[0] >= 0
+    assert all(upper - lower > 0.05 for lower, upper in zip(heights, heights[1:], strict=False))
 
 
 def test_lines_are_told_apart_without_colour_and_more_than_seven_are_drawn(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def _letters(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
     """A letter beside the end of each line, moved up or down as little as keeps them apart."""
     from scipy.optimize import isotonic_regression
 
+    axes.autoscale_view()  # what is not set is else found when the figure is drawn, too late for a place in the axes
     ends = []
     for band in panel.bands:
         end = (band.x[-1], band.mean[-1])
@@ -182,6 +183,7 @@ def _letters(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
     gaps = LETTER * np.arange(len(ends))
     heights = isotonic_regression([y for y, _, _ in ends] - gaps).x + gaps
     heights -= max(0.0, heights[-1] - 1)
+    heights += max(0.0, -heights[0])
     for height, (_, x, own) in zip(heights, ends, strict=True):
         axes.text(x + 0.015, height, own.letter, color=own.colour, weight="bold", va="center", transform=axes.transAxes)
 
