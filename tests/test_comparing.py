@@ -1,5 +1,6 @@
 """Groups, curves and tables of runs whose every point is known."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_letters_of_lines_that_end_together_stay_inside_the_picture() -> None:
     draw(Panel("t", "step", "loss", bands), looks(list("abcde")), drawn)
     heights = sorted(text.get_position()[1] for text in drawn.axes[0].texts)
     assert heights[0] >= 0
-    assert all(upper - lower > 0.05 for lower, upper in zip(heights, heights[1:], strict=False))
+    assert all(upper - lower > 0.05 for lower, upper in pairwise(heights))
 
 
 def test_lines_are_told_apart_without_colour_and_more_than_seven_are_drawn(tmp_path: Path) -> None:
