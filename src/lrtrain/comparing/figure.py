@@ -183,7 +183,7 @@ def _letters(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
     gaps = LETTER * np.arange(len(ends))
     heights = isotonic_regression([y for y, _, _ in ends] - gaps).x + gaps
     heights -= max(0.0, heights[-1] - 1)
-    heights += max(0.0, -heights[0])
+    heights += max(0.0, LETTER / 2 - heights[0])
     for height, (_, x, own) in zip(heights, ends, strict=True):
         axes.text(x + 0.015, height, own.letter, color=own.colour, weight="bold", va="center", transform=axes.transAxes)
 
