@@ -1,13 +1,14 @@
 """What each switch of SCT is worth: held-out loss at the best learning rate of each variant, mean over seeds.
 
     python -m benchmarks.sct_table                                    # everything at quickstart scale
-    python -m benchmarks.sct_table --scale larger --variants reference polar_preserving spectron_small
+    python -m benchmarks.sct_table --scale larger --given-lr          # at the best rates of quickstart scale
     python -m benchmarks.sct_table --steps 60 --seeds 0 --runs /tmp/probe
 
 Every variant is an overlay on configs/quickstart.yaml. The learning rate of its projections (the rest keeps the
 recipe's) is searched first, on the first seed: by factors of two, on while the best is at an end. Then the best one is
-repeated on the other seeds. Each run is a process `lrtrain fit` with one thread, two run at a time; what has finished
-under `--runs` is not repeated, so an interrupted table goes on where it stopped.
+repeated on the other seeds. With `--given-lr` the variant's own is taken. Each run is a process `lrtrain fit` with one
+thread, two run at a time; what has finished under `--runs` is not repeated, so an interrupted table goes on where it
+stopped.
 
 The dense decoders have the depth and heads of the spectral one and the width and feed-forward width that bring their
 parameters, or their FLOPs a token, to its own.
@@ -43,12 +44,12 @@ class Scale:
     steps: int
 
 
-SCALES = {"quickstart": Scale(256, 4, 4, 768, 200), "larger": Scale(384, 6, 6, 1152, 400)}
+SCALES = {"quickstart": Scale(256, 4, 4, 768, 200), "larger": Scale(384, 6, 6, 1152, 200)}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A line of the table: overlays on quickstart, the first learning rate of the search, and the initial scale of W.
+    """A line of the table: overlays on quickstart, the best learning rate at its scale, and the initial scale of W.
 
     `init` is `svd` (initial s of a dense draw, whatever the overlay says), `small` (a standard deviation √2 / width of
     the entries of W, that of the SCT paper's initial s), or empty: the overlay's, 1/√in where it names none. `equal` is
@@ -63,13 +64,13 @@ class Variant:
 
 
 VARIANTS = {
-    "reference": Variant("SCT reference: AdamW, QR, the paper's initial s", ("sct_reference",), 0.008),
+    "reference": Variant("SCT reference: AdamW, QR, the paper's initial s", ("sct_reference",), 0.016),
     "init": Variant("  with initial s of a dense draw", ("sct_init",), 0.004),
     "decay_s": Variant("  with weight decay 0.1 on s", ("sct_decay_s",), 0.016),
     "tangent": Variant("  with tangent projection of gradients", ("sct_tangent",), 0.016),
-    "transport": Variant("  with momentum transport", ("sct_transport",), 0.016),
-    "angle": Variant("  with angle-unit lr (Adam's direction)", ("sct_angle",), 0.08),
-    "preserving": Variant("  with function-preserving retraction", ("sct_preserving",), 0.008),
+    "transport": Variant("  with momentum transport", ("sct_transport",), 0.008),
+    "angle": Variant("  with angle-unit lr (Adam's direction)", ("sct_angle",), 0.04),
+    "preserving": Variant("  with function-preserving retraction", ("sct_preserving",), 0.004),
     "polar": Variant("  with orthogonalised update", ("sct_polar",), 0.04),
     "polar_preserving": Variant("orthogonalised, function-preserving", ("sct_polar_preserving",), 0.04),
     "bounded": Variant("orthogonalised, function-preserving, bounded", ("sct_bounded",), 0.035),
@@ -81,10 +82,13 @@ VARIANTS = {
     ),
     "spectron": Variant("Spectron, look-ahead", (), 0.07),
     "spectron_small": Variant("Spectron, look-ahead, paper's initial scale", (), 0.035, "small"),
-    "dense_parameters": Variant("dense, AdamW, equal parameters", ("dense",), 0.002, equal="parameters"),
-    "dense_flops": Variant("dense, AdamW, equal FLOPs", ("dense",), 0.002, equal="flops"),
+    "dense_parameters": Variant("dense, AdamW, equal parameters", ("dense",), 0.001, equal="parameters"),
+    "dense_flops": Variant("dense, AdamW, equal FLOPs", ("dense",), 0.001, equal="flops"),
     "dense_small_parameters": Variant(
-        "dense, AdamW, paper's initial scale, equal parameters", ("dense",), 0.001, "small", "parameters"
+        "dense, AdamW, paper's initial scale, equal parameters", ("dense",), 0.0005, "small", "parameters"
+    ),
+    "dense_small_flops": Variant(
+        "dense, AdamW, paper's initial scale, equal FLOPs", ("dense",), 0.0005, "small", "flops"
     ),
     "dense_muon_parameters": Variant("dense, Muon, equal parameters", ("dense", "muon"), 0.02, equal="parameters"),
     "dense_muon_small_parameters": Variant(
@@ -105,18 +109,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of each run [the scale's]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs [runs]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
+    parser.add_argument("--given-lr", action="store_true", help="the variants' learning rates, without a search")
     options = parser.parse_args(argv)
     scale = SCALES[options.scale]
     runs = Runs(options.scale, scale, options.steps or scale.steps, options.runs)
     with workers(options.jobs) as pool:
-        rows = list(pool.map(lambda name: _row(runs, name, options.seeds), options.variants))
+        rows = list(pool.map(lambda name: _row(runs, name, options.seeds, not options.given_lr), options.variants))
     searches = {name: row.pop("searched") for name, row in zip(options.variants, rows, strict=True)}
     report(rows, f"sct_table_{options.scale}", options.out, steps=runs.steps, seeds=options.seeds, searches=searches)
 
 
-def _row(runs: "Runs", name: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Searches a variant's learning rate and repeats the best."""
-    searched = around(VARIANTS[name].lr, lambda lr: runs.loss(name, lr, seeds[0]))
+def _row(runs: "Runs", name: str, seeds: Sequence[int], search: bool) -> dict[str, Any]:
+    """Searches a variant's learning rate, or takes it as given, and repeats the best."""
+    given = VARIANTS[name].lr
+
+    def loss(lr: float) -> float:
+        return runs.loss(name, lr, seeds[0])
+
+    searched = around(given, loss) if search else {given: loss(given)}
     lr = min(searched, key=lambda rate: searched[rate])
     losses = [searched[lr], *(runs.loss(name, lr, seed) for seed in seeds[1:])]
     decoder = runs.decoder(name)
