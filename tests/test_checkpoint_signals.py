@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,15 @@ def test_a_signal_ends_validation_at_once(tmp_path):
     assert caught.value.code == 143
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C as in a terminal: background jobs of a shell ignore it, and so then does a run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_saves_and_leaves_with_130(tmp_path):
     callbacks = [At("on_before_backward", 5, lambda: os.kill(os.getpid(), signal.SIGINT))]
     with pytest.raises(SystemExit) as caught:
