@@ -90,12 +90,12 @@ VARIANTS = {
     "dense_small_flops": Variant(
         "dense, AdamW, paper's initial scale, equal FLOPs", ("dense",), 0.0005, "small", "flops"
     ),
-    "dense_muon_parameters": Variant("dense, Muon, equal parameters", ("dense", "muon"), 0.02, equal="parameters"),
+    "dense_muon_parameters": Variant("dense, Muon, equal parameters", ("dense", "muon"), 0.01, equal="parameters"),
     "dense_muon_small_parameters": Variant(
-        "dense, Muon, paper's initial scale, equal parameters", ("dense", "muon"), 0.02, "small", "parameters"
+        "dense, Muon, paper's initial scale, equal parameters", ("dense", "muon"), 0.01, "small", "parameters"
     ),
     "dense_muon_small_flops": Variant(
-        "dense, Muon, paper's initial scale, equal FLOPs", ("dense", "muon"), 0.02, "small", "flops"
+        "dense, Muon, paper's initial scale, equal FLOPs", ("dense", "muon"), 0.01, "small", "flops"
     ),
 }
 
