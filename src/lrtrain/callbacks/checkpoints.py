@@ -42,7 +42,8 @@ class _Boundary:
 
 class Checkpoints(Checkpoint):
     """Writes `<default_root_dir>/checkpoints/step-00000500.ckpt` every N optimizer steps, at the end of fit, on
-    SIGTERM or Ctrl+C (exit code 143 or 130), and on an exception unless it struck inside an optimizer update.
+    SIGTERM or Ctrl+C (exit code 143 or 130), and on an exception unless it struck inside an optimizer update or the
+    weights are sharded.
 
     Under `strategies.FSDP` it is a folder that all processes write (`callbacks.sharded`), elsewhere one file. Every
     strategy goes on from either, on any number of processes.
