@@ -49,7 +49,9 @@ SCALES = {"quickstart": Scale(256, 4, 4, 768, 200), "larger": Scale(384, 6, 6, 1
 
 @dataclass(frozen=True)
 class Variant:
-    """A line of the table: overlays on quickstart, the best learning rate at its scale, and the initial scale of W.
+    """A line of the table: overlays on quickstart, a learning rate, and the initial scale of W.
+
+    The rate is the first of a search, and the best at quickstart's scale where docs/results.md has the line.
 
     `init` is `svd` (initial s of a dense draw, whatever the overlay says), `small` (a standard deviation √2 / width of
     the entries of W, that of the SCT paper's initial s), or empty: the overlay's, 1/√in where it names none. `equal` is
