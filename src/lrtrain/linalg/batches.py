@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lrtrain.linalg.gram import as_float
-from lrtrain.linalg.sharded import all_reduce, local, process_groups, with_local
+from lrtrain.linalg.gram import as_float, gram_of
+from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric, local, process_groups, with_local
 
 PIECE = 1 << 21
 """Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""
@@ -82,13 +82,34 @@ class Batches:
         CPU, where reading a number waits for nothing, a stack that is well within the range stays as it is, over 1.
         """
         stacks = self.stacks if indices is None else [self.stacks[i] for i in indices]
-        if not self.groups and stacks and stacks[0].device.type == "cpu":
+        if self._readable():
             found = [_within_range(y) for y in stacks]
             return [y for y, _ in found], [largest for _, largest in found]
         largest = all_reduce([_largest_entry(y) for y in stacks], self.groups, dist.ReduceOp.MAX)
-        tiny = [torch.finfo(y.dtype).tiny for y in stacks]
-        scaled = [y / m.clamp_min(t)[:, None, None] for y, m, t in zip(stacks, largest, tiny, strict=True)]
-        return scaled, largest
+        return [_over(y, most) for y, most in zip(stacks, largest, strict=True)], largest
+
+    def scaled_grams(
+        self, indices: Sequence[int] | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """What `scaled` returns, and the Gram matrices (n, r, r) of those stacks over all processes.
+
+        Where reading a number waits for nothing, the Gram matrices themselves tell which stacks need scaling.
+
+        Args:
+            indices: Of the stacks, all by default.
+            dtype: Of the stacks and of the products, their own by default; Gram matrices are float32 at least.
+        """
+        if not self._readable():
+            stacks, largest = self.scaled(indices)
+            stacks = [y.to(dtype or y.dtype) for y in stacks]
+            return stacks, largest, all_reduce_symmetric([as_float(gram_of(y)) for y in stacks], self.groups)
+        raw = self.stacks if indices is None else [self.stacks[i] for i in indices]
+        found = [_gram_within_range(y, dtype or y.dtype) for y in raw]
+        return [y for y, _, _ in found], [largest for _, largest, _ in found], [gram for _, _, gram in found]
+
+    def _readable(self) -> bool:
+        """Whether the numbers of the stacks can be read without waiting."""
+        return not self.groups and bool(self.stacks) and self.stacks[0].device.type == "cpu"
 
     def members(self, index: int) -> list[Tensor]:
         """The matrices of a stack."""
@@ -140,13 +161,29 @@ def _stack(rows: Sequence[Tensor]) -> Tensor:
     return as_float(stacked.flatten(0, -3))
 
 
+def _gram_within_range(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Y (n, m, r) in a dtype, ones (n) and YᵀY; where a norm is not moderate, Y over its largest entries, and they."""
+    rows = y.to(dtype)
+    gram = as_float(gram_of(rows))
+    squares = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if all(MODERATE[0] ** 2 < square < MODERATE[1] ** 2 for square in squares.tolist()):
+        return rows, torch.ones_like(squares), gram
+    largest = _largest_entry(y)
+    rows = _over(y, largest).to(dtype)
+    return rows, largest, as_float(gram_of(rows))
+
+
 def _within_range(y: Tensor) -> tuple[Tensor, Tensor]:
     """Y (n, m, r) and ones (n) where the norm of each matrix is moderate, else Y over its largest entries, and they."""
     norms = torch.linalg.vector_norm(y, dim=(-2, -1))
     if all(MODERATE[0] < norm < MODERATE[1] for norm in norms.tolist()):
         return y, torch.ones_like(norms)
     largest = _largest_entry(y)
-    return y / largest.clamp_min(torch.finfo(y.dtype).tiny)[:, None, None], largest
+    return _over(y, largest), largest
+
+
+def _over(y: Tensor, largest: Tensor) -> Tensor:
+    return y / largest.clamp_min(torch.finfo(y.dtype).tiny)[:, None, None]
 
 
 def _largest_entry(y: Tensor) -> Tensor:

@@ -6,11 +6,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lrtrain.linalg.product import times_transposed
+from lrtrain.linalg.product import transposed_product
 from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric, local, process_groups
-
-NARROW = 64
-"""Columns below which the Gram matrix takes no longer than turning its factor for oneDNN."""
 
 WIDE = 256
 """Columns from which a bfloat16 Gram matrix costs less in blocks."""
@@ -57,9 +54,7 @@ def gram_of(y: Tensor) -> Tensor:
     """YᵀY (n, r, r) of the local rows Y (n, m, r), in Y's dtype."""
     if y.dtype == torch.bfloat16 and y.device.type == "cpu":
         return _symmetric(y)
-    if y.shape[-1] < NARROW or y.shape[-2] == 0:
-        return y.mT @ y
-    return times_transposed(y.mT, y.mT)
+    return transposed_product(y, y)
 
 
 def _symmetric(y: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
 from lrtrain.linalg.gram import gram_of
-from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric
+from lrtrain.linalg.sharded import all_reduce
 
 SQUARINGS = 5
 """Of XᵀX in `norm_bound`."""
@@ -112,8 +112,7 @@ def norm_bound(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     if isinstance(x, Tensor):
         return norm_bound([x])[0]
     batches = Batches(x)
-    stacks, largest = batches.scaled()
-    grams = all_reduce_symmetric([gram_of(y) for y in stacks], batches.groups)
+    _, largest, grams = batches.scaled_grams()
     bounds = []
     for most, gram, m in zip(largest, grams, batches.rows, strict=True):
         squared = _largest_eigenvalue_bound(gram) + _gamma(m + 8, gram.dtype) * gram.diagonal(dim1=-2, dim2=-1).sum(-1)

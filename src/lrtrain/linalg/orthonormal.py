@@ -8,16 +8,15 @@ from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
 from lrtrain.linalg.gram import as_float, gram
-from lrtrain.linalg.product import times_transposed
+from lrtrain.linalg.product import times_transposed, transposed_product
 from lrtrain.linalg.sharded import all_reduce_symmetric, local
 
 NEAR = 0.5
 """‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
 
 
-NARROW = 128
-"""Columns up to which inverting R and multiplying by it takes less time than solving for Q."""
-
+BLOCK = 64
+"""Columns up to which a CPU's LAPACK factorises and inverts in one piece: it makes little of larger ones."""
 
 CHUNK = 1 << 17
 """Numbers of a matrix that are overwritten at a time."""
@@ -51,8 +50,7 @@ def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tupl
         bases, factors = orthonormalize([x])
         return bases[0], factors[0]
     batches = Batches(x)
-    grams = all_reduce_symmetric([y.mT @ y for y in batches.stacks], batches.groups)
-    near = _all_below(NEAR, [_deviation(s) for s in grams])
+    grams, near = _grams(batches)
     results: list[tuple[Tensor, Tensor]] = []
     for index, (y, s, is_near) in enumerate(zip(batches.stacks, grams, near, strict=True)):
         results.append(_cholesky_step(y, s) if is_near else _general(batches, index))
@@ -67,45 +65,63 @@ def orthonormalize_(x: Sequence[Tensor]) -> list[Tensor]:
     Nearly orthonormal ones are overwritten a few rows at a time, so that no second copy of them is ever made.
     """
     batches = Batches(x)
-    grams = all_reduce_symmetric([y.mT @ y for y in batches.stacks], batches.groups)
-    near = _all_below(NEAR, [_deviation(s) for s in grams])
+    grams, near = _grams(batches)
     factors = []
     for index, (s, is_near) in enumerate(zip(grams, near, strict=True)):
         rows = [local(matrix) for matrix in batches.members(index)]
-        if is_near and s.shape[-1] <= NARROW:
-            r = torch.linalg.cholesky_ex(s).L.mT
-            for target, inverse in zip(rows, _inverse_transposed(r), strict=True):
+        if is_near:
+            lower, inverses = _cholesky(s)
+            for target, inverse in zip(rows, inverses, strict=True):
                 for part in target.split(max(1, CHUNK // target.shape[-1])):
                     part.copy_(times_transposed(as_float(part)[None], inverse[None])[0])
+            factors.append(lower.mT)
         else:
-            q, r = _cholesky_step(batches.stacks[index], s) if is_near else _general(batches, index)
+            q, r = _general(batches, index)
             torch._foreach_copy_(rows, list(q.unbind()))
-        factors.append(r)
+            factors.append(r)
     return batches.scatter(factors)
+
+
+def _grams(batches: Batches) -> tuple[list[Tensor], list[bool]]:
+    """XᵀX of the stacks over all processes, and which of them are near I."""
+    grams = all_reduce_symmetric([transposed_product(y, y) for y in batches.stacks], batches.groups)
+    return grams, _all_below(NEAR, [_deviation(s) for s in grams])
 
 
 def _cholesky_step(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Q = Y R⁻¹ and R of S = YᵀY = RᵀR, of a stack (n, m, r)."""
-    r = torch.linalg.cholesky_ex(s).L.mT
-    if s.shape[-1] > NARROW:
-        return torch.linalg.solve_triangular(r, y, upper=True, left=False), r
-    return times_transposed(y, _inverse_transposed(r)), r
+    lower, inverse = _cholesky(s)
+    return times_transposed(y, inverse), lower.mT
 
 
-def _inverse_transposed(r: Tensor) -> Tensor:
-    """R⁻ᵀ of upper triangular R (n, r, r)."""
-    identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
-    return torch.linalg.solve_triangular(r.mT, identity, upper=False)
+def _cholesky(s: Tensor) -> tuple[Tensor, Tensor]:
+    """L and L⁻¹ of S = L Lᵀ (n, r, r); on a CPU in blocks, most of the work being products.
+
+    With S in four blocks, L₂₁ = S₂₁ L₁₁⁻ᵀ, L₂₂ L₂₂ᵀ = S₂₂ − L₂₁ L₂₁ᵀ and (L⁻¹)₂₁ = −L₂₂⁻¹ L₂₁ L₁₁⁻¹.
+    """
+    r = s.shape[-1]
+    if r <= BLOCK or s.device.type != "cpu":
+        lower = torch.linalg.cholesky_ex(s).L
+        identity = torch.eye(r, dtype=s.dtype, device=s.device)
+        return lower, torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = r // 2
+    lower, inverse = torch.zeros_like(s), torch.zeros_like(s)
+    first, first_inverse = _cholesky(s[:, :half, :half])
+    corner = times_transposed(s[:, half:, :half], first_inverse)
+    second, second_inverse = _cholesky(s[:, half:, half:] - times_transposed(corner, corner))
+    lower[:, :half, :half], lower[:, half:, :half], lower[:, half:, half:] = first, corner, second
+    inverse[:, :half, :half], inverse[:, half:, half:] = first_inverse, second_inverse
+    inverse[:, half:, :half] = times_transposed(second_inverse, (corner @ first_inverse).mT).neg_()
+    return lower, inverse
 
 
 def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
     """QR of the matrices of one stack, of any conditioning and scale."""
-    y, largest = (of[0] for of in batches.scaled([index]))
-    s = all_reduce_symmetric([y.mT @ y], batches.groups)[0]
+    y, largest, s = (of[0] for of in batches.scaled_grams([index]))
     lengths = s.diagonal(dim1=-2, dim2=-1).sqrt()
     safe = lengths.clamp_min(torch.finfo(s.dtype).tiny)
     first, r_first = _cholesky_step(y / safe[:, None, :], s / (safe[:, :, None] * safe[:, None, :]))
-    again = all_reduce_symmetric([first.mT @ first], batches.groups)[0]
+    again = all_reduce_symmetric([transposed_product(first, first)], batches.groups)[0]
     q, r_second = _cholesky_step(first, again)
     r = r_second @ r_first * lengths[:, None, :] * largest[:, None, None]
     well = (_deviation(again) < NEAR).tolist()

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
 from lrtrain.linalg.gram import as_float, gram_of
 from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
-from lrtrain.linalg.product import plus_product, times_transposed
+from lrtrain.linalg.product import plus_product, times_symmetric
 from lrtrain.linalg.sharded import all_reduce_symmetric, process_groups
 
 Precision = Literal["float32", "bfloat16"]
@@ -19,7 +18,7 @@ SQUARE = {"float32": 1.3, "bfloat16": 2.0}
 """Rows / columns below which steps on X itself cost less than Gram matrices and their polynomials."""
 
 LOW_RANK = 64
-"""Columns up to which bfloat16 is left to the products with the tall matrix."""
+"""Columns up to which bfloat16 gains nothing: the numbers take as long to read as to multiply."""
 
 
 @overload
@@ -55,8 +54,8 @@ def polar(
         steps: Newton–Schulz steps.
         coefficients: `paper` (Spectron's and Muon's), `polar_express`, or a, b, c of an odd quintic.
         precision: Of the products. `bfloat16` multiplies only deviations from multiples of I in bfloat16 and adds in
-            float32, and its error is at most that of the usual iteration in bfloat16 on tall matrices. At low rank
-            or sharded it concerns the product X P alone.
+            float32, and its error is at most that of the usual iteration in bfloat16 on tall matrices. Sharded it
+            concerns the product X P alone, and at low rank nothing: that stays float32.
 
     Returns:
         As x, in its dtype; float64 input is computed in float64.
@@ -68,25 +67,22 @@ def polar(
     sequence = polynomials(coefficients, steps)
     wide = [a.shape[-2] < a.shape[-1] and not process_groups(a) for a in x]
     batches = Batches([a.mT if w else a for a, w in zip(x, wide, strict=True)])
-    stacks, _ = batches.scaled()
-    half = precision == "bfloat16" and all(y.dtype == torch.float32 for y in stacks)
-    factors = batches.scatter_rows(_iterate(stacks, batches.groups, sequence, half))
+    factors = batches.scatter_rows(_iterate(batches, sequence, precision == "bfloat16"))
     return [factor.mT if w else factor for factor, w in zip(factors, wide, strict=True)]
 
 
-def _iterate(
-    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool
-) -> list[Tensor]:
-    """O of stacks (n, m, r) of moderate scale, each by the form that costs least."""
-    if groups:  # one all-reduce has to serve all stacks and all steps
-        return _through_gram(stacks, groups, steps, half, rough=False)
+def _iterate(batches: Batches, steps: Sequence[Quintic], bfloat16: bool) -> list[Tensor]:
+    """O of the stacks (n, m, r), each by the form that costs least."""
+    half = [bfloat16 and y.dtype == torch.float32 and y.shape[-1] > LOW_RANK for y in batches.stacks]
+    if batches.groups:  # one all-reduce has to serve all stacks and all steps
+        return _through_gram(batches, range(len(half)), steps, half, rough=False)
     results = []
-    for y in stacks:
+    for index, y in enumerate(batches.stacks):
         rows, rank = y.shape[-2:]
-        if rows < SQUARE["bfloat16" if half else "float32"] * rank:
-            results.append(_direct(y, steps, half))
-        else:  # the r × r products of low rank cost nothing
-            results += _through_gram([y], (), steps, half, rough=half and rank > LOW_RANK)
+        if rows < SQUARE["bfloat16" if half[index] else "float32"] * rank:
+            results.append(_direct(batches.scaled([index])[0][0], steps, half[index]))
+        else:
+            results += _through_gram(batches, [index], steps, [half[index]], rough=half[index])
     return results
 
 
@@ -102,18 +98,22 @@ def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
 
 
 def _through_gram(
-    stacks: Sequence[Tensor], groups: Sequence[dist.ProcessGroup], steps: Sequence[Quintic], half: bool, rough: bool
+    batches: Batches, indices: Sequence[int], steps: Sequence[Quintic], half: Sequence[bool], rough: bool
 ) -> list[Tensor]:
-    """The Gram form: X P in bfloat16 if `half`, S and its polynomials too if `rough`."""
+    """The Gram form for some stacks: X P in bfloat16 where `half`, S and its polynomials too if `rough`."""
     polynomial = _rough_multiplier if rough else _multiplier
-    factors = [y.bfloat16() if rough else y for y in stacks]
+    factors, _, grams = batches.scaled_grams(indices, torch.bfloat16 if rough else None)
+    scales = [_squared_norm(gram) for gram in grams]
+    grams = [gram / scale for gram, scale in zip(grams, scales, strict=True)]
     for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
-        grams = all_reduce_symmetric([as_float(gram_of(y)) for y in factors], groups)
+        if number:
+            grams = all_reduce_symmetric([as_float(gram_of(y)) for y in factors], batches.groups)
         for index, (y, gram) in enumerate(zip(factors, grams, strict=True)):
-            scale = _squared_norm(gram) if number == 0 else torch.ones_like(gram[:, :1, :1])
-            multiplier = polynomial(gram / scale, run) / scale.sqrt()
-            dtype = torch.bfloat16 if half else y.dtype
-            factors[index] = times_transposed(y.to(dtype), multiplier.to(dtype).mT)
+            multiplier = polynomial(gram, run)
+            if not number:
+                multiplier /= scales[index].sqrt()
+            dtype = torch.bfloat16 if half[index] else y.dtype
+            factors[index] = times_symmetric(y.to(dtype), multiplier.to(dtype))
     return factors
 
 
@@ -128,9 +128,9 @@ def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
     for number, (a, b, c) in enumerate(run):
         step = plus_product(gram, gram, gram, b, c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        whole = step if whole is None else times_transposed(whole, step)
+        whole = step if whole is None else times_symmetric(whole, step)
         if number + 1 < len(run):
-            gram = times_transposed(times_transposed(step, gram), step)
+            gram = times_symmetric(times_symmetric(step, gram), step)
     assert whole is not None
     return whole
 
