@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import command_line, compare, report
 from lrtrain.linalg import orthonormality_error, orthonormalize
+from lrtrain.memory import keep_freed_memory
 
 FEATURES = {
     "SmolLM2-135M": (576, 1536),
@@ -43,6 +44,7 @@ def main() -> None:
     options.add_argument("--matrices", type=int, default=8)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = options.parse_args()
+    keep_freed_memory()  # as `lrtrain fit` does, for both sides
     table = []
     for rows, rank in sorted(
         {(m, k) for name, sides in FEATURES.items() for m in sides for k in RANKS[name] if k <= m}

@@ -13,6 +13,7 @@ from benchmarks.measure import command_line, compare, report
 from benchmarks.shapes import SIZES, factor_shapes
 from lrtrain.linalg import polar
 from lrtrain.linalg.newton_schulz import PAPER
+from lrtrain.memory import keep_freed_memory
 
 LOW_RANK = [(8192, 32), (28672, 32)]
 
@@ -54,6 +55,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=9)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = options.parse_args()
+    keep_freed_memory()  # as `lrtrain fit` does, for both sides
     shapes = sorted({shape for size in SIZES for shape in factor_shapes(size)})
     table = []
     for rows, rank in [*shapes, *LOW_RANK]:

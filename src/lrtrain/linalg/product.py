@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-FEWEST = 1 << 21
+FEWEST = 1 << 22
 """Multiplications of one product from which oneDNN pays for being called matrix by matrix."""
 
-FEWEST_TURNED = 1 << 22
+FEWEST_TURNED = 1 << 24
 """The same for products over the rows of both matrices."""
 
 IMAGES = 16
