@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 from lrtrain.constraints.tangent import transport
 from lrtrain.linalg import orthonormalize_, pieces
 
+CACHED = 1 << 19
+"""Numbers of one batch that a CPU's caches hold: a retraction reads them twice and writes them."""
+
 
 class StiefelRetraction:
     """After each step, X ← Q of X = Q R with a positive diagonal of R. Equal shapes are handled as one batch.
@@ -34,7 +37,7 @@ class StiefelRetraction:
     def after_step(self) -> None:
         """Puts every parameter back on the manifold."""
         parameters = list(self.parameters.values())
-        for piece in pieces(parameters):
+        for piece in pieces(parameters, CACHED):
             orthonormalize_([parameters[index] for index in piece])
         if self.transport and self._optimizer is not None:
             transport(self._optimizer, parameters)

@@ -18,7 +18,7 @@ NEAR = 0.5
 BLOCK = 64
 """Columns up to which a CPU's LAPACK factorises and inverts in one piece: it makes little of larger ones."""
 
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 """Numbers of a matrix that are overwritten at a time."""
 
 
