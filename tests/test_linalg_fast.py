@@ -156,21 +156,24 @@ def test_a_product_is_that_of_float64_whatever_multiplies(n: int, m: int, k: int
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("shape", [(1, 7, 3, 2), (2, 4099, 32, 40), (1, 512, 96, 96), (3, 1025, 64, 72), (0, 9, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 7, 3, 2), (0, 9, 2, 2), (2, 16387, 32, 40), (1, 2048, 96, 96), (3, 4097, 64, 72), (1, 16421, 64, 64)],
+)
 def test_the_product_over_rows_is_exact_in_every_form(shape: tuple[int, int, int, int], turned: bool) -> None:
     n, m, k, r = shape
     x, y = (torch.randn(n, c, m).mT if turned else torch.randn(n, m, c) for c in (k, r))
     exact = x.double().mT @ y.double()
-    torch.testing.assert_close(transposed_product(x, y).double(), exact, rtol=0, atol=2e-5 * m**0.5)
+    torch.testing.assert_close(transposed_product(x, y).double(), exact, rtol=0, atol=5e-6 * m**0.5)
     torch.testing.assert_close(transposed_product(x.double(), y.double()), exact)
     inside = transposed_product(torch.cat((x, x), -1)[..., 1 : k + 1], y)  # columns of a wider matrix
-    torch.testing.assert_close(inside[:, :-1].double(), exact[:, 1:], rtol=0, atol=2e-5 * m**0.5)
+    torch.testing.assert_close(inside[:, :-1].double(), exact[:, 1:], rtol=0, atol=5e-6 * m**0.5)
 
 
 def test_a_large_gram_matrix_is_as_exact_as_float32_allows() -> None:
-    x = torch.randn(1, 8192, 64)
+    x = torch.randn(1, 28672, 64)
     exact = x.double().mT @ x.double()
-    assert float((transposed_product(x, x) - exact).abs().max() / exact.max()) <= 1e-6
+    assert float((transposed_product(x, x) - exact).abs().max() / exact.max()) <= 5e-7
 
 
 # lists

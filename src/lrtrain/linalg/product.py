@@ -13,6 +13,9 @@ FEWEST_TURNED = 1 << 24
 IMAGES = 16
 """Images that the rows are divided into: the fewest for which torch takes oneDNN with one thread as with more."""
 
+LONGEST = 1 << 13
+"""Rows that one convolution sums, at least: the rounding grows with them."""
+
 
 def times_transposed(x: Tensor, y: Tensor) -> Tensor:
     """X Yᵀ (n, m, k) of X (n, m, r) and Y (n, k, r).
@@ -53,11 +56,19 @@ def transposed_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _by_convolution(x: Tensor, y: Tensor) -> Tensor:
-    """XᵀY (k, r) of X (m, k) and Y (m, r)."""
+    """XᵀY (k, r) of X (m, k) and Y (m, r), summed in runs that are long enough to pay and short enough to be exact."""
+    runs = max(1, x.shape[0] // max(LONGEST, FEWEST_TURNED // (x.shape[-1] * y.shape[-1])))
+    product, *others = (_weight_gradient(a, b) for a, b in zip(x.tensor_split(runs), y.tensor_split(runs), strict=True))
+    for other in others:
+        product += other
+    return product
+
+
+def _weight_gradient(x: Tensor, y: Tensor) -> Tensor:
+    """The same by one convolution."""
     most = x.shape[0] // IMAGES * IMAGES
     output, image = (a[:most].reshape(IMAGES, -1, 1, a.shape[-1]).permute(0, 3, 1, 2) for a in (x, y))
-    shape = (x.shape[-1], y.shape[-1], 1, 1)
-    product = conv2d_weight(image, shape, output)[:, :, 0, 0]
+    product = conv2d_weight(image, (x.shape[-1], y.shape[-1], 1, 1), output)[:, :, 0, 0]
     return product.addmm_(x[most:].T, y[most:]) if most < x.shape[0] else product
 
 
