@@ -158,7 +158,15 @@ def test_a_product_is_that_of_float64_whatever_multiplies(n: int, m: int, k: int
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(
     "shape",
-    [(1, 7, 3, 2), (0, 9, 2, 2), (2, 16387, 32, 40), (1, 2048, 96, 96), (3, 4097, 64, 72), (1, 16421, 64, 64)],
+    [
+        (1, 7, 3, 2),
+        (0, 9, 2, 2),
+        (2, 16387, 32, 40),
+        (1, 2048, 96, 96),
+        (3, 4097, 64, 72),
+        (1, 16421, 64, 64),
+        (1, 9, 1500, 1500),
+    ],
 )
 def test_the_product_over_rows_is_exact_in_every_form(shape: tuple[int, int, int, int], turned: bool) -> None:
     n, m, k, r = shape

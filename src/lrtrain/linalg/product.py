@@ -48,7 +48,7 @@ def transposed_product(x: Tensor, y: Tensor) -> Tensor:
     oneDNN's product would have both turned first, which takes up to half the time. So the rows become the pixels of
     images with k and r channels, and XᵀY the gradient of the weight of a 1 × 1 convolution between them.
     """
-    if not _by_onednn(x, y.shape[-1], FEWEST_TURNED):
+    if x.shape[-2] < IMAGES or not _by_onednn(x, y.shape[-1], FEWEST_TURNED):
         return torch.bmm(x.mT, y)
     if x.mT.is_contiguous() and y.mT.is_contiguous():
         return times_transposed(x.mT, y.mT)
