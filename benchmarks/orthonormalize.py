@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import command_line, compare, report
 from lrtrain.linalg import orthonormality_error, orthonormalize
-from lrtrain.memory import keep_freed_memory
+from lrtrain.runtime.allocator import keep_freed_memory
 
 FEATURES = {
     "SmolLM2-135M": (576, 1536),

@@ -13,7 +13,7 @@ from benchmarks.measure import command_line, compare, report
 from benchmarks.shapes import SIZES, factor_shapes
 from lrtrain.linalg import polar
 from lrtrain.linalg.newton_schulz import PAPER
-from lrtrain.memory import keep_freed_memory
+from lrtrain.runtime.allocator import keep_freed_memory
 
 LOW_RANK = [(8192, 32), (28672, 32)]
 

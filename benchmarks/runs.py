@@ -16,7 +16,7 @@ DATA = ROOT / "data"
 def stdlib_shards(vocab_size: int) -> Path:
     """The shards of the standard library's text in `data/stdlib-<vocab_size>`, prepared on first use."""
     from lrtrain.data.manifest import MANIFEST
-    from lrtrain.data.prepare import PrepareSpec, prepare
+    from lrtrain.data.preparation import PrepareSpec, prepare
 
     folder = DATA / f"stdlib-{vocab_size}"
     if not (folder / MANIFEST).exists():
@@ -32,8 +32,8 @@ def recipe(name: str, runs: Path, **settings: Any) -> Any:
         runs: Folder of the runs.
         settings: Further options, `__` for the dots: `trainer__max_steps=8`.
     """
-    from lrtrain.commands.parser import TrainCLI
-    from lrtrain.memory import keep_freed_memory
+    from lrtrain.config.train_parser import TrainCLI
+    from lrtrain.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     for library in ("lightning.pytorch", "lightning.fabric"):

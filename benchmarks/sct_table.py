@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from benchmarks.measure import command_line, report
-from lrtrain.errors import UserError
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear
-from lrtrain.sweep import Job, around, train
-from lrtrain.sweep.processes import workers
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.jobs import Job, around, train
+from lrtrain.studies.jobs.processes import workers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VOCABULARY, BLOCK, RANK_RATIO = 4096, 256, 0.25
@@ -73,14 +73,14 @@ VARIANTS = {
     "transport": Variant("  with momentum transport", ("sct_transport",), 0.008),
     "angle": Variant("  with angle-unit lr (Adam's direction)", ("sct_angle",), 0.04),
     "preserving": Variant("  with function-preserving retraction", ("sct_preserving",), 0.004),
-    "polar": Variant("  with orthogonalised update", ("sct_polar",), 0.04),
-    "polar_preserving": Variant("orthogonalised, function-preserving", ("sct_polar_preserving",), 0.04),
-    "bounded": Variant("orthogonalised, function-preserving, bounded", ("sct_bounded",), 0.035),
+    "polar": Variant("  with orthogonalized update", ("sct_polar",), 0.04),
+    "polar_preserving": Variant("orthogonalized, function-preserving", ("sct_polar_preserving",), 0.04),
+    "bounded": Variant("orthogonalized, function-preserving, bounded", ("sct_bounded",), 0.035),
     "polar_preserving_dense_s": Variant(
-        "orthogonalised, function-preserving, s of a dense draw", ("sct_polar_preserving",), 0.02, "svd"
+        "orthogonalized, function-preserving, s of a dense draw", ("sct_polar_preserving",), 0.02, "svd"
     ),
     "bounded_dense_s": Variant(
-        "orthogonalised, function-preserving, bounded, s of a dense draw", ("sct_bounded",), 0.14, "svd"
+        "orthogonalized, function-preserving, bounded, s of a dense draw", ("sct_bounded",), 0.14, "svd"
     ),
     "spectron": Variant("Spectron, look-ahead", (), 0.07),
     "spectron_small": Variant("Spectron, look-ahead, paper's initial scale", (), 0.035, "small"),
@@ -169,7 +169,7 @@ class Runs:
         return outcome.metric
 
     def _job(self, variant: str, lr: float, seed: int) -> Job:
-        overlays = (CONFIGS / "ablation" / f"{overlay}.yaml" for overlay in VARIANTS[variant].overlays)
+        overlays = (CONFIGS / "methods" / f"{overlay}.yaml" for overlay in VARIANTS[variant].overlays)
         decoder = self.decoder(variant)
         settings = {
             "seed_everything": seed,

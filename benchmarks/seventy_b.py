@@ -120,7 +120,7 @@ def _spectral(in_features: int, out_features: int) -> nn.Module:
 def _stepping_in_backward(model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Step:
     """One fused AdamW and one retraction a block, inside the backward pass."""
     from lrtrain.constraints import StiefelRetraction, structure
-    from lrtrain.optim.in_backward import step_in_backward
+    from lrtrain.optim.optimizer_in_backward import step_in_backward
 
     watches: list[Stopwatch] = []
     optimizers = []
@@ -155,7 +155,7 @@ KINDS = {"reference": reference, "ours": ours, "attention": attention}
 def measure(kind: str, blocks: int, warm_steps: int) -> dict[str, Any]:
     """One cold and some warm steps in this process."""
     if kind != "reference":
-        from lrtrain.memory import keep_freed_memory
+        from lrtrain.runtime.allocator import keep_freed_memory
 
         keep_freed_memory()  # as `lrtrain fit` does
     torch.manual_seed(0)
@@ -163,7 +163,7 @@ def measure(kind: str, blocks: int, warm_steps: int) -> dict[str, Any]:
     model, prepare = KINDS[kind](blocks)
     parameters = sum(p.numel() for p in model.parameters())
     assert kind == "attention" or parameters == blocks * PARAMETERS_PER_BLOCK
-    initialisation = time.perf_counter() - start
+    initialization = time.perf_counter() - start
     step = prepare()
     cold = Stopwatch()
     step(cold)
@@ -176,7 +176,7 @@ def measure(kind: str, blocks: int, warm_steps: int) -> dict[str, Any]:
     error = max(float((x.mT @ x - torch.eye(RANK)).abs().max()) for x in bases)
     return {
         "parameters": parameters,
-        "initialisation": initialisation,
+        "initialization": initialization,
         "cold": cold.seconds,
         "warm": {phase: statistics.median(watch.seconds[phase] for watch in warm) for phase in PHASES},
         "peak": peak,
@@ -211,7 +211,7 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                     "speed-up": speedup,
                     "peak GB": peak / 1e9,
                     "max |UᵀU − I|": max(run["orthonormality_error"] for run in results),
-                    "initialisation s": statistics.median(run["initialisation"] for run in results),
+                    "initialization s": statistics.median(run["initialization"] for run in results),
                     "met": "-" if kind == "reference" else met,
                 }
             )

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from lrtrain.nn.factorised import resolve_rank
+from lrtrain.nn.factorized import resolve_rank
 
 SIZES = ("S", "M", "L")
 RANK_RATIO = 0.25

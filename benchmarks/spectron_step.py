@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from benchmarks.measure import command_line, compare, report
 from benchmarks.shapes import SIZES, factor_shapes, pairs_of
 from lrtrain.constraints import SpectralRenormalization
-from lrtrain.memory import keep_freed_memory
 from lrtrain.optim import Spectron
+from lrtrain.runtime.allocator import keep_freed_memory
 
 REQUIRED = {"bfloat16": 0.8, "float32": 1.5}
 

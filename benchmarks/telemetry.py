@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.measure import command_line, report
 from benchmarks.runs import ROOT, TRAINING_BATCH, Durations, recipe, stdlib_shards
-from lrtrain.callbacks.telemetry import SpectralTelemetry
+from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 
 MOST_SHARE = 0.02
 EVERY = 2
@@ -30,7 +30,7 @@ HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end
 def run(name: str, overlay: str | None, steps: int, runs: Path, settings: dict[str, Any]) -> Durations:
     """Trains for some steps, and returns what Lightning timed."""
     durations = Durations()
-    more = {} if overlay is None else {"config": ROOT / "configs" / "ablation" / f"{overlay}.yaml"}
+    more = {} if overlay is None else {"config": ROOT / "configs" / "methods" / f"{overlay}.yaml"}
     cli = recipe(
         name,
         runs,
@@ -42,7 +42,7 @@ def run(name: str, overlay: str | None, steps: int, runs: Path, settings: dict[s
         trainer__num_sanity_val_steps=0,
         trainer__log_every_n_steps=10**6,
         trainer__enable_progress_bar="false",
-        trainer__callbacks="[{class_path: lrtrain.callbacks.telemetry.SpectralTelemetry, "
+        trainer__callbacks="[{class_path: lrtrain.training.SpectralTelemetry, "
         f"init_args: {{every_n_steps: {EVERY}}}}}]",
         **settings,
     )

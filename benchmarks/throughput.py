@@ -91,8 +91,8 @@ def transformers_loop(connection: Connection, name: str, block: int, batch: int,
     """The bare loop: autocast, AdamW with the recipe's values, clipping at 1."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lrtrain.commands.parser import fastest_precision
-    from lrtrain.memory import keep_freed_memory
+    from lrtrain.config.train_parser import fastest_precision
+    from lrtrain.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()  # as for ours
     config = LlamaConfig(

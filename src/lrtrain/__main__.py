@@ -1,5 +1,5 @@
 import sys
 
-from lrtrain.cli import main
+from lrtrain.cli.main import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""What keeps factorised weights in shape: plain objects with `before_step` and `after_step`. torch alone is needed."""
+"""What keeps factorized weights in shape: plain objects with `before_step` and `after_step`. torch alone is needed."""
 
 from lrtrain.constraints.balance import BalancedRenormalization, column_scaled
 from lrtrain.constraints.constraint import Constraint

@@ -1,4 +1,4 @@
-"""Spectral renormalisation of W = V diag(s) Uᵀ: column scales that bound ‖ΔW‖₂, with no norm to be estimated."""
+"""Spectral renormalization of W = V diag(s) Uᵀ: column scales that bound ‖ΔW‖₂, with no norm to be estimated."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class BalancedRenormalization:
         by_rank: dict[tuple[int, torch.device], list[str]] = defaultdict(list)
         for name, (u, s, v) in self.triples.items():
             if u not in holders or v not in holders:
-                raise TypeError(f"balanced renormalisation needs an optimizer that takes column scales for {name}")
+                raise TypeError(f"balanced renormalization needs an optimizer that takes column scales for {name}")
             by_rank[s.shape[0], s.device].append(name)
         for names in by_rank.values():
             s = stack_whole([self.triples[name][1].detach() for name in names]).abs()

@@ -1,4 +1,4 @@
-"""Spectral renormalisation: the step scale that bounds ‖ΔW‖₂ of W = A Bᵀ."""
+"""Spectral renormalization: the step scale that bounds ‖ΔW‖₂ of W = A Bᵀ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -69,7 +69,7 @@ class SpectralRenormalization:
                 holders |= {parameter: part for group in part.param_groups for parameter in group["params"]}
         for name, factors in self.pairs.items():
             if not all(factor in holders for factor in factors):
-                raise TypeError(f"spectral renormalisation needs an optimizer that takes step scales for {name}")
+                raise TypeError(f"spectral renormalization needs an optimizer that takes step scales for {name}")
         return holders
 
     def _measure(self, strict: set[str]) -> None:

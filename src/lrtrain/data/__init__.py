@@ -8,7 +8,7 @@ from typing import Any
 
 _HOME = {
     "Manifest": "manifest",
-    "PrepareSpec": "prepare",
+    "PrepareSpec": "preparation",
     "load_tokenizer": "tokenizer",
     "TokenDataModule": "datamodule",
 }

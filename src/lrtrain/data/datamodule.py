@@ -7,9 +7,9 @@ from torch.utils.data import DataLoader
 
 from lrtrain.data.loader import BlockLoader, block_dataset
 from lrtrain.data.manifest import MANIFEST, SPLITS, Manifest
-from lrtrain.data.prepare import PrepareSpec, existing, prepare
+from lrtrain.data.preparation import PrepareSpec, existing, prepare
 from lrtrain.data.shards import check_shards
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 CHECKSUM_BYTES = 2**30  # local data up to this size is checked against its SHA-256 at setup, in a second or two
 

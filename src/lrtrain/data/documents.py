@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrtrain.data.sources import Part, unreadable
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 TEXT_DOCUMENT = 4 * 1024  # characters: a text file is cut at the first blank line after so many
 CODE_DOCUMENT = 1024 * 1024  # characters: a source file is one document up to here

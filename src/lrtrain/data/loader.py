@@ -16,7 +16,7 @@ from litdata.utilities.env import _WorkerEnv
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.remainder import Grid, Remainder
 from lrtrain.data.shards import check_shards
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 # Keys of our own entries in the loader's state: which data it is for, and what grids began its epoch before this one.
 IDENTITY, BEGUN = "data", "begun"

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -116,34 +116,6 @@ class Manifest:
             return cls(**{**{f.name: content[f.name] for f in fields(cls)}, **splits})
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}): delete the folder and prepare it again") from error
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write beside `file`, fsync, rename: after a crash the file is the old one or the new one, never half of one."""
-    beside = unfinished(file)
-    try:
-        with beside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-    fsync_folder(file.parent)
-
-
-def unfinished(file: Path) -> Path:
-    """Where `write_atomically` writes before the file takes its name; a killed process leaves it behind."""
-    return file.with_name(f".{file.name}.tmp")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _absent(path: str) -> UserError:

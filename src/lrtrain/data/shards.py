@@ -14,8 +14,9 @@ from litdata import TokensLoader
 from litdata.constants import _TORCH_DTYPES_MAPPING
 from litdata.streaming.writer import BinaryWriter
 
-from lrtrain.data.manifest import Chunk, Split, write_atomically
-from lrtrain.errors import UserError
+from lrtrain.data.manifest import Chunk, Split
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import write_atomically
 
 CHUNK_TOKENS = 2**25  # 64 MiB of uint16
 CHUNK_BYTES_LIMIT = 4 * CHUNK_TOKENS + 64

@@ -8,7 +8,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 FORMATS = {
     ".txt": "text",

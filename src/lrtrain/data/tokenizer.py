@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
@@ -49,7 +49,7 @@ def tokenizer_file(name_or_path: str) -> Path:
         ) from error
     try:
         return Path(hf_hub_download(name_or_path, "tokenizer.json"))
-    except Exception as error:  # network, authorisation and validation errors share no base class
+    except Exception as error:  # network, authorization and validation errors share no base class
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"tokenizer {name_or_path} is no file here and cannot be had from the Hugging Face hub "

@@ -10,8 +10,8 @@ from lrtrain.linalg.newton_schulz import Coefficients
 from lrtrain.linalg.norm import norm_bound, product_norm, spectral_norm
 from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize, orthonormalize_
 from lrtrain.linalg.polar import Precision, polar
-from lrtrain.linalg.sharded import local, process_groups, with_local
-from lrtrain.linalg.tangent import tangent
+from lrtrain.linalg.row_sharded import local, process_groups, with_local
+from lrtrain.linalg.tangent_space import tangent
 from lrtrain.linalg.truncate import rank_for_energy, truncated_svd
 
 __all__ = [

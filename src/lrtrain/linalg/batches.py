@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrtrain.linalg.gram import as_float, gram_of
-from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric, local, process_groups, with_local
+from lrtrain.linalg.row_sharded import all_reduce, all_reduce_symmetric, local, process_groups, with_local
 
 PIECE = 1 << 21
 """Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""

@@ -1,4 +1,4 @@
-"""What a weight or its change is like: singular values, norms, ranks; a factorised one is never formed."""
+"""What a weight or its change is like: singular values, norms, ranks; a factorized one is never formed."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrtrain.linalg.gram import as_float, gram, inner
-from lrtrain.linalg.sharded import local, with_local
+from lrtrain.linalg.row_sharded import local, with_local
 
 DEAD = 1e-3
 """Share of the largest singular value up to which a direction is dead."""

@@ -6,8 +6,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lrtrain.linalg.product import transposed_product
-from lrtrain.linalg.sharded import all_reduce, all_reduce_symmetric, local, process_groups
+from lrtrain.linalg.cpu import transposed_product
+from lrtrain.linalg.row_sharded import all_reduce, all_reduce_symmetric, local, process_groups
 
 WIDE = 256
 """Columns from which a bfloat16 Gram matrix costs less in blocks."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
 from lrtrain.linalg.gram import gram_of
-from lrtrain.linalg.sharded import all_reduce
+from lrtrain.linalg.row_sharded import all_reduce
 
 SQUARINGS = 5
 """Of XᵀX in `norm_bound`."""
@@ -49,7 +49,7 @@ def spectral_norm(
     for _ in range(steps):
         pulled = _pull([_times(y, w) for y, w in zip(batches.stacks, vectors, strict=True)], batches)
         for index, w in enumerate(pulled):
-            sigma, direction = _normalised(w)
+            sigma, direction = _normalized(w)
             found = (sigma > torch.finfo(sigma.dtype).tiny).unsqueeze(-1)
             vectors[index] = torch.where(found, direction.to(vectors[index]), vectors[index])
             sigmas[index] = sigma.to(sigmas[index])
@@ -58,7 +58,7 @@ def spectral_norm(
 
 def _pull(products: Sequence[Tensor], batches: Batches) -> list[Tensor]:
     """Xᵀu of u = Xv/‖Xv‖ from the local rows of Xv: (n, r) for each stack."""
-    units = [_normalised(product) for product in products]
+    units = [_normalized(product) for product in products]
     pulled = [_times(y.mT, u) for y, (_, u) in zip(batches.stacks, units, strict=True)]
     if not batches.groups:
         return pulled
@@ -79,7 +79,7 @@ def _times(y: Tensor, v: Tensor) -> Tensor:
     return (y @ v.unsqueeze(-1)).squeeze(-1)
 
 
-def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
     """Norms (n) and unit vectors of x (n, k), without squares that leave the dtype's range; zero stays zero."""
     tiny = torch.finfo(x.dtype).tiny
     largest = x.abs().amax(-1) if x.numel() else x.sum(-1)

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.cpu import times_transposed, transposed_product
 from lrtrain.linalg.gram import as_float, gram
-from lrtrain.linalg.product import times_transposed, transposed_product
-from lrtrain.linalg.sharded import all_reduce_symmetric, local
+from lrtrain.linalg.row_sharded import all_reduce_symmetric, local
 
 NEAR = 0.5
 """‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
 
 
 BLOCK = 64
-"""Columns up to which a CPU's LAPACK factorises and inverts in one piece: it makes little of larger ones."""
+"""Columns up to which a CPU's LAPACK factorizes and inverts in one piece: it makes little of larger ones."""
 
 CHUNK = 1 << 18
 """Numbers of a matrix that are overwritten at a time."""
@@ -28,7 +28,7 @@ def orthonormalize(x: Tensor) -> tuple[Tensor, Tensor]: ...
 def orthonormalize(x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]: ...
 @torch.no_grad()
 def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
-    """The QR factorisation X = Q R whose R has a non-negative diagonal, which makes it unique and continuous.
+    """The QR factorization X = Q R whose R has a non-negative diagonal, which makes it unique and continuous.
 
     From the Cholesky factor of the Gram matrix, XᵀX = RᵀR and Q = X R⁻¹: once for columns that are nearly orthonormal,
     as after an optimizer step; twice, on columns of unit length first, for others (CholeskyQR2). What is too

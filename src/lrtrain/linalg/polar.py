@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.cpu import plus_product, times_symmetric
 from lrtrain.linalg.gram import as_float, gram_of
 from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
-from lrtrain.linalg.product import plus_product, times_symmetric
-from lrtrain.linalg.sharded import all_reduce_symmetric, process_groups
+from lrtrain.linalg.row_sharded import all_reduce_symmetric, process_groups
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -137,21 +137,21 @@ def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
 
 def _rough_multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
     """The same with products in bfloat16."""
-    whole: Centred | None = None
-    s = Centred(gram)
+    whole: Centered | None = None
+    s = Centered(gram)
     for number, (a, b, c) in enumerate(run):
         # a I + b S + c S², where S² = D² + 2ξS − ξ²I
-        square = (s.deviation @ s.deviation).float().mul_(c).addcmul_(s.value, b + 2 * c * s.centre)
-        square.diagonal(dim1=-2, dim2=-1).add_((a - c * s.centre.square())[:, 0])
-        step = Centred(square)
-        whole = step if whole is None else Centred(whole.times(step))
+        square = (s.deviation @ s.deviation).float().mul_(c).addcmul_(s.value, b + 2 * c * s.center)
+        square.diagonal(dim1=-2, dim2=-1).add_((a - c * s.center.square())[:, 0])
+        step = Centered(square)
+        whole = step if whole is None else Centered(whole.times(step))
         if number + 1 < len(run):
-            s = Centred(Centred(step.times(s)).times(step))
+            s = Centered(Centered(step.times(s)).times(step))
     assert whole is not None
     return whole.value
 
 
-class Centred:
+class Centered:
     """A symmetric float32 matrix X (n, r, r) as ξI + D, D in bfloat16, with ξ the mean of its diagonal.
 
     X Y = (X − ξI)(Y − υI) + υX + ξY − ξυI. As singular values approach 1 the matrices approach multiples of I, and with
@@ -161,12 +161,12 @@ class Centred:
     def __init__(self, value: Tensor) -> None:
         self.value = value
         diagonal = value.diagonal(dim1=-2, dim2=-1)
-        self.centre = diagonal.mean(-1)[:, None, None]
+        self.center = diagonal.mean(-1)[:, None, None]
         self.deviation = value.bfloat16()
-        self.deviation.diagonal(dim1=-2, dim2=-1).copy_(diagonal - self.centre[:, 0])
+        self.deviation.diagonal(dim1=-2, dim2=-1).copy_(diagonal - self.center[:, 0])
 
-    def times(self, other: "Centred") -> Tensor:
+    def times(self, other: "Centered") -> Tensor:
         product = (self.deviation @ other.deviation).float()
-        product.addcmul_(self.value, other.centre).addcmul_(other.value, self.centre)
-        product.diagonal(dim1=-2, dim2=-1).sub_((self.centre * other.centre)[:, 0])
+        product.addcmul_(self.value, other.center).addcmul_(other.value, self.center)
+        product.diagonal(dim1=-2, dim2=-1).sub_((self.center * other.center)[:, 0])
         return product

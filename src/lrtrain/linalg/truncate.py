@@ -9,7 +9,7 @@ def truncated_svd(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading `rank` singular triplets: W ≈ P diag(σ) Qᵀ, the best approximation of that rank (Eckart–Young).
 
     Through the eigenvectors of the smaller Gram matrix, which is several times faster than a full SVD. It squares the
-    condition number, so triplets below about 1e-3·σ₁ (float32) are re-orthonormalised and their σ is re-measured
+    condition number, so triplets below about 1e-3·σ₁ (float32) are re-orthonormalized and their σ is re-measured
     from W itself.
 
     Args:

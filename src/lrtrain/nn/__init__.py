@@ -2,18 +2,18 @@
 
 from lrtrain.nn.decoder import Decoder, KVCache
 from lrtrain.nn.dense import DenseLinear
-from lrtrain.nn.factorised import FactorisedProjection
+from lrtrain.nn.factorized import FactorizedProjection
 from lrtrain.nn.loss import next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection
 from lrtrain.nn.sampling import sample
-from lrtrain.nn.selfguided import SelfGuidedLinear
+from lrtrain.nn.self_guided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
 
 __all__ = [
     "Decoder",
     "DenseLinear",
-    "FactorisedProjection",
+    "FactorizedProjection",
     "KVCache",
     "LinearCallable",
     "LowRankLinear",

@@ -19,7 +19,7 @@ KVCache = list[tuple[Tensor, Tensor] | None]
 class Decoder(nn.Module):
     """Token ids to hidden states; `head_VD` turns these into logits.
 
-    The decoder never names a parameterisation: `attention` and `mlp` make the projections, each called as
+    The decoder never names a parameterization: `attention` and `mlp` make the projections, each called as
     (in_features, out_features).
 
     Args:
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
         tie_embeddings: Share the embedding with the output head.
         rope_base: Base of the rotary frequencies.
         norm_eps: ε of RMSNorm.
-        embedding_std: Standard deviation of the embedding's and the head's normal initialisation.
+        embedding_std: Standard deviation of the embedding's and the head's normal initialization.
 
     Raises:
         ValueError: sizes that do not fit one another.

@@ -1,4 +1,4 @@
-"""The dense projection: the baseline that the factorised ones are compared with."""
+"""The dense projection: the baseline that the factorized ones are compared with."""
 
 from typing import Self
 
@@ -15,7 +15,7 @@ class DenseLinear(Projection):
     Args:
         in_features: Input width.
         out_features: Output width.
-        std: Standard deviation of the normal initialisation; 1/√in_features when null, which keeps the variance.
+        std: Standard deviation of the normal initialization; 1/√in_features when null, which keeps the variance.
     """
 
     def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
@@ -33,7 +33,7 @@ class DenseLinear(Projection):
         """A dense copy; rank and energy say nothing about a dense weight and are refused."""
         if rank is not None or energy is not None:
             raise ValueError("DenseLinear keeps the whole weight: leave rank and energy out")
-        with torch.device("meta"):  # the random initialisation would be thrown away
+        with torch.device("meta"):  # the random initialization would be thrown away
             layer = cls(weight.shape[1], weight.shape[0])
         layer.to_empty(device=weight.device)
         with torch.no_grad():

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from lrtrain.linalg import gaussian_svd
-from lrtrain.nn.factorised import FactorisedProjection
+from lrtrain.nn.factorized import FactorizedProjection
 
 
-class LowRankLinear(FactorisedProjection):
+class LowRankLinear(FactorizedProjection):
     """y = (x B) Aᵀ with A (out, r) and B (in, r), so W = A Bᵀ.
 
-    Spectral initialisation: the truncated SVD of a dense draw, W ≈ P_r Σ_r Q_rᵀ, is split evenly, A = P_r √Σ_r and
+    Spectral initialization: the truncated SVD of a dense draw, W ≈ P_r Σ_r Q_rᵀ, is split evenly, A = P_r √Σ_r and
     B = Q_r √Σ_r, so that the product has the dense draw's spectral norm (arXiv 2602.12429, section 3).
 
     Args:

@@ -13,7 +13,7 @@ LinearCallable = Callable[[int, int], nn.Module]
 class Projection(nn.Module, ABC):
     """A linear map y = W x without bias, however W is written.
 
-    A new parameterisation is one file with one subclass; its structure is stated as data (`factor_pairs`,
+    A new parameterization is one file with one subclass; its structure is stated as data (`factor_pairs`,
     `orthonormal`, `spectral_triples`), so that no optimizer and no constraint has to know the class.
     """
 

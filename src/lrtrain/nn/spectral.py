@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lrtrain.linalg import gaussian_svd
-from lrtrain.nn.factorised import FactorisedProjection
+from lrtrain.nn.factorized import FactorizedProjection
 
 
-class SpectralLinear(FactorisedProjection):
+class SpectralLinear(FactorizedProjection):
     """y = ((x U) ⊙ s) Vᵀ with U (in, k) and V (out, k) of orthonormal columns and s (k), so W = V diag(s) Uᵀ.
 
     The columns stay orthonormal only with a retraction after each step (`constraints.StiefelRetraction`, or

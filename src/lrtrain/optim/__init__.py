@@ -2,7 +2,7 @@
 
 from lrtrain.optim.combined import CombinedOptimizer, shard_like
 from lrtrain.optim.forget import forget
-from lrtrain.optim.in_backward import step_in_backward
+from lrtrain.optim.optimizer_in_backward import step_in_backward
 from lrtrain.optim.schedules import WarmupCosine, WarmupStableDecay
 from lrtrain.optim.slots import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
 from lrtrain.optim.spectron import Spectron

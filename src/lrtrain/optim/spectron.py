@@ -1,4 +1,4 @@
-"""Spectron: averaged momentum, orthogonalised, with a step scale that bounds the update of the product."""
+"""Spectron: averaged momentum, orthogonalized, with a step scale that bounds the update of the product."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from lrtrain.linalg import Coefficients, Precision, local, norm_bound, pieces, p
 
 
 class Spectron(Optimizer):
-    """Momentum and orthogonalisation of each factor of W = A Bᵀ.
+    """Momentum and orthogonalization of each factor of W = A Bᵀ.
 
     For every factor X with gradient G, momentum β and learning rate η:
 
@@ -25,7 +25,7 @@ class Spectron(Optimizer):
     step underestimates ‖A‖₂. `strict` makes it a bound: O is divided by max(1, ‖O‖₂), and the constraint takes upper
     bounds of the norms.
 
-    Factors of equal shape are orthogonalised as one batch; with rows sharded (FSDP2) the Gram matrices of all factors
+    Factors of equal shape are orthogonalized as one batch; with rows sharded (FSDP2) the Gram matrices of all factors
     travel in one all-reduce. Nothing in a step waits for a GPU.
 
     Args:
@@ -36,7 +36,7 @@ class Spectron(Optimizer):
         orthogonalize: Use the polar factor of the momentum; off, the momentum itself.
         ns_steps: Newton–Schulz steps, at least 1.
         coefficients: Of Newton–Schulz: `paper`, `polar_express`, or a, b, c of an odd quintic.
-        precision: Of the orthogonalisation's products, `float32` or `bfloat16`.
+        precision: Of the orthogonalization's products, `float32` or `bfloat16`.
         strict: ‖ΔW‖₂ ≤ η at every step, for every pair, at the cost of a few small products.
 
     Raises:
@@ -104,7 +104,7 @@ class Spectron(Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
     def _momentum(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Advances the averages; returns the local rows of what is to be orthogonalised."""
+        """Advances the averages; returns the local rows of what is to be orthogonalized."""
         momenta = [local(self.state[parameter]["momentum"]) for parameter in parameters]
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrtrain.linalg import local, polar, process_groups, with_local
-from lrtrain.linalg.sharded import all_reduce
+from lrtrain.linalg.row_sharded import all_reduce
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 

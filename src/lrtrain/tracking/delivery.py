@@ -6,14 +6,14 @@ and value of a metric and drops what it has; a parameter with the same value and
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import write_atomically
 from lrtrain.tracking.destination import connect, password, quiet, redact
 from lrtrain.tracking.spool import SPOOL_NAME, records
 
@@ -187,10 +187,7 @@ class Delivery:
         return state if self._spool.exists() and self._spool.stat().st_size >= state.delivered else fresh
 
     def _save(self) -> None:
-        path = self.run_dir / STATE_NAME
-        draft = path.with_suffix(".json.tmp")
-        draft.write_text(json.dumps(asdict(self.state), indent=2) + "\n")
-        os.replace(draft, path)
+        write_atomically(self.run_dir / STATE_NAME, (json.dumps(asdict(self.state), indent=2) + "\n").encode())
 
 
 def load_state(run_dir: Path) -> State | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

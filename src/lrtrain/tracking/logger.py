@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.delivery import Delivery, load_state
 from lrtrain.tracking.destination import redact, resolve_uri
 from lrtrain.tracking.names import flatten, legal_name

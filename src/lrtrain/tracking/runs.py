@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.destination import quiet, redact, resolve_uri, sqlite_path
 from lrtrain.tracking.names import legal_name
 from lrtrain.tracking.series import Series, number, read_series

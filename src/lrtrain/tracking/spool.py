@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lrtrain.errors import UserError
+from lrtrain.runtime.errors import UserError
 
 SPOOL_NAME = "metrics.jsonl"
 

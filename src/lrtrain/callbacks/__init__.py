@@ -1,1 +1,0 @@
-"""Lightning callbacks: constraints, checkpoints, throughput, progress, the record of a run."""

@@ -1,0 +1,249 @@
+"""When checkpoints are written, what is in them, and how a run that is told to stop leaves.
+
+Every checkpoint is the state at a *step boundary*: just after an optimizer step, as `on_train_batch_end` sees it.
+Weights and optimizer do not change until the next update begins, so whatever ends the run in between (validation, a
+half accumulated batch, an exception in a forward pass) the boundary can still be saved, with the loop's progress, the
+data position and the random state that were noted there. A resume then repeats no batch and skips none.
+"""
+
+import copy
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lrtrain.checkpoint import directory as folder
+from lrtrain.checkpoint.lightning_io import WholeFileIO, check_architecture
+from lrtrain.checkpoint.random_state import random_state, set_random_state
+from lrtrain.checkpoint.signals import GracefulSignals
+from lrtrain.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    """What changes between a step boundary and the next update, as it was at the boundary."""
+
+    step: int
+    epoch: int
+    fit_loop: dict[str, Any]
+    datamodule: dict[str, Any]
+    random: dict[str, Any]
+
+
+class Checkpoints(Checkpoint):
+    """Writes `<default_root_dir>/checkpoints/step-00000500.ckpt` every N optimizer steps, at the end of fit, on
+    SIGTERM or Ctrl+C (exit code 143 or 130), and on an exception unless it struck inside an optimizer update or the
+    weights are sharded.
+
+    Under `training.FSDP` it is a folder that all processes write (`checkpoint.shard_folder`), elsewhere one file. Every
+    strategy goes on from either, on any number of processes.
+
+    It holds what Lightning saves and, under `lrtrain`: `version`, the run's `config` and `tokenizer` as text (None
+    where the run directory has no such file), and `rng`, the random state of each rank.
+
+    Random numbers are drawn by training batches only: validation and data loaders get them, but give them back, so
+    that how often one validates changes nothing, and a resumed run draws what the uninterrupted one drew.
+
+    Args:
+        every_n_steps: optimizer steps between checkpoints.
+        keep: how many of the newest to keep, -1 for all; one goes only after its successor is whole on disk.
+
+    Raises:
+        UserError: an argument is out of range; the disk is full; the run directory is not a local folder.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"checkpoints.every_n_steps is {every_n_steps}: it counts optimizer steps, at least 1")
+        if keep < 1 and keep != -1:
+            raise UserError(f"checkpoints.keep is {keep}: at least 1, or -1 to keep all")
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self._folder = Path()
+        self._signals: GracefulSignals | None = None
+        self._shape_check: RemovableHandle | None = None
+        self._boundary: _Boundary | None = None
+        self._random: dict[str, Any] | None = None
+        self._saved_step = 0
+        self._updating = False
+        self._leaving = False
+        self._alone = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if "://" in str(trainer.default_root_dir):
+            raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: checkpoints need a local folder")
+        self._folder = Path(trainer.default_root_dir) / folder.FOLDER
+        self._boundary, self._random = None, None
+        self._saved_step, self._updating, self._leaving = 0, False, False
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
+            trainer.strategy.checkpoint_io = WholeFileIO()
+        trainer._signal_connector = self._signals = GracefulSignals(trainer)
+
+        def check(module: nn.Module, state_dict: dict[str, Any], _: str, metadata: Any, strict: bool, *__: Any) -> None:
+            check_architecture({"state_dict": state_dict}, module, trainer.ckpt_path or "in memory", strict)
+
+        # The last moment before weights are copied, after the module's own on_load_checkpoint had its say.
+        self.teardown(trainer, pl_module, stage)  # of a run that failed
+        self._shape_check = pl_module.register_load_state_dict_pre_hook(check)
+        if stage == "fit" and trainer.is_global_zero:
+            for leftover in folder.sweep(self._folder):
+                rank_zero_info(f"removed {leftover}: left half written by a process that was killed")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states = checkpoint.get("lrtrain", {}).get("rng", [])
+        if len(states) == trainer.world_size:
+            self._random = states[trainer.global_rank]
+        elif trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_warn(f"random state not restored: saved by {len(states)} ranks, {trainer.world_size} run now")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for path, aside in folder.set_aside(self._folder, trainer.global_step):
+                rank_zero_info(f"{path} is ahead of step {trainer.global_step}: renamed to {aside.name}")
+        self._restore_random(trainer)
+        self._leave_if_asked(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._shape_check is not None:
+            self._shape_check.remove()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._leave_if_agreed()
+        self._restore_random(trainer)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Constraints and clipping come between backward and update: from here on nothing is at the boundary.
+        self._updating = not trainer.fit_loop._should_accumulate()
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._updating = True  # a training_step that returned None has no backward
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._random = random_state(trainer.strategy.root_device)
+        last = self._boundary.step if self._boundary else self._saved_step
+        if trainer.global_step == last:
+            return
+        datamodule = getattr(trainer, "datamodule", None)
+        state = copy.deepcopy(datamodule.state_dict()) if datamodule is not None else {}
+        fit_loop = trainer.fit_loop.state_dict()
+        fit_loop["state_dict"] = copy.deepcopy(fit_loop["state_dict"])  # the loaders', which may live on
+        self._updating = False
+        self._boundary = _Boundary(
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            fit_loop=fit_loop,
+            datamodule={type(datamodule).__qualname__: state} if state else {},
+            random=self._random,
+        )
+        self._leaving = self._asked_to_leave(trainer)
+        if self._leaving or trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_if_agreed()
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # Several ranks may have different numbers of validation batches, so they agree only where validation ends.
+        if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
+            self._leave_if_asked(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._leave_if_asked(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+        self._leave_if_asked(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        boundary = self._boundary
+        if boundary is None or boundary.step == self._saved_step or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self._updating:
+            rank_zero_warn(f"stopped inside the update after step {boundary.step}: nothing whole to save")
+        elif trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            rank_zero_warn(f"step {boundary.step} not saved: its shards lie with ranks that may not answer any more")
+        else:
+            self._alone = True  # the other ranks may be elsewhere: no collective from here on
+            try:
+                self._save(trainer)
+            except UserError as error:
+                rank_zero_warn(str(error))  # what stopped the run is the error to end with
+            finally:
+                self._alone = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        boundary, root = self._boundary, Path(trainer.default_root_dir)
+        if boundary is not None:
+            checkpoint.update(epoch=boundary.epoch, **boundary.datamodule)
+            checkpoint["loops"]["fit_loop"] = boundary.fit_loop
+        own = boundary.random if boundary is not None else random_state(trainer.strategy.root_device)
+        states = [own]
+        if trainer.world_size > 1 and not self._alone:
+            states = [own] * trainer.world_size
+            torch.distributed.all_gather_object(states, own)
+        checkpoint["lrtrain"] = {
+            "version": importlib.metadata.version("lrtrain"),
+            "config": _text(root / "config.yaml"),
+            "tokenizer": _text(root / "tokenizer.json"),
+            "rng": states,
+        }
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Saves the boundary unless it is saved already, then lets go of the checkpoints beyond `keep`."""
+        boundary = self._boundary
+        if boundary is None or boundary.step == self._saved_step or getattr(trainer, "fast_dev_run", False):
+            return
+        self._saved_step = boundary.step  # also when it fails: a full disk is not tried again on the way out
+        path = folder.step_path(self._folder, boundary.step)
+        if not self._alone:
+            trainer.save_checkpoint(path, weights_only=False)
+        elif trainer.is_global_zero:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.save_checkpoint(checkpoint, path)
+            rank_zero_info(f"saved {path}")
+        if trainer.is_global_zero:
+            folder.prune(self._folder, self.keep)
+
+    def _asked_to_leave(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was signalled; every rank asks at the same place. One number all-reduced, if many run."""
+        asked = self._signals is not None and self._signals.caught is not None
+        return trainer.strategy.reduce_boolean_decision(asked, all=False)
+
+    def _leave_if_asked(self, trainer: pl.Trainer) -> None:
+        if self._leaving or self._asked_to_leave(trainer):
+            self._leaving = True
+            self._save(trainer)
+            self._leave_if_agreed()
+
+    def _leave_if_agreed(self) -> None:
+        # Not in on_train_batch_end itself: the step's metrics are logged after it.
+        if self._leaving and self._signals is not None:
+            raise self._signals.leave()
+
+    def _restore_random(self, trainer: pl.Trainer) -> None:
+        if self._random is not None:
+            set_random_state(self._random, trainer.strategy.root_device)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,163 @@
+"""Checkpoint files that are either whole or recognizably not: no Lightning, only a file format.
+
+The file is what `torch.save` writes (a zip archive, so `torch.load` reads it anywhere) and carries the sha256 of
+that in its archive comment. Inside rather than in a second file: one rename makes it whole, and no copy can part it
+from its checksum. A zip's own CRC32s would not do: they skip the padding, and torch does not look at them.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import fsync_folder
+
+PARTIAL = ".partial"
+_COMMENT = re.compile(rb"\x47\x00sha256:([0-9a-f]{64})")  # the comment's length, 71, as the zip's last field, and it
+_COMMENT_BYTES = 73
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+
+def fault(path: Path) -> str | None:
+    """Why `path` is not a whole checkpoint, in a few words, or None if it is; reads the file once."""
+    try:
+        with path.open("rb") as file:
+            return _file_fault(file, path.stat().st_size)
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def read_whole(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    """The checkpoint in `path`, after its checksum was compared.
+
+    `weights_only` lets nothing but tensors, numbers, strings and containers of them in: a file cannot run code here.
+
+    Raises:
+        UserError: the file is missing, cut short, changed since it was written, or not a checkpoint of lrtrain.
+    """
+    if why := fault(path):
+        raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    except Exception as error:  # torch raises many kinds; the bytes are as written, so the content is foreign
+        raise UserError(f"cannot use checkpoint {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"cannot use checkpoint {path}: it holds a {type(checkpoint).__name__}, not a training state")
+    return checkpoint
+
+
+def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Writes beside `path`, fsyncs, renames, fsyncs the folder: at any moment `path` is the old file or the new one.
+
+    Raises:
+        UserError: the disk is full or refuses; the partial file is gone by then.
+        TypeError: something in `checkpoint` is not plain, so that `read_whole` could not read it back.
+    """
+    if where := _foreign(checkpoint, "checkpoint"):
+        raise TypeError(f"{where}: only tensors, numbers, strings and built-in containers of them can be read back")
+    partial = path.with_name(path.name + PARTIAL)
+    sink = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            sink = _Sink(file)
+            torch.save(checkpoint, cast(IO[bytes], sink))
+            file.seek(-2, os.SEEK_END)  # the archive ends in the length of its comment, 0 until now
+            comment = b"sha256:" + sink.digest.hexdigest().encode()
+            file.write(len(comment).to_bytes(2, "little") + comment)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        fsync_folder(path.parent)
+    except BaseException as error:
+        _discard(partial)
+        cause = sink.error if sink is not None and sink.error is not None else error  # torch hides the OSError
+        if isinstance(cause, OSError):
+            raise UserError(_refusal(cause, checkpoint, path)) from cause
+        raise
+
+
+class _Sink:
+    """What `torch.save` needs of a file: hashes and counts on the way, and keeps the error that torch replaces."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.count = 0
+        self.error: OSError | None = None
+
+    def write(self, chunk: bytes) -> int:
+        if self.file is not None:
+            try:
+                self.file.write(chunk)
+            except OSError as error:
+                self.error = error
+                raise
+            self.digest.update(chunk)
+        self.count += len(chunk)
+        return len(chunk)
+
+    def flush(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+
+
+def _file_fault(file: BinaryIO, size: int) -> str | None:
+    if size == 0:
+        return "it is empty"
+    if not file.read(4).startswith(b"PK\x03\x04"):
+        return "it is not a checkpoint"
+    file.seek(max(0, size - _COMMENT_BYTES))
+    comment = _COMMENT.fullmatch(file.read())
+    if comment is None:
+        complete = zipfile.is_zipfile(file)
+        return "it has no checksum, so lrtrain did not write it" if complete else f"it is cut short at {size} bytes"
+    file.seek(0)
+    digest, left = hashlib.sha256(), size - _COMMENT_BYTES
+    while left and (chunk := file.read(min(left, 1 << 20))):
+        digest.update(chunk)
+        left -= len(chunk)
+    digest.update(b"\0\0")  # the comment's length as torch wrote it
+    return None if digest.hexdigest().encode() == comment[1] else "its bytes do not match its checksum"
+
+
+def _foreign(value: Any, where: str) -> str | None:
+    """Names the first thing that `torch.load(weights_only=True)` would refuse, None if there is none."""
+    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
+        return None
+    if type(value) in (dict, OrderedDict):
+        pairs = ((key, f"{where}[{key!r}]", item) for key, item in value.items())
+        return next((w for key, at, item in pairs if (w := _foreign(key, f"{at}'s key") or _foreign(item, at))), None)
+    if type(value) in (list, tuple, set, torch.Size):
+        return next((w for i, item in enumerate(value) if (w := _foreign(item, f"{where}[{i}]"))), None)
+    return f"{where} is a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def _refusal(cause: OSError, checkpoint: Mapping[str, Any], path: Path) -> str:
+    reason = f"cannot write checkpoint {path}: {cause.strerror or cause}"
+    if cause.errno not in _NO_ROOM:
+        return f"{reason}; set trainer.default_root_dir to a folder that can be written"
+    counter = _Sink(None)
+    torch.save(checkpoint, cast(IO[bytes], counter))
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    room = f"it needs {counter.count / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free there"
+    return f"{reason} ({room}); make room, lower checkpoints.keep or set trainer.default_root_dir to another disk"
+
+
+def _discard(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:  # a folder that cannot be written has nothing of ours in it
+        return

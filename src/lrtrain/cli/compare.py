@@ -1,0 +1,100 @@
+"""`lrtrain compare`: tracked runs beside each other, as a table, as a picture and as a page."""
+
+import shlex
+from pathlib import Path
+
+from lrtrain.cli.arguments import Arguments
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.compare.comparison import compare
+from lrtrain.studies.compare.curves import AXES
+from lrtrain.studies.compare.figure import picture
+from lrtrain.studies.compare.groups import Group, group_runs, other_data, ranked, refuse_other_data
+from lrtrain.studies.compare.page import write_page
+from lrtrain.studies.compare.panels import Panel, all_panels, metric_panel
+from lrtrain.tracking.runs import tracked_runs
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table; draws one line for each label: the mean over its finished runs, and their range."""
+    parser = Arguments(
+        prog="lrtrain compare",
+        description="Compares finished tracked runs; the runs of a name, or of one LABEL, count as repetitions.",
+    )
+    parser.add_argument("names", nargs="*", help="names of runs (--name of lrtrain fit), or NAME=LABEL")
+    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="only runs with this tag")
+    parser.add_argument("--study", help="only runs of this study of lrtrain sweep")
+    parser.add_argument("--metric", default="val/loss", help="metric to compare (default val/loss)")
+    parser.add_argument(
+        "--x", default="steps", choices=(*AXES, "all"), help="axis of --out, or all figures of the page"
+    )
+    parser.add_argument("--runs", default="runs", help="folder of the runs (default runs)")
+    parser.add_argument("--tracking-uri", help="MLflow server or database (default: MLFLOW_TRACKING_URI, else --runs)")
+    parser.add_argument("--out", type=Path, help="picture to write, .png or .svg")
+    parser.add_argument("--html", type=Path, help="page to write, .html: everything on it, opens offline")
+    parser.add_argument("--anyway", action="store_true", help="compare runs of other data or another tokenizer too")
+    arguments = parser.parse_args(argv)
+    if not arguments.names and not arguments.tag and arguments.study is None:
+        parser.error("the following arguments are required: names, --tag or --study")
+    _check_suffix("--out", arguments.out, (".png", ".svg"))
+    _check_suffix("--html", arguments.html, (".html", ".htm"))
+
+    labels = _labels(arguments.names)
+    everything = arguments.html is not None or arguments.x == "all"
+    found = tracked_runs(
+        arguments.tracking_uri,
+        arguments.runs,
+        names=list(labels),
+        tags=_tags(arguments.tag),
+        study=arguments.study,
+        metrics=[arguments.metric, *filter(None, AXES.values()), *(["spectral/*"] if everything else [])],
+    )
+    groups = group_runs(found, labels)
+    if not labels:
+        groups = ranked(groups, arguments.metric)
+    if not arguments.anyway:
+        refuse_other_data(groups)
+    warning = other_data(groups)
+    table = compare(groups, arguments.metric)
+    warnings = [f"their losses do not compare: {warning}"] if warning else []
+    print("\n".join([table.text(), *warnings, *table.notes]))
+    panels, missing = all_panels(groups, arguments.metric) if everything else ([], [])
+    if arguments.out is not None:
+        drawn = panels if arguments.x == "all" else [_panel(groups, arguments.metric, arguments.x)]
+        picture(drawn, [group.label for group in groups], arguments.out)
+        print(f"wrote {arguments.out}")
+    if arguments.html is not None:
+        command = shlex.join(["lrtrain", "compare", *argv])
+        write_page(groups, arguments.metric, table, panels, [*warnings, *missing], command, arguments.html)
+        print(f"wrote {arguments.html}")
+    return 0
+
+
+def _panel(groups: list[Group], metric: str, axis: str) -> Panel:
+    panel = metric_panel(groups, metric, axis)
+    if isinstance(panel, str):
+        raise UserError(f"--x {axis}: {panel}")
+    return panel
+
+
+def _check_suffix(flag: str, out: Path | None, suffixes: tuple[str, ...]) -> None:
+    if out is not None and out.suffix not in suffixes:
+        raise UserError(f"{flag} {out}: name a file that ends in {' or '.join(suffixes)}")
+
+
+def _labels(names: list[str]) -> dict[str, list[str]]:
+    """The labels that each name was given, in order: one label of several names makes one group of them."""
+    labels: dict[str, list[str]] = {}
+    for item in names:
+        name, _, label = item.partition("=")
+        labels.setdefault(name, []).append(label or name)
+    return labels
+
+
+def _tags(tags: list[str]) -> dict[str, str]:
+    pairs = {}
+    for tag in tags:
+        key, equals, value = tag.partition("=")
+        if not key or not equals:
+            raise UserError(f"--tag {tag}: give it as KEY=VALUE")
+        pairs[key] = value
+    return pairs

@@ -1,0 +1,60 @@
+"""`lrtrain generate`: continues a text with a trained checkpoint."""
+
+import math
+import sys
+from pathlib import Path
+
+from lrtrain.cli.arguments import Arguments
+from lrtrain.runtime.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Prints the prompt and its continuation."""
+    parser = Arguments(prog="lrtrain generate", description="Continues a text with a trained checkpoint.")
+    parser.add_argument(
+        "checkpoint", nargs="?", default="runs", help="a .ckpt, a run directory, or a folder of runs (its newest)"
+    )
+    parser.add_argument("--prompt", help="text to continue; read from standard input when left out")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="upper bound of the tokens written (default 128)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="share of probability drawn from (default 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.temperature < math.inf:
+        raise UserError(f"--temperature {arguments.temperature}: must be a number of at least 0")
+    if not 0 < arguments.top_p <= 1:
+        raise UserError(f"--top-p {arguments.top_p}: must be in (0, 1]")
+    if arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed {arguments.seed}: must be in [0, 2^63)")
+    prompt = _prompt(arguments.prompt)
+
+    import torch
+
+    from lrtrain.config.trained_model import load, newest_checkpoint
+    from lrtrain.data.tokenizer import end_of_text
+    from lrtrain.nn import sample
+
+    decoder, tokenizer = load(newest_checkpoint(Path(arguments.checkpoint)))
+    stop = end_of_text(tokenizer)
+    # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
+    tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [stop]
+    generator = torch.Generator().manual_seed(arguments.seed)
+    continuation = sample(
+        decoder, tokens, arguments.max_new_tokens, arguments.temperature, arguments.top_p, generator, stop
+    )
+    print(prompt + tokenizer.decode(continuation))
+    return 0
+
+
+def _prompt(given: str | None) -> str:
+    try:
+        prompt = sys.stdin.read() if given is None else given
+        prompt.encode()
+    except UnicodeError as error:
+        where = "standard input" if given is None else "--prompt"
+        raise UserError(f"{where} is not text in UTF-8 ({error}): convert it first") from error
+    return prompt

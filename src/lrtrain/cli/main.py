@@ -1,0 +1,80 @@
+"""`lrtrain <command>`: finds the command and imports only what it needs."""
+
+import importlib
+import os
+import sys
+
+from lrtrain import __version__
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.ranks import says
+
+COMMANDS = {
+    "fit": ("lrtrain.cli.fit:fit", "train a model from YAML recipes, or resume one"),
+    "validate": (
+        "lrtrain.cli.fit:validate",
+        "loss, perplexity and bits per byte on held-out data",
+    ),
+    "test": ("lrtrain.cli.fit:test", "the same on the test split"),
+    "prepare": ("lrtrain.cli.prepare:main", "turn documents into a tokenizer and token shards"),
+    "generate": ("lrtrain.cli.generate:main", "continue a text with a trained checkpoint"),
+    "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
+    "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
+    "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
+    "experiment": ("lrtrain.cli.experiment:main", "reproduce a figure or table of the papers, with a verdict"),
+    "scaling": ("lrtrain.cli.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),
+    "sweep": ("lrtrain.cli.sweep:main", "train the points of a search space and write the best one's YAML"),
+    "sync": ("lrtrain.cli.sync:main", "send tracked points that still wait on this machine"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 2 a mistake of the user's, 130 interrupted by Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"lrtrain {__version__}")
+        return 0
+    try:
+        return _run(argv[0], argv[1:])
+    except UserError as error:
+        if os.environ.get("LRTRAIN_DEBUG"):
+            raise
+        if says(str(error)):
+            print(f"lrtrain: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lrtrain: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, argv: list[str]) -> int:
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}: {hint}")
+    module, _, function = COMMANDS[command][0].partition(":")
+    return getattr(importlib.import_module(module), function)(argv)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lrtrain <command> [arguments]",
+            "",
+            "Pre-train language models whose weights are low-rank from the first step.",
+            "",
+            *lines,
+            "",
+            "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

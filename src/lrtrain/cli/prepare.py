@@ -1,0 +1,44 @@
+"""`lrtrain prepare`: turn documents into token shards that `lrtrain fit` reads."""
+
+import time
+
+from lrtrain.cli.arguments import Arguments
+
+
+def main(argv: list[str]) -> int:
+    """Prepare a data set and print what it holds. Raises UserError for a mistake."""
+    parser = Arguments(
+        prog="lrtrain prepare",
+        description="Turn documents into token shards. A preparation that was interrupted goes on where it stopped.",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the data set goes")
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        default=["stdlib"],
+        metavar="PATH",
+        help="files, folders, globs or URLs (hf://…, s3://…) of .txt .md .py .jsonl .parquet, also .gz "
+        ".zst; or stdlib, the text of Python's standard library (default)",
+    )
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="the column or key with the text (text)")
+    parser.add_argument("--tokenizer", metavar="FILE|NAME", help="a tokenizer.json or a Hugging Face name")
+    parser.add_argument("--train-vocab-size", type=int, metavar="N", help="train a byte-level BPE of N tokens instead")
+    parser.add_argument("--val-fraction", type=float, default=0.05, metavar="F", help="share held out (0.05)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="training tokens at most")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenize (one a core)")
+    arguments = parser.parse_args(argv)
+
+    from lrtrain.data.preparation import PrepareSpec, prepare
+
+    started = time.monotonic()
+    out = arguments.out
+    del arguments.out
+    manifest = prepare(PrepareSpec(**vars(arguments)), out)
+    for name in ("train", "val"):
+        split = manifest.split(name)
+        print(
+            f"{name:5}  {split.documents:,} documents, {split.bytes:,} bytes, {split.tokens:,} tokens, "
+            f"{manifest.bytes_per_token(name):.2f} bytes a token"
+        )
+    print(f"vocabulary {manifest.vocab_size:,} ({manifest.dtype}); {time.monotonic() - started:.1f} s; {out}")
+    return 0

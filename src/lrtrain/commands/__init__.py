@@ -1,1 +1,0 @@
-"""One file per command. A module here imports heavy libraries only inside its functions."""

@@ -1,0 +1,134 @@
+"""One clear line from what the configuration parser says."""
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from lrtrain.config.settings import Settings, flags
+
+RECIPE = "name a whole recipe, as in --config configs/quickstart.yaml"
+# What a union says of its other members, which nobody asked for.
+OTHER_MEMBER = re.compile(r"Expected an? (?:<class|typing\.)|Not a valid subclass|Expected an instantiatable")
+
+
+def one_line(message: str, argv: list[str], options: list[str]) -> str:
+    """Says what is wrong, in which file, flag or variable, under which key, and the nearest name that would be right.
+
+    Args:
+        message: The parser's message, of any number of lines.
+        argv: The command line.
+        options: Dotted names of all options.
+    """
+    settings = Settings(argv, options)
+    if re.search(r"Problems parsing config|Unexpected config|File does not exist|Path is not a file", message):
+        return next(_bad_files(argv), _flat(message))
+    if match := re.search(r"following arguments are required: (.+)", message):
+        names = match.group(1)
+        known = all(name in options for name in names.split(", "))
+        return f"the configuration lacks {names}: {RECIPE}" if known else f"lacks {names}"
+    if match := re.search(r"Interpolation key '\.*([^']+)' not found.*?full_key: (\S+)", message, re.S):
+        return f"{_place(match[2], settings)}: ${{{match[1]}}} names no key of the configuration; correct the reference"
+    if match := re.search(r"unrecognized arguments: (\S+)", message):
+        if not match[1].startswith("--"):
+            return f"{match[1]}: stands alone; every argument is an option, as in --trainer.max_steps 100"
+        return _unknown_key(match[1].removeprefix("--").partition("=")[0], settings)
+    group = re.search(r"Group '([^']+)'", message)
+    return _explain(message, f"{group[1]}" if group else "", settings)
+
+
+def _explain(text: str, key: str, settings: Settings) -> str:
+    """What a message says of the value under a key; one of a union says what its most telling member says."""
+    text = text.strip()
+    if match := re.match(r'Parser key "([^"]+)":\s+(.+)', text, re.S):
+        return _explain(match[2], f"{key}.{match[1]}" if key else match[1], settings)
+    if "Errors:" in text:
+        members = re.findall(r"^  - (.*(?:\n {4}.*)*)", text, re.M)
+        members += re.findall(r"^    - (.*(?:\n {6}.*)*)", text, re.M)
+        telling = [member for member in members if not OTHER_MEMBER.match(member.strip())]
+        if telling:
+            return _explain(telling[0], key, settings)
+    if any(text.startswith(f"{setting.where}: ") for setting in settings):
+        return text  # of a nested parser, explained already
+    if match := re.search(r"[Oo]ption '([^']+)'", text):
+        return _unknown_key(f"{key}.{match[1]}" if key else match[1], settings)
+    if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
+        module, name = match.groups()
+        near = difflib.get_close_matches(name, dir(importlib.import_module(module)), n=1)
+        advice = f"did you mean {near[0]}?" if near else "check it"
+        return f"{_holder(f'{module}.{name}', key, settings)}: the module {module} has no {name}; {advice}"
+    if match := re.search(r"No module named '([^']+)'", text):
+        place = _holder(match[1], key, settings)
+        return f"{place}: there is no module {match[1]}; a class path is a module path and a class name"
+    if match := re.search(r"Expected '([^']+)' to be a subclass of <class '([^']+)'>", text):
+        return f"{_holder(match[1], key, settings)}: {match[1]} is no {match[2]}; name a subclass of it"
+    if match := re.search(r"Expected an import path or a subclass spec, but got (.*?)\. ", text):
+        return f"{_place(key, settings)}: expected a class path, got {match[1]}"
+    given = re.search(r"(?:Got value|Given value): (.*)", text)
+    types = re.findall(r"(?:Expected an?|Expected) (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]+)\])", text)
+    place = _place(key, settings, given[1] if given else None)
+    if given and types:
+        wanted = dict.fromkeys(name or values for name, values in types if name != "NoneType")
+        deep = given[1] == "None" and place.startswith("--")
+        advice = "; null is not taken so deep on the command line, set it in a YAML overlay" if deep else ""
+        return _flat(f"{place}: expected {' or '.join(wanted)}, got {given[1]}") + advice
+    return f"{place}: {_flat(text)}" if place else _flat(text)
+
+
+def _unknown_key(key: str, settings: Settings) -> str:
+    """Names the first part of a dotted key that does not exist, and the nearest of those that do."""
+    found = settings.find(key)
+    path = found.path if found else key
+    parts = path.split(".")
+    culprit, last, names = path, parts[-1], settings.children(".".join(parts[:-1]))
+    for depth, part in enumerate(parts):
+        here = settings.children(".".join(parts[:depth]))
+        if here and part.partition("[")[0] not in here | {"class_path", "init_args"}:
+            culprit, last, names = ".".join(parts[: depth + 1]), part, here
+            break
+    place = found.where.removesuffix(path) + culprit if found else f"--{culprit}"
+    near = difflib.get_close_matches(last, sorted(names), n=1, cutoff=0.5)
+    if near:
+        return f"{place}: unknown key; did you mean {near[0]}?"
+    known = ", ".join(sorted(names)[:12])
+    return f"{place}: unknown key; " + (f"known here: {known}" if names else "leave it out")
+
+
+def _place(key: str, settings: Settings, value: str | None = None) -> str:
+    found = settings.find(key, value)
+    return found.where if found else key
+
+
+def _holder(name: str, key: str, settings: Settings) -> str:
+    found = settings.holding(name)
+    return found.where if found else key or name
+
+
+def _bad_files(argv: list[str]) -> Iterator[str]:
+    """A line for each configuration file that cannot be used."""
+    for flag, file in flags(argv):
+        if flag not in ("--config", "-c"):
+            continue
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            yield f"configuration file {file} does not exist: check the path"
+        except OSError as error:
+            yield f"configuration file {file} cannot be read ({error.strerror}): name a YAML file"
+        except UnicodeDecodeError:
+            yield f"{file} is not valid YAML: not text in UTF-8"
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or "unreadable"
+            yield f"{file} is not valid YAML: {f'line {mark.line + 1}: {problem}' if mark else problem}"
+        else:
+            if not isinstance(content, dict):
+                yield f"{file} holds no settings: a configuration is YAML of the form `key: value`"
+
+
+def _flat(text: str) -> str:
+    text = re.sub(r"Got value: Namespace\(.*", "", " ".join(text.split()))
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,63 @@
+"""A trained model out of a checkpoint: which one a path means, its decoder and its tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from tokenizers import Tokenizer
+
+from lrtrain.checkpoint.directory import FOLDER, newest_whole
+from lrtrain.checkpoint.lightning_io import WholeFileIO, check_architecture
+from lrtrain.nn import Decoder
+from lrtrain.nn.self_guided import release_absent
+from lrtrain.runtime.errors import UserError
+from lrtrain.training.causal_lm import DecoderCallable
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest whole one of a run directory or of a folder of runs.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    if path.is_file() or (path.is_dir() and path.suffix == ".ckpt"):
+        return path
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")
+    folders = sorted(path.rglob(FOLDER), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in [path, *folders]:
+        checkpoint, _ = newest_whole(folder)
+        if checkpoint is not None:
+            return checkpoint
+    raise UserError(f"no whole checkpoint under {path}: train one with lrtrain fit, or name a .ckpt file")
+
+
+def load(path: Path) -> tuple[Decoder, Tokenizer]:
+    """The decoder, in evaluation, and the tokenizer that a checkpoint holds.
+
+    Raises:
+        UserError: the file is no whole lrtrain checkpoint, or holds no configuration or no tokenizer.
+    """
+
+    checkpoint = WholeFileIO().load_checkpoint(path)
+    own = checkpoint.get("lrtrain", {})
+    for part in ("config", "tokenizer"):
+        if not own.get(part):
+            raise UserError(f"checkpoint {path} holds no {part}: use one that lrtrain fit wrote")
+    decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
+    prefix = "decoder."
+    weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    release_absent(decoder, weights)
+    check_architecture({"state_dict": weights}, decoder, path)
+    decoder.load_state_dict(weights)
+    return decoder.eval(), Tokenizer.from_str(own["tokenizer"])
+
+
+def build_decoder(config: dict[str, Any]) -> Decoder:
+    """The decoder of a configuration's `model.decoder`, with fresh weights."""
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--decoder", type=DecoderCallable)
+    return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()

@@ -1,0 +1,248 @@
+"""From sources to a data set: tokenizer, shards of both splits, and last the manifest that says it is whole."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from tokenizers import Tokenizer
+
+from lrtrain.data.documents import read_documents
+from lrtrain.data.encode import Encoded, encode_batches, held_out, read_batches
+from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest
+from lrtrain.data.shards import ShardWriter, token_dtype
+from lrtrain.data.sources import Part, list_parts
+from lrtrain.data.tokenizer import (
+    SMALLEST_VOCABULARY,
+    end_of_text,
+    load_tokenizer,
+    tokenizer_file,
+    train_tokenizer,
+    vocabulary_size,
+)
+from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import unfinished, write_atomically
+
+SAMPLE_CHARACTERS = 100_000_000  # what a tokenizer is trained on at most, taken evenly from all parts
+SAVE_SECONDS = 10.0
+
+
+@dataclass
+class PrepareSpec:
+    """What to make a data set from. Exactly one of `tokenizer` and `train_vocab_size` must be given.
+
+    Args:
+        source: Where the text is: `stdlib` (the text of Python's own standard library), or files, folders, globs and
+            fsspec URLs (`hf://datasets/…`, `s3://…`) of .txt, .md, .py, .jsonl, .parquet, also .gz and .zst of them.
+        text_column: The column of .parquet, or the key of .jsonl, that holds the text.
+        tokenizer: A tokenizer.json, a folder with one, or the name of a Hugging Face repository.
+        train_vocab_size: Train a byte-level BPE of so many tokens on (at most 100 MB of) the training documents.
+        val_fraction: The share of documents that is held out, chosen by a hash of their text; between 0 and 1.
+        max_tokens: Stop before the document that would make more training tokens than this; null reads everything.
+        workers: Threads that tokenize; null takes one a core. The result does not depend on it.
+    """
+
+    source: list[str] = field(default_factory=lambda: ["stdlib"])
+    text_column: str = "text"
+    tokenizer: str | None = None
+    train_vocab_size: int | None = None
+    val_fraction: float = 0.05
+    max_tokens: int | None = None
+    workers: int | None = None
+
+    def request(self) -> dict[str, Any]:
+        """What determines the result: every field but `workers`."""
+        return {key: value for key, value in asdict(self).items() if key != "workers"}
+
+    def check(self) -> None:
+        """Raise UserError for the first value that cannot be meant."""
+        if isinstance(self.source, str) or not self.source:
+            raise UserError(f"source is {self.source!r}: give a list of at least one path, glob, URL or stdlib")
+        if (self.tokenizer is None) == (self.train_vocab_size is None):
+            raise UserError(
+                "exactly one of tokenizer and train_vocab_size must be given: the first takes a tokenizer "
+                "that exists, the second trains one"
+            )
+        if self.train_vocab_size is not None and self.train_vocab_size < SMALLEST_VOCABULARY:
+            raise UserError(
+                f"train_vocab_size is {self.train_vocab_size}: a byte-level vocabulary has at least "
+                f"{SMALLEST_VOCABULARY} tokens"
+            )
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"val_fraction is {self.val_fraction}: give a share between 0 and 1, such as 0.05")
+        for name in ("max_tokens", "workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} is {value}: give at least 1, or leave it out")
+
+
+def prepare(spec: PrepareSpec, path: str) -> Manifest:
+    """Make the data set of `spec` in the local folder `path`, or go on with one that was interrupted there.
+
+    Writes `tokenizer.json`, `train/`, `val/` and last `manifest.json`. A data set of the same request is returned as
+    it is. The result depends on the request and the sources alone, not on interruptions or `workers`; two processes
+    may ask at once, the second waits. Raises UserError for whatever is wrong with the request, the sources, the
+    tokenizer, the folder or the disk.
+    """
+    spec.check()
+    if "://" in path:
+        raise UserError(f"cannot prepare into {path}: prepare into a local folder, then copy it there")
+    folder = Path(path).expanduser()
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder):
+            return existing(spec, path) if (folder / MANIFEST).exists() else _prepare(spec, folder)
+
+
+def existing(spec: PrepareSpec, path: str) -> Manifest:
+    """The manifest in `path`. Raises UserError if it was made for another request than `spec`."""
+    manifest = Manifest.load(path)
+    if difference := manifest.difference(spec.request()):
+        raise UserError(f"{path} holds a data set of another request, {difference}: name another folder or delete it")
+    return manifest
+
+
+def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
+    parts = list_parts(spec.source)
+    progress = Progress.load(folder)
+    fresh = Progress(spec.request(), [[part.url, part.size] for part in parts])
+    if progress is None:
+        refuse_foreign(folder)
+    elif progress.begun:
+        progress.check(folder, fresh.request, fresh.files)
+    else:
+        clear(folder)
+    print(_announcement(spec, parts, folder, going_on=progress is not None and progress.begun), flush=True)
+    if progress is None or not progress.begun:
+        tokenizer_json = _tokenizer_json(spec, parts)
+        progress = fresh
+        progress.save(folder)  # from here on the folder is marked as ours
+        write_atomically(folder / TOKENIZER, tokenizer_json)
+    tokenizer = load_tokenizer(str(folder / TOKENIZER))
+    dtype = token_dtype(vocabulary_size(tokenizer))
+    writers = {name: ShardWriter(folder / name, dtype) for name in SPLITS}
+    progress.restore(writers)
+    _write(spec, parts, tokenizer, folder, progress, writers)
+    try:
+        _refuse_empty(spec, writers)
+    except UserError:
+        clear(folder)
+        raise
+    splits = {name: writer.close() for name, writer in writers.items()}
+    manifest = Manifest(
+        **spec.request(),
+        tokenizer_sha256=hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
+        vocab_size=vocabulary_size(tokenizer),
+        eot_id=end_of_text(tokenizer),
+        dtype=dtype.name,
+        train=splits["train"],
+        val=splits["val"],
+    )
+    manifest.save(folder)
+    for file in (folder / PROGRESS, unfinished(folder / PROGRESS)):
+        file.unlink(missing_ok=True)
+    return manifest
+
+
+def _tokenizer_json(spec: PrepareSpec, parts: list[Part]) -> bytes:
+    if spec.tokenizer is not None:
+        load_tokenizer(spec.tokenizer)
+        return tokenizer_file(spec.tokenizer).read_bytes()
+    assert spec.train_vocab_size is not None
+    with Console(stderr=True).status(f"Training a tokenizer of {spec.train_vocab_size:,} tokens"):
+        return train_tokenizer(_sample(spec, parts), spec.train_vocab_size).to_str(pretty=True).encode()
+
+
+def _sample(spec: PrepareSpec, parts: list[Part]) -> Iterator[str]:
+    """Training documents from every part, in proportion to its size; all of them where they are few enough."""
+    total = sum(part.size for part in parts)
+    for part in parts:
+        # A file system that tells no sizes gets equal shares.
+        share = SAMPLE_CHARACTERS * part.size // total if total else SAMPLE_CHARACTERS // len(parts)
+        taken = 0
+        for document in read_documents(part, spec.text_column):
+            if not held_out(document.text, spec.val_fraction):
+                yield document.text
+                taken += len(document.text)
+            if taken > share:
+                break
+
+
+def _write(
+    spec: PrepareSpec,
+    parts: list[Part],
+    tokenizer: Tokenizer,
+    folder: Path,
+    progress: Progress,
+    writers: dict[str, ShardWriter],
+) -> None:
+    """Append every document from where `progress` stands, and save the progress every few seconds."""
+    sizes_before = [0]
+    for part in parts:
+        sizes_before.append(sizes_before[-1] + part.size)
+    batches = read_batches(parts, spec.text_column, progress.part, progress.position)
+    workers = spec.workers or os.cpu_count() or 1
+    saved = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[tokens]:,} tokens"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("Tokenizing", total=spec.max_tokens or sizes_before[-1] or None, tokens=0)
+        for batch, documents in encode_batches(batches, tokenizer, writers["train"].dtype, spec.val_fraction, workers):
+            if not _append(documents, writers, spec.max_tokens):
+                break
+            progress.part, progress.position = batch.part, batch.position
+            tokens = writers["train"].tokens
+            bar.update(
+                task, tokens=tokens, completed=tokens if spec.max_tokens else sizes_before[batch.part] + batch.offset
+            )
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                progress.save(folder, writers)
+                saved = time.monotonic()
+
+
+def _append(documents: list[Encoded], writers: dict[str, ShardWriter], max_tokens: int | None) -> bool:
+    """Append documents to their splits; False when the next one would pass the token limit."""
+    for document in documents:
+        writer = writers[document.split]
+        if document.split == "train" and max_tokens is not None and writer.tokens + len(document.tokens) > max_tokens:
+            return False
+        writer.append(document.tokens, document.bytes)
+    return True
+
+
+def _refuse_empty(spec: PrepareSpec, writers: dict[str, ShardWriter]) -> None:
+    train, val = writers["train"].documents, writers["val"].documents
+    if train == 0 and val == 0 and spec.max_tokens is None:
+        raise UserError(f"source {' '.join(spec.source)} holds no text: name files with text in them")
+    if train == 0 and spec.max_tokens is not None:
+        raise UserError(f"max_tokens {spec.max_tokens} is less than the first document has: raise it")
+    if train == 0:
+        raise UserError(
+            f"every one of {val} documents was held out (val_fraction {spec.val_fraction}): lower it or "
+            "give more documents"
+        )
+    if val == 0:
+        raise UserError(
+            f"none of {train} documents was held out (val_fraction {spec.val_fraction}): raise it or "
+            "give more documents"
+        )
+
+
+def _announcement(spec: PrepareSpec, parts: list[Part], folder: Path, going_on: bool) -> str:
+    size = sum(part.size for part in parts) / 1e6
+    amount = f"{size / 1000:,.1f} GB" if size >= 1000 else f"{size:.1f} MB"
+    limit = f", at most {spec.max_tokens:,} training tokens" if spec.max_tokens else ""
+    tokenizer = f"tokenizer {spec.tokenizer}" if spec.tokenizer else f"a new tokenizer of {spec.train_vocab_size:,}"
+    files = f"{len(parts):,} file{'s' if len(parts) > 1 else ''} ({amount}) of {' '.join(spec.source)}"
+    return f"{'Going on with' if going_on else 'Preparing'} {folder}: {files}, {tokenizer}{limit}"

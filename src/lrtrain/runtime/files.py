@@ -1,0 +1,32 @@
+"""Files that are whole or absent, whatever happens while they are written."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write beside `file`, fsync, rename: after a crash the file is the old one or the new one, never half of one."""
+    beside = unfinished(file)
+    try:
+        with beside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_folder(file.parent)
+
+
+def unfinished(file: Path) -> Path:
+    """Where `write_atomically` writes before the file takes its name; a killed process leaves it behind."""
+    return file.with_name(f".{file.name}.tmp")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: a rename outlives a power cut only then."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

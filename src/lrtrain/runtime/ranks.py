@@ -1,0 +1,95 @@
+"""What the first process of a run settles for all of them, before they are connected; and who prints an error."""
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lrtrain.runtime.errors import UserError
+
+SETTLED = "LRTRAIN_SETTLED"
+"""Hands what was settled to the processes that Lightning starts."""
+
+_calls = itertools.count()
+_stores: list[Any] = []
+"""Kept: the server ends with the first process's store, and torch connects to the same one later."""
+
+
+def is_first() -> bool:
+    """Whether this is the first process of the run, from what torchrun, Slurm or Lightning tell it."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def settle(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns on the first process, on every process: plain JSON values.
+
+    Processes that Lightning starts find it in the environment. Those of torchrun, Slurm, LSF or MPI, which start all at
+    once, meet at the address where torch connects them later.
+
+    Raises:
+        UserError: `decide` did, on the first process; the others end with exit code 2 and without a word.
+    """
+    launcher = _launcher()
+    if launcher is None:
+        if not is_first() and SETTLED in os.environ:
+            return json.loads(os.environ[SETTLED])
+        settled = decide()
+        os.environ[SETTLED] = json.dumps(settled)
+        return settled
+    from torch.distributed import rendezvous
+
+    rank, world = launcher.global_rank(), launcher.world_size()
+    store, _, _ = next(rendezvous(f"tcp://{launcher.main_address}:{launcher.main_port}", rank, world))
+    _stores.append(store)
+    key = f"lrtrain/settled/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
+    if rank > 0:
+        settled, failed = json.loads(store.get(key))
+        if store.add(f"{key}/taken", 1) == world - 1:
+            store.set(f"{key}/taken by all", "")
+        if failed:
+            raise SystemExit(2)
+        return settled
+    settled, failure = None, None
+    try:
+        settled = decide()
+    except UserError as error:
+        failure = error
+    store.set(key, json.dumps([settled, failure is not None]))
+    store.wait([f"{key}/taken by all"])  # the store ends with this process
+    if failure is not None:
+        raise failure
+    return settled
+
+
+def says(line: str) -> bool:
+    """Whether this process is the one to print an error, which others may have met as well."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_initialized():
+        return is_first()  # configuration and data are the same for all of them
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        return bool(store.add(f"lrtrain/said/{hashlib.sha256(line.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:
+        return False  # the first process, which held the store, has ended with its own line
+
+
+def _launcher() -> Any:
+    """The environment of a launcher that started several processes at once; None where there is none."""
+    from lightning.fabric.plugins.environments import (
+        LSFEnvironment,
+        MPIEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
+
+    for kind in (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment):
+        if kind.detect():
+            try:
+                launcher = kind()
+            except RuntimeError as error:  # --ntasks without --ntasks-per-node
+                raise UserError(f"launcher: {' '.join(str(error).split())}") from error
+            return launcher if launcher.world_size() > 1 else None
+    return None

@@ -1,0 +1,1 @@
+"""Studies of many runs: what a run will take, sweeps, scaling laws, experiments, and runs beside each other."""

@@ -1,0 +1,147 @@
+"""One HTML page with everything inside: it opens offline, on a phone and on a desktop, in light and in dark."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from string import Template
+
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.compare.comparison import Table, figure
+from lrtrain.studies.compare.figure import INK, Look, inline_svg, looks
+from lrtrain.studies.compare.groups import Group, differing
+from lrtrain.studies.compare.panels import Panel, Shares
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --ink: $ink; --paper: #ffffff; --line: #d0d7de; --soft: #59636e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #3d444d; --soft: #9198a1; } }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p, li { max-width: 48rem; } .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+code, pre { font-size: .85rem; } pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; } .text td, .text th { text-align: left; }
+td code { display: inline-block; min-width: 11rem; white-space: normal; overflow-wrap: anywhere; }
+.key { display: inline-block; min-width: 1.2em; font-weight: bold; }
+.figures { display: grid; grid-template-columns: 1fr; gap: 1.5rem; }
+@media (min-width: 60rem) { .figures { grid-template-columns: 1fr 1fr; } }
+figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; display: block; }
+figcaption { font-weight: 600; color: var(--ink); }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="soft">$subtitle</p>
+$body
+</body>
+</html>
+""")
+
+
+def write_page(
+    groups: Sequence[Group],
+    metric: str,
+    table: Table,
+    panels: Sequence[Panel | Shares],
+    notes: Sequence[str],
+    command: str,
+    out: Path,
+) -> None:
+    """Writes the page: table, figures, what is missing, configuration, runs with their code version, and the command.
+
+    Args:
+        groups: What is compared.
+        metric: The metric of the table and of the first figures.
+        table: The table.
+        panels: The figures.
+        notes: What is missing or to be minded, a line each.
+        command: The command line that made the page.
+        out: The file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    look = looks([group.label for group in groups])
+    figures = [
+        f"<figure><figcaption>{escape(panel.title)}</figcaption>\n{inline_svg(panel, look, f'f{index}')}</figure>"
+        for index, panel in enumerate(panels)
+    ]
+    keyed = [[_keyed(row[0], look), *map(escape, row[1:])] for row in table.rows]
+    body = [
+        "<h2>Result</h2>",
+        _table([escape(cell) for cell in table.header], keyed),
+        '<p class="soft">Mean ± sample standard deviation over the runs of a name. Columns “at …” are taken at the '
+        "last point that all runs have reached, between logged points by interpolation.</p>",
+        *([f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"] if notes else []),
+        "<h2>Figures</h2>",
+        '<p class="soft">Lines are means over the runs of a name, bands reach from the lowest to the highest run; runs '
+        "with many points are averaged over neighboring ones. A steep beginning may lie above the picture.</p>",
+        f'<div class="figures">{"".join(figures)}</div>',
+        "<h2>Configuration: what differs</h2>",
+        _differences(groups, look),
+        "<h2>Runs</h2>",
+        _runs(groups, metric, look),
+        "<h2>Made by</h2>",
+        f"<pre>{escape(command)}</pre>",
+    ]
+    named = ", ".join(group.label for group in groups) if len(groups) <= 4 else f"{len(groups)} names"
+    title = f"{metric} of {named}"
+    count = sum(len(group.runs) for group in groups)
+    subtitle = f"{count} finished runs, {len(groups)} names · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC · lrtrain compare"
+    text = PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body="\n".join(body), ink=INK)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {out}: {error.strerror}; name a file in a folder that can be written") from error
+
+
+def _keyed(label: str, look: dict[str, Look]) -> str:
+    own = look[label]
+    color = "var(--ink)" if own.color == INK else own.color
+    return f'<span class="key" style="color:{color}">{own.letter}</span> {escape(label)}'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table of HTML cells that scrolls inside itself."""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    lines = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll" tabindex="0"><table class="{kind}"><tr>{head}</tr>\n{lines}</table></div>'
+
+
+def _differences(groups: Sequence[Group], look: dict[str, Look]) -> str:
+    found = differing(groups)
+    if not found:
+        return "<p>No key of the configuration differs between the names.</p>"
+    rows = [[f"<code>{escape(key)}</code>", *map(escape, values)] for key, values in found.items()]
+    return _table(["key", *(_keyed(group.label, look) for group in groups)], rows, "text")
+
+
+def _runs(groups: Sequence[Group], metric: str, look: dict[str, Look]) -> str:
+    header = ["run", "name", "seed", "last value", "began (UTC)", "commit", "lrtrain", "torch", "hardware"]
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            commit = run.tags.get("git.commit", "null")
+            known = commit[:10] + (", with changes" if run.tags.get("git.dirty") == "true" else "")
+            cells = [
+                run.run_name,
+                run.params.get("seed_everything", "–"),
+                figure(run.last[metric]),
+                f"{datetime.fromtimestamp(run.start / 1000, UTC):%Y-%m-%d %H:%M}",
+                "not recorded" if commit == "null" else known,
+                run.tags.get("versions.lrtrain", "–"),
+                run.tags.get("versions.torch", "–"),
+                f"{run.tags.get('hardware.cpu', '–')}, {run.tags.get('hardware.cores', '?')} cores",
+            ]
+            escaped = list(map(escape, cells))
+            rows.append([escaped[0], _keyed(group.label, look), *escaped[1:]])
+    return _table(header, rows, "text")

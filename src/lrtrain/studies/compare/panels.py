@@ -1,0 +1,146 @@
+"""What there is to draw of some groups of runs: curves of the metric, spectral norms, shares of time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrtrain.studies.compare.comparison import NAMES, some
+from lrtrain.studies.compare.curves import AXES, Band, Curve, band, curve, lacking
+from lrtrain.studies.compare.groups import Group
+from lrtrain.tracking.runs import TrackedRun
+
+UNITS = {
+    "loss": "nats per token",
+    "bits_per_byte": "bits per byte of text",
+    "tokens_per_second": "tokens per second",
+    "seconds": "s",
+}
+
+SPECTRAL = {
+    "sigma_A": "‖A‖₂",
+    "sigma_B": "‖B‖₂",
+    "update_over_lr": "‖ΔW‖₂ / learning rate",
+    "orthonormality_error": "max |XᵀX − I|",
+    "update_norm": "‖ΔW‖₂",
+    "weight_norm": "‖W‖₂",
+    "update_over_weight": "‖ΔW‖ / ‖W‖ (Frobenius)",
+    "output_change_rms": "RMS of ΔW x on the probe",
+    "effective_rank": "effective rank of W",
+    "stable_rank": "stable rank of W",
+    "dead_directions": "dead directions (share)",
+}
+"""The telemetry's figures, `spectral/<layer>/<figure>`; of some the largest is logged too, as `spectral/<figure>`."""
+
+LOGARITHMIC = ("orthonormality_error", "update_norm", "update_over_weight", "output_change_rms")
+
+TIMES = ("throughput/seconds", "throughput/step_seconds", "throughput/validation_seconds")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bands over one horizontal axis. `bound`: a value of y that is marked; `whole`: no steep beginning is cut off."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    bands: list[Band]
+    logarithmic: bool = False
+    bound: float | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a whole, in percent: `parts[name]` has one number for each label."""
+
+    title: str
+    labels: list[str]
+    parts: dict[str, list[float]]
+
+
+def metric_panel(groups: Sequence[Group], metric: str, axis: str) -> Panel | str:
+    """The metric over an axis; or why there is no such picture.
+
+    Raises:
+        UserError: a run has no such metric.
+    """
+    if missing := lacking(groups, metric, axis):
+        return f"no {metric} over {NAMES[axis]}: {some(missing)} logged no {AXES[axis]}"
+    curves = {g.label: [c for run in g.runs if (c := curve(run, metric, axis)) is not None] for g in groups}
+    divisor, xlabel = _scale(axis, max(c.x[-1] for of_group in curves.values() for c in of_group))
+    bands = []
+    for label, of_group in curves.items():
+        of_label = band(label, len(of_group), [Curve(c.x / divisor, c.y) for c in of_group])
+        if of_label is None:
+            return f"no {metric} over {NAMES[axis]}: the runs of {label} have no stretch of it in common"
+        bands.append(of_label)
+    return Panel(f"{metric} over {NAMES[axis]}", xlabel, with_unit(metric), bands)
+
+
+def with_unit(metric: str) -> str:
+    """`val/loss (nats per token)`."""
+    return metric + next((f" ({unit})" for ending, unit in UNITS.items() if metric.endswith(ending)), "")
+
+
+def spectral_panels(groups: Sequence[Group]) -> list[Panel]:
+    """The largest norms over the measured layers; what else is logged of each layer, as mean and range over them."""
+    panels = []
+    for name, symbol in SPECTRAL.items():
+        largest = [b for group in groups if (b := _band(group, [f"spectral/{name}"]))]
+        layers = {key for group in groups for run in group.runs for key in run.metrics if key.endswith(f"/{name}")} - {
+            f"spectral/{name}"
+        }
+        if largest:
+            bound = 1.0 if name == "update_over_lr" else None
+            title = f"{symbol}, largest of the layers"
+            panels.append(Panel(title, "optimizer step", symbol, largest, name in LOGARITHMIC, bound))
+        elif bands := [b for group in groups if (b := _band(group, sorted(layers)))]:
+            title = f"{symbol}, mean and range of {len(layers)} layers"
+            panels.append(Panel(title, "optimizer step", symbol, bands, name in LOGARITHMIC))
+    return panels
+
+
+def share_of_time(groups: Sequence[Group]) -> Shares | str:
+    """The shares of steps, of what lies between them, and of validation in the measured time; or why there are none."""
+    missing = [run.run_name for group in groups for run in group.runs if not set(TIMES) <= run.last.keys()]
+    if missing:
+        return f"no share of time: {some(missing)} logged no {TIMES[1]}"
+    shares = np.array([np.mean([_shares(run) for run in group.runs], axis=0) for group in groups])
+    names = ("training step", "between steps (data, logging, checkpoints)", "validation")
+    parts = {name: list(of_part) for name, of_part in zip(names, shares.T, strict=True)}
+    return Shares("Share of time", [group.label for group in groups], parts)
+
+
+def all_panels(groups: Sequence[Group], metric: str) -> tuple[list[Panel | Shares], list[str]]:
+    """Everything there is to draw, and a line for each thing that there is not."""
+    found = [*(metric_panel(groups, metric, axis) for axis in AXES), *spectral_panels(groups), share_of_time(groups)]
+    panels = [panel for panel in found if not isinstance(panel, str)]
+    return panels, [reason for reason in found if isinstance(reason, str)]
+
+
+def _band(group: Group, metrics: Sequence[str]) -> Band | None:
+    curves = [curve(run, metric, "steps") for run in group.runs for metric in metrics if metric in run.metrics]
+    known = [c for c in curves if c is not None]
+    return band(group.label, len(group.runs), known) if known else None
+
+
+def _shares(run: TrackedRun) -> list[float]:
+    total, step, validation = (run.last[name] for name in TIMES)
+    whole = total + validation
+    return [100 * part / whole for part in (step, total - step, validation)]
+
+
+def _scale(axis: str, most: float) -> tuple[float, str]:
+    """What to divide an axis by, and its label, so that its numbers are short."""
+    if axis == "steps":
+        return 1.0, "optimizer step"
+    if axis == "time":
+        unit, size = ("hours", 3600.0) if most >= 7200 else ("minutes", 60.0) if most >= 120 else ("seconds", 1.0)
+        return size, f"time in training, without validation ({unit})"
+    power = max(0, 3 * int(np.log10(max(most, 1)) // 3))
+    if axis == "tokens" and power <= 12:
+        word = {0: "", 3: " (thousands)", 6: " (millions)", 9: " (billions)", 12: " (trillions)"}[power]
+        return 10.0**power, f"training tokens{word}"
+    digits = str(power).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return 10.0**power, f"training {'tokens' if axis == 'tokens' else 'FLOPs, forward and backward'} (10{digits})"

@@ -1,0 +1,152 @@
+"""What an experiment ends with: its table and its file of numbers."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.table import table
+from lrtrain.studies.compare.comparison import spread
+from lrtrain.studies.experiments.arm_runs import Trained
+from lrtrain.studies.experiments.arms import Arm
+from lrtrain.studies.experiments.definition import LOSS, Definition
+from lrtrain.studies.experiments.records import value
+from lrtrain.studies.experiments.verdict import Finding
+from lrtrain.studies.plan.units import short
+
+RESULTS, FIGURE = "results.json", "figure.png"
+
+
+def folder_of(runs: Path, name: str, scale: str) -> Path:
+    """Where an experiment's figure and numbers go."""
+    return runs / "experiments" / f"{name}-{scale}"
+
+
+def heading(definition: Definition) -> str:
+    """Title, claim and source."""
+    title = f"{definition.name} ({definition.scale.name}): {definition.title}"
+    return f"{title}\nclaim: {definition.claim} ({definition.source})"
+
+
+def plan_table(arms: Sequence[Arm]) -> str:
+    """What each variant takes."""
+    rows = [["variant", "parameters", "FLOPs a token", "tokens a step", "steps", "tokens", "FLOPs of a run"]]
+    for arm in arms:
+        cost = arm.cost
+        tokens = cost.tokens * cost.steps
+        cells = (f"{cost.parameters:,}", short(cost.flops), f"{cost.tokens:,}", f"{cost.steps:,}", f"{tokens:,}")
+        rows.append([arm.variant.label, *cells, f"{tokens * cost.flops:.3g}"])
+    return table(rows)
+
+
+def result_table(definition: Definition, trained: Sequence[Trained]) -> str:
+    """A line a variant: the best learning rate, loss and what the checks look at, mean ± sample standard deviation."""
+    looked = _looked_at(definition)
+    heads = [
+        LOSS,
+        *(f"{statistic} {metric.removeprefix('spectral/').lstrip('*.')}" for metric, statistic in looked[1:]),
+    ]
+    rows = [["variant", "lr", "runs", "steps", *heads, "paper"]]
+    for one in trained:
+        cells = [_cell([value(outcome, *what) for outcome in one.outcomes]) for what in looked]
+        variant = one.arm.variant
+        rows.append(
+            [variant.label, f"{one.lr:g}", str(len(one.outcomes)), str(one.arm.cost.steps), *cells, variant.published]
+        )
+    return "\n".join([table(rows), *unfinished(trained)])
+
+
+def unfinished(trained: Sequence[Trained]) -> list[str]:
+    """A line for each run over the seeds that diverged or failed, and one a search that met any."""
+    lines = []
+    for one in trained:
+        label = one.arm.variant.label
+        lines += [
+            f"{label}, lr {one.lr:g}, seed {seed}: {outcome.status}: {outcome.reason}"
+            for seed, outcome in enumerate(one.outcomes)
+            if outcome.status != "finished"
+        ]
+        lost = [f"{lr:g}" for lr, loss in sorted(one.rates.items()) if math.isinf(loss)]
+        if lost and len(lost) < len(one.rates):
+            lines.append(f"{label}: no loss at lr {', '.join(lost)} in the search")
+    return lines
+
+
+def variants_as_data(definition: Definition, trained: Sequence[Trained]) -> list[dict[str, Any]]:
+    """The numbers behind the table, for JSON."""
+    looked = _looked_at(definition)
+    return [
+        {
+            "variant": one.arm.variant.name,
+            "label": one.arm.variant.label,
+            "runs": one.arm.name,
+            **asdict(one.arm.cost),
+            "published": one.arm.variant.published,
+            "searched": {f"{lr:g}": loss for lr, loss in sorted(one.rates.items())},
+            "lr": one.lr,
+            "seeds": [
+                {
+                    "status": outcome.status,
+                    "reason": outcome.reason,
+                    "run": None if outcome.run_dir is None else f"{outcome.run_dir.parent.name}/{outcome.run_dir.name}",
+                    "seconds": outcome.seconds,
+                    **{f"{statistic} {metric}": value(outcome, metric, statistic) for metric, statistic in looked},
+                }
+                for outcome in one.outcomes
+            ],
+        }
+        for one in trained
+    ]
+
+
+def write_results(
+    definition: Definition, found: Mapping[str, Any], findings: Sequence[Finding], verdict: str, folder: Path
+) -> None:
+    """Writes `results.json`, numbers that are none as null.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    content = {
+        "experiment": definition.name,
+        "scale": definition.scale.name,
+        "title": definition.title,
+        "claim": definition.claim,
+        "source": definition.source,
+        "published": definition.published,
+        "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        **found,
+        "findings": [asdict(finding) for finding in findings],
+        "verdict": verdict,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False, default=str)
+        write_atomically(folder / RESULTS, (text + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; set --runs to another folder") from error
+
+
+def _looked_at(definition: Definition) -> list[tuple[str, str]]:
+    """Metrics and their statistics: the loss at the end, then what the checks compare."""
+    return list(dict.fromkeys([(LOSS, "last"), *((check.metric, check.statistic) for check in definition.checks)]))
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if any(math.isinf(value) for value in known):
+        return "diverged"
+    return spread(known) if known else "–"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

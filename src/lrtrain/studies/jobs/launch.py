@@ -1,0 +1,129 @@
+"""A job: one training run by `lrtrain fit` in a process of its own, which is never done twice."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+
+from lrtrain.config.settings import as_text
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.jobs.past import past, remember
+from lrtrain.studies.jobs.processes import run, workers
+
+COMMAND = (sys.executable, "-m", "lrtrain", "fit")
+LOG = "fit.log"
+DIVERGED = re.compile(r"lrtrain: error: (stopped at step \d+: non-finite gradients.*)")
+
+__all__ = ["Job", "Outcome", "train", "train_all"]
+
+
+def train(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) -> Outcome:
+    """Trains a job to its end, from its last checkpoint if it was interrupted; what it printed is in `fit.log`.
+
+    A job that has finished or diverged under `<runs>/<name>` is not repeated. Its checkpoints are removed then, unless
+    `keep_checkpoints` is set; a job that failed keeps its newest one.
+
+    Raises:
+        UserError: `<runs>/<name>` holds a run with other settings, the finished run has no record or no such metric, or
+            the folder cannot be written.
+        EndedError: the process was ended together with all others of `train_all`.
+    """
+    outcome = past(job, metric)
+    if outcome is None:
+        remember(job)
+        outcome = _attempt(job, metric, keep_checkpoints)
+    if outcome.status != "failed" and not keep_checkpoints:
+        for checkpoints in job.folder.glob("*/checkpoints"):
+            shutil.rmtree(checkpoints)
+    return outcome
+
+
+def train_all(
+    jobs: Sequence[Job],
+    parallel: int,
+    metric: str = "val/loss",
+    keep_checkpoints: bool = False,
+    each: Callable[[Job, Outcome], object] | None = None,
+) -> list[Outcome]:
+    """The outcomes of jobs in their order, `parallel` of them trained at a time; `each` is called as one ends.
+
+    Ctrl-C, SIGTERM and errors end the processes, which save first, before they go on.
+
+    Raises:
+        ValueError: two jobs have the same folder, or `parallel` is not positive.
+        UserError: as of `train`.
+    """
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise ValueError("train_all: two jobs have the same name; a name is a folder of its own")
+    with workers(parallel) as pool:
+        running = {pool.submit(train, job, metric, keep_checkpoints): job for job in jobs}
+        for future in as_completed(running):
+            outcome = future.result()
+            if each is not None:
+                each(running[future], outcome)
+    return [future.result() for future in running]
+
+
+def _attempt(job: Job, metric: str, keep_checkpoints: bool) -> Outcome:
+    log = job.folder / LOG
+    before = log.stat().st_size if log.exists() else 0
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
+    started = time.monotonic()
+    code = run([*COMMAND, *arguments(job, keep_checkpoints)], environment, log)
+    seconds = time.monotonic() - started
+    with open(log, "rb") as file:
+        file.seek(before)
+        output = file.read().decode(errors="replace")
+    if diverged := DIVERGED.search(output):
+        remember(job, diverged[1])
+    outcome = past(job, metric)
+    if outcome is None and code == 0:
+        raise UserError(f"{job.folder}: the run left no record of its metrics: trainer.logger must not be false")
+    if outcome is None:
+        reason = f"{_reason(code, output)} (see {log})"
+        return Outcome("failed", None, job.newest_run(), reason, seconds, refused=code == 2)
+    return Outcome(outcome.status, outcome.metric, outcome.run_dir, outcome.reason, seconds)
+
+
+def arguments(job: Job, keep_checkpoints: bool = False) -> list[str]:
+    """The arguments of `lrtrain fit` for a job."""
+    settings: dict[str, object] = {"trainer.enable_progress_bar": False}
+    if not keep_checkpoints:
+        settings["checkpoints.keep"] = 1
+    settings |= job.settings
+    if job.tags:
+        settings["trainer.logger"] = tracked(job.settings.get("trainer.logger"), job)
+    settings |= {"name": job.name, "runs": str(job.runs), "ckpt_path": "last"}
+    files = [part for file in job.configs for part in ("--config", str(file))]
+    return [*files, *(f"--{key}={as_text(value)}" for key, value in settings.items())]
+
+
+def tracked(logger: object, job: Job) -> object:
+    """A value of `trainer.logger` whose MLflow run has the job's tags; the default logger where `logger` is null."""
+    own = "lrtrain.tracking.logger.MLflowLogger"
+    if isinstance(logger, list):
+        return [tracked(item, job) for item in logger]
+    if logger in (None, True):
+        logger = {"class_path": own, "init_args": {"experiment": job.name, "root": str(job.runs)}}
+    if not isinstance(logger, Mapping) or logger.get("class_path") != own:
+        return logger
+    settings = {**logger.get("init_args", {})}
+    settings["run_name"] = settings.get("run_name") or job.name
+    settings["tags"] = {**(settings.get("tags") or {}), **job.tags}
+    return {"class_path": own, "init_args": settings}
+
+
+def _reason(code: int, output: str) -> str:
+    """Why a process ended: its line for the user, else the exception that ended it, else its last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in (r"lrtrain: error: (.+)", r"((?:\w+\.)*\w*(?:Error|Exception)\b.*)"):
+        for line in reversed(lines):
+            if match := re.fullmatch(pattern, line):
+                return match[1]
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{how}: {lines[-1]}" if lines else how

@@ -1,0 +1,92 @@
+"""A plan as tables of text."""
+
+from lrtrain.runtime.table import table
+from lrtrain.studies.plan.estimate import Plan
+from lrtrain.studies.plan.peak_memory import Memory
+from lrtrain.studies.plan.units import duration, short
+
+GB = 1e9
+
+
+def report(plan: Plan) -> str:
+    """Parameters, FLOPs, memory, and the budget."""
+    return "\n\n".join([_parameters(plan), _flops(plan), _memory(plan), *_budget(plan)])
+
+
+def _parameters(plan: Plan) -> str:
+    rows = [["parameters", "form", "number", "dense", "share"]]
+    total = ["total", "", f"{plan.parameters:,}", f"{plan.dense_parameters:,}"]
+    for kind in plan.kinds:
+        share = f"{kind.parameters / kind.dense:.1%}" if kind.dense else ""
+        rows.append([kind.name, kind.form, f"{kind.parameters:,}", f"{kind.dense:,}", share])
+    rows.append([*total, f"{plan.parameters / plan.dense_parameters:.1%}"])
+    return table(rows)
+
+
+def _flops(plan: Plan) -> str:
+    costs, tokens = plan.costs, plan.step_tokens
+    parts = [
+        ("forward", costs.forward),
+        ("backward", costs.backward),
+        ("recomputation", costs.recompute),
+        ("optimizer", costs.optimizer / tokens),
+        ("renormalization", costs.renormalize / tokens),
+        ("retraction", costs.retract / tokens),
+    ]
+    rows = [["FLOPs of a token", "", "share"]]
+    total = plan.flops_per_token
+    rows += [[name, short(value), f"{value / total:.2%}"] for name, value in parts if value]
+    rows.append(["total", short(total), ""])
+    rows.append(["dense forward", short(costs.dense), ""])
+    return table(rows) + f"\nsteps of {tokens:,} tokens; sequences of {plan.run.tokens:,}"
+
+
+def _memory(plan: Plan) -> str:
+    device = "CPU" if plan.run.on_cpu else "GPU"
+    heads = ["GB of one process", "mesh", "checkpointing", "weights", "gradients", "optimizer", "activations", "loss"]
+    rows = [[*heads, "step", "peak", "in"]]
+    if plan.limit is not None:
+        rows[0].append("largest micro-batch")
+    for line in plan.lines:
+        layout = line.layout
+        name = layout.strategy if layout.devices == 1 else f"{layout.strategy}, {layout.devices} devices"
+        for mark, memory, largest in (
+            ("off", line.kept, line.largest_kept),
+            ("on", line.recomputed, line.largest_recomputed),
+        ):
+            row = [name, f"{layout.replicas} × {layout.shards}", mark, *_gigabytes(memory), memory.phase]
+            if plan.limit is not None:
+                row.append(str(largest) if largest else "none fits")
+            rows.append(row)
+    states = ", ".join(f"{slot.name} {slot.state / GB:.3f}" for _, slot in plan.slots)
+    notes = [
+        f"micro-batch {plan.run.batch} × {plan.run.tokens}, {plan.run.precision}, {device}; mesh: replicas × shards",
+        f"optimizer state, whole: {states}",
+    ]
+    if plan.limit is not None:
+        notes.append(f"largest micro-batch: sequences whose peak is at most {plan.limit / GB:g} GB")
+    return table(rows) + "\n" + "\n".join(notes)
+
+
+def _gigabytes(memory: Memory) -> list[str]:
+    kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.loss, memory.step)
+    return [f"{value / GB:.3f}" for value in (*kinds, memory.peak)]
+
+
+def _budget(plan: Plan) -> list[str]:
+    if plan.budget is None:
+        return []
+    found = plan.budget
+    rows = [
+        ["budget", f"{found.source}"],
+        ["tokens", f"{found.tokens:,.0f}"],
+        ["optimizer steps", f"{found.steps:,}"],
+        ["FLOPs", f"{found.flops:.3g}"],
+    ]
+    if plan.throughput is not None:
+        for devices in dict.fromkeys(line.layout.devices for line in plan.lines):
+            seconds = plan.seconds(devices)
+            assert seconds is not None
+            speed = f"{plan.throughput * devices:,.0f} tokens/s"
+            rows.append([f"{devices} device{'s' if devices > 1 else ''}", f"{duration(seconds)} at {speed}"])
+    return [table(rows, numbers=False)]

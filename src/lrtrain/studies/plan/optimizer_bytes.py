@@ -1,0 +1,116 @@
+"""What optimizers keep for each parameter and need while they step, asked of the optimizers themselves."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrtrain.linalg.batches import PIECE
+from lrtrain.optim import Slot
+from lrtrain.studies.plan.live_bytes import LiveBytes
+
+
+@dataclass(frozen=True)
+class SlotBytes:
+    """One optimizer: bytes of its state, and the most that a later step allocates beside state and gradients."""
+
+    name: str
+    parameters: int
+    state: int
+    step: float
+
+
+FEW = 3
+"""How many parameters of each shape are stepped at least; as many again tell how what they need grows."""
+
+
+def slot_bytes(
+    slot: Slot, make: Callable[[Iterable[Any]], Optimizer], on_cpu: bool, dtype: torch.dtype = torch.float32
+) -> SlotBytes:
+    """Steps the optimizer on fake parameters, some of each shape, and carries what it needs on to all of them.
+
+    A CPU handles as many matrices as are best handled at once (`linalg.batches.PIECE`), a GPU all together (torch's
+    `foreach`, one call for all matrices); the GPU's way is that of the meta device.
+    """
+    shapes = dict(zip(slot.names, (p.shape for p in slot.optimizer.param_groups[0]["params"]), strict=True))
+    found = []
+    for times in (1, 2):
+        chosen = _some(shapes, times, PIECE if on_cpu else 0)
+        # Fused kernels know no meta device, and allocate nothing on any other.
+        if on_cpu or slot.optimizer.param_groups[0].get("fused"):
+            with FakeTensorMode() as fake, fake, _ReadAsOne():
+                state, most = _step(make, chosen, dtype, torch.device("cpu"))
+        else:
+            with _ReadAsOne():
+                state, most = _step(make, chosen, dtype, torch.device("meta"))
+        found.append((sum(shape.numel() for shape in chosen.values()), most))
+    (few, least), (more, most) = found
+    growth = (most - least) / (more - few) if more > few else 0.0
+    of_shape = {shape: state[name] for name, shape in chosen.items()}
+    return SlotBytes(
+        name=type(slot.optimizer).__name__,
+        parameters=slot.count,
+        state=sum(of_shape[shape] for shape in shapes.values()),
+        step=most + growth * (slot.count - more),
+    )
+
+
+class _ReadAsOne(TorchDispatchMode):
+    """Reading a number of a tensor that has none gives 1 (True): a norm is moderate, a condition holds."""
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            dtype = args[0].dtype
+            return 1.0 if dtype.is_floating_point else True if dtype == torch.bool else 1
+        return func(*args, **(kwargs or {}))
+
+
+def _some(shapes: Mapping[str, torch.Size], times: int, piece: int) -> dict[str, torch.Size]:
+    """Of each shape `times` as many as fill a piece, or `FEW`."""
+    number: Counter[torch.Size] = Counter()
+    chosen = {}
+    for name, shape in shapes.items():
+        number[shape] += 1
+        if number[shape] <= times * max(FEW, piece // shape.numel()):
+            chosen[name] = shape
+    return chosen
+
+
+def _step(
+    make: Callable[[Iterable[Any]], Optimizer],
+    shapes: Mapping[str, torch.Size],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[dict[str, int], int]:
+    """Bytes of state by parameter, and the peak of the second step."""
+    parameters = {name: nn.Parameter(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = make(list(parameters.items()))
+    for group in optimizer.param_groups:
+        if device.type == "meta" and group.get("foreach", 0) is None and not group.get("fused"):
+            group["foreach"] = True  # what torch chooses on a GPU
+    _bounded(optimizer, parameters)
+    optimizer.step()
+    _bounded(optimizer, parameters)
+    with LiveBytes() as live:
+        optimizer.step()
+    state = {
+        name: sum(value.nbytes for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+        for name, parameter in parameters.items()
+    }
+    return state, live.peak
+
+
+def _bounded(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
+    """Gives a step scale to each parameter where the optimizer asks for them, as its constraint does."""
+    if isinstance(getattr(optimizer, "step_scale", None), dict):
+        optimizer.step_scale |= {p: p.new_ones(()) for p in parameters.values()}  # type: ignore[attr-defined]

@@ -1,0 +1,138 @@
+"""Peak memory of one process in a training step, by kind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lrtrain.nn import Decoder
+from lrtrain.studies.plan.activations import Activations
+from lrtrain.studies.plan.layouts import Layout
+from lrtrain.studies.plan.optimizer_bytes import SlotBytes
+from lrtrain.studies.plan.parameter_counts import spread
+
+LARGEST = 1 << 24
+"""Sequences of a micro-batch beyond which nothing is looked for."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. The kinds need not be there at once: `peak` is the most at any moment, in `phase`.
+
+    Attributes:
+        weights: Parameters, with those that are gathered from other processes.
+        gradients: All of them, as the optimizer finds them.
+        optimizer: Its state.
+        activations: Between forward and backward pass.
+        loss: What the chunk of logits being worked on takes, with its gradients.
+        step: What the optimizer allocates while it steps.
+        peak: The largest sum.
+        phase: When that is: `loss`, `backward` or `optimizer`.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    loss: float
+    step: float
+    peak: float
+    phase: str
+
+
+class MemoryModel:
+    """The memory of a training step as its peaks: the loss, the backward pass at either end, the optimizer's step.
+
+    P is what stays (weights, optimizer state, and gradients where these stay), a what each of L blocks keeps, g its
+    gradients, x the embedding's output, and b the most that one block's backward pass takes:
+
+        loss       P + L a + ends' forward, with autocast's copies of all blocks' weights
+        backward   P + L a + ends' top,   P + x + (L − 1) a + b,   P + x + (L − 1) g + b,   P + L g + ends' bottom,
+                   the middle two with the gradients of head and last norm
+        optimizer  P + gradients + step
+
+    Gradients stay from one micro-batch to the next, and under ddp in its buckets. Sharded (FSDP2), weights, gradients,
+    state and step are divided by the shards; embedding, head and last norm are whole from the forward to the end of
+    the backward pass, of the blocks two are (the one at work and the next), and a block's gradients are whole twice,
+    as computed and in float32 on their way to their owners. The allocator's fragments, the libraries' work space and
+    the program itself are not counted.
+
+    Args:
+        decoder: On the meta device.
+        activations: Of that decoder.
+        optimizers: Of all its parameters.
+        accumulates: A step has several micro-batches.
+    """
+
+    def __init__(
+        self, decoder: Decoder, activations: Activations, optimizers: Sequence[SlotBytes], accumulates: bool
+    ) -> None:
+        block, ends = spread(decoder)
+        self.depth, self.width = len(decoder.blocks), decoder.width
+        self.item = activations.weights.itemsize
+        self.block, self.ends = (self.item * sum(p.numel() for p in part) for part in (block, ends))
+        compute = (activations.compute or activations.weights).itemsize
+        self.gathered = sum(p.numel() * (compute if p.ndim > 1 else self.item) for p in block)
+        # Those that are there before the first block's: a tied embedding has its gradient from the head on.
+        early = [p for p in ends if decoder.head is None or p is not decoder.embedding.weight]
+        self.early = self.item * sum(p.numel() for p in early)
+        self.weights = self.depth * self.block + self.ends
+        self.state = sum(slot.state for slot in optimizers)
+        self.step = max(slot.step for slot in optimizers)
+        self.activations, self.accumulates = activations, accumulates
+
+    def at(self, sequences: int, layout: Layout, recompute: bool) -> Memory:
+        """The memory with micro-batches of some sequences, with activation checkpointing or without."""
+        sharded = layout.shards > 1
+        share = 1 / layout.shards
+        stay = not sharded and (self.accumulates or layout.strategy == "ddp")
+        tokens = sequences * self.activations.tokens
+        parts, ends = self.activations.block(recompute, stay), self.activations.ends(tokens, stay)
+        kept, forward, backward = (part(sequences) for part in (parts.kept, parts.forward, parts.backward))
+        embedded = tokens * self.width * self.item
+        weights, gradients, state = (part * share for part in (self.weights, self.weights, self.state))
+        block_gradients, end_gradients = self.block * share, float(self.early)
+        if sharded:
+            # The gathered matrices take the place of autocast's copies.
+            kept, forward = kept - parts.kept.constant, forward - parts.forward.constant
+            backward += self.block - parts.kept.constant
+            weights += self.ends + 2 * self.gathered
+        if stay:
+            block_gradients = end_gradients = 0.0
+        always = weights + state + (gradients if stay or self.accumulates else 0)
+        blocks = self.depth - 1
+        moments = {
+            "loss": always + self.depth * forward + ends.forward,
+            "backward": always
+            + max(
+                self.depth * kept + ends.top,
+                embedded + blocks * max(kept, block_gradients) + end_gradients + backward,
+                self.depth * block_gradients + ends.bottom,
+            ),
+            "optimizer": (2 * self.weights + self.state + self.step) * share,
+        }
+        phase = max(moments, key=lambda name: moments[name])
+        return Memory(
+            weights=weights,
+            gradients=gradients,
+            optimizer=state,
+            activations=self.depth * kept + ends.kept,
+            loss=ends.forward - ends.kept,
+            step=self.step * share,
+            peak=moments[phase],
+            phase=phase,
+        )
+
+    def largest(self, limit: float, layout: Layout, recompute: bool) -> int:
+        """The most sequences of a micro-batch whose peak is at most `limit` bytes; 0 where one is too many."""
+
+        def fits(sequences: int) -> bool:
+            return self.at(sequences, layout, recompute).peak <= limit
+
+        if not fits(1):
+            return 0
+        low, high = 1, 2
+        while high <= LARGEST and fits(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low

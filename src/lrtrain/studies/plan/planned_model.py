@@ -1,0 +1,65 @@
+"""A configuration's decoder and optimizers on the meta device."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lrtrain.nn import Decoder, Projection
+from lrtrain.optim import Optimizers, Slot, build_optimizer
+from lrtrain.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """What a plan is made of; nothing in it takes memory."""
+
+    decoder: Decoder
+    optimizers: Optimizers
+    slots: list[Slot]
+
+    @property
+    def makers(self) -> dict[str, Callable[..., Any]]:
+        """Pattern -> what makes its optimizer."""
+        return {**self.optimizers.overrides, "hidden": self.optimizers.hidden, "other": self.optimizers.other}
+
+
+def model_of(parser: Any, config: Any) -> PlannedModel:
+    """The decoder and the optimizers of a parsed configuration, on the meta device."""
+    depth = None
+    decoder = config.model.decoder
+    if decoder.class_path == "lrtrain.nn.Decoder":
+        depth = decoder.init_args.depth
+    made = parser.instantiate(config).model
+    return planned_model(made.decoder, depth, made.optimizers)
+
+
+def planned_model(make: Callable[..., Decoder], depth: int | None, optimizers: Optimizers) -> PlannedModel:
+    """Builds both, as training does.
+
+    Args:
+        make: Makes the decoder; takes `depth` where that is not None.
+        depth: Blocks, if the decoder is known to make them alike: one is then made and copied, which takes a fraction
+            of the time.
+        optimizers: Which optimizer has which parameter.
+
+    Raises:
+        UserError: a value out of range, or an override that matches nothing.
+    """
+    try:
+        with torch.device("meta"):
+            decoder = make() if depth is None or depth < 1 else make(depth=1)
+    except ValueError as error:
+        raise UserError(f"model.decoder: {error}") from error
+    decoder.blocks.extend(copy.deepcopy(decoder.blocks[0]) for _ in range((depth or 1) - 1))
+    named = {f"decoder.{name}": p for name, p in decoder.named_parameters() if p.requires_grad}
+    inside = {f"decoder.{name}" for name, child in decoder.named_modules() if isinstance(child, Projection)}
+    hidden = {name for name in named if name.rpartition(".")[0] in inside}
+    try:
+        _, slots = build_optimizer(named, hidden, optimizers)
+    except (ValueError, RuntimeError) as error:
+        at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
+        raise UserError(f"{at}{error}") from error
+    return PlannedModel(decoder, optimizers, slots)

@@ -1,0 +1,225 @@
+"""IsoFLOP fits: a parabola for every budget, and power laws through their minima, with bootstrap intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.scaling.points import Array, Points
+
+MINIMA = 2
+"""Budgets with a minimum that a power law needs."""
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """y = c₀ + c₁ u + c₂ u² with u = ln x − center, by least squares; `low` and `high` are the ends of ln x.
+
+    `coefficients` is (3) or, one column for each resample, (3, resamples).
+    """
+
+    coefficients: Array
+    center: float
+    low: float
+    high: float
+
+    def __call__(self, x: Array) -> Array:
+        u = np.log(x) - self.center
+        return np.stack([np.ones_like(u), u, u * u], axis=-1) @ self.coefficients
+
+    @property
+    def vertex(self) -> Array:
+        """ln x of the extremum: center − c₁ / (2 c₂); a minimum where c₂ > 0."""
+        return self.center - self.coefficients[1] / (2 * self.coefficients[2])
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The minimum of one budget's curve, or, in `excluded`, why there is none that counts.
+
+    `of_parameters` and `of_tokens` are the parabolas of the loss in ln N and in ln D; their vertices are `parameters`
+    and `tokens`, and `loss` is the first one's value there, in nats per token.
+    """
+
+    points: Points
+    of_parameters: Parabola
+    of_tokens: Parabola
+    excluded: str
+
+    @property
+    def budget(self) -> float:
+        return float(self.points.budget[0])
+
+    @property
+    def parameters(self) -> float:
+        return float(np.exp(self.of_parameters.vertex))
+
+    @property
+    def tokens(self) -> float:
+        return float(np.exp(self.of_tokens.vertex))
+
+    @property
+    def loss(self) -> float:
+        return float(self.of_parameters(np.array(self.parameters)))
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """y = exp(intercept) · (C / exp(center))^exponent, by least squares in logarithms.
+
+    `draws` (2, resamples) holds intercept and exponent of every resample; None where the points leave no residual.
+    """
+
+    intercept: float
+    exponent: float
+    center: float
+    draws: Array | None
+
+    def __call__(self, budget: Array) -> Array:
+        return np.exp(self.intercept + self.exponent * (np.log(budget) - self.center))
+
+    @property
+    def coefficient(self) -> float:
+        """k of y = k C^exponent."""
+        return float(np.exp(self.intercept - self.exponent * self.center))
+
+    def interval(self, confidence: float) -> tuple[float, float] | None:
+        """Of the exponent: the central share of the draws."""
+        return None if self.draws is None else between(self.draws[1], confidence)
+
+    def band(self, budget: Array, confidence: float) -> Array | None:
+        """Lower and upper end (2, …) of y at each budget."""
+        if self.draws is None:
+            return None
+        logs = self.draws[0] + self.draws[1] * (np.log(budget) - self.center)[..., None]
+        tail = (1 - confidence) / 2
+        return np.exp(np.quantile(logs, [tail, 1 - tail], axis=-1))
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """Minima by budget, N_opt ∝ C^a and D_opt ∝ C^b; `discarded` is the share of resamples without a minimum."""
+
+    minima: list[Minimum]
+    parameters: PowerLaw
+    tokens: PowerLaw
+    discarded: float
+
+
+def fit(points: Points, resamples: int = 1000, seed: int = 0) -> IsoFlop:
+    """Fits each budget's losses with parabolas in ln N and ln D, and their vertices with power laws of C.
+
+    The bootstrap resamples residuals. Those of the parabolas in ln N, each divided by √(1 − leverage), are pooled over
+    the budgets that count; a resample draws them with replacement, times √(ν / χ²_ν) with ν their degrees of freedom:
+    few residuals tell the noise badly, and the factor gives the intervals the width that Student's t has. Intervals
+    hold noise of the losses alone, not that a parabola or a power law may be the wrong curve.
+
+    Args:
+        points: Three sizes or more at every budget.
+        resamples: Of the bootstrap.
+        seed: Of its random numbers.
+
+    Raises:
+        UserError: less than two budgets have a minimum between their smallest and largest size.
+
+    Source: approach 2 of arXiv 2203.15556; A. C. Davison, D. V. Hinkley, Bootstrap Methods and their Application,
+    section 6.2.3, for the residuals.
+    """
+    minima = [_minimum(points.at(budget)) for budget in points.budgets()]
+    kept = [minimum for minimum in minima if not minimum.excluded]
+    if len(kept) < MINIMA:
+        reasons = "; ".join(f"{m.budget:.4g}: {m.excluded}" for m in minima if m.excluded)
+        raise UserError(f"{len(kept)} of {len(minima)} budgets have a minimum, a power law needs {MINIMA}: {reasons}")
+    drawn = _resample(kept, resamples, np.random.default_rng(seed))
+    budgets = np.array([minimum.budget for minimum in kept])
+    laws, discarded = [], 0.0
+    logs_N, logs_D = (np.array([getattr(m, name).vertex for m in kept]) for name in ("of_parameters", "of_tokens"))
+    if drawn is None:
+        laws = [_power_law(budgets, logs, None) for logs in (logs_N, logs_D)]
+    else:
+        real = np.all([curves.coefficients[2] > 0 for pair in drawn for curves in pair], axis=0)
+        discarded = float(1 - real.mean())
+        for index, logs in enumerate((logs_N, logs_D)):
+            vertices = np.array([pair[index].vertex[real] for pair in drawn])
+            # With half of the resamples gone, the rest is no picture of the noise.
+            laws.append(_power_law(budgets, logs, vertices if discarded < 0.5 else None))
+    return IsoFlop(minima, laws[0], laws[1], discarded)
+
+
+def between(draws: Array, confidence: float) -> tuple[float, float]:
+    """The central share `confidence` of a sample: the percentile interval of a bootstrap."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _minimum(points: Points) -> Minimum:
+    of_parameters, of_tokens = _parabola(points.parameters, points.loss), _parabola(points.tokens, points.loss)
+    excluded = _excluded(of_parameters, "N") or _excluded(of_tokens, "D")
+    return Minimum(points, of_parameters, of_tokens, excluded)
+
+
+def _parabola(x: Array, y: Array) -> Parabola:
+    logs = np.log(x)
+    center = float(logs.mean())
+    return Parabola(np.linalg.pinv(_design(x)) @ y, center, float(logs.min()), float(logs.max()))
+
+
+def _design(x: Array) -> Array:
+    u = np.log(x) - np.log(x).mean()
+    return np.stack([np.ones_like(u), u, u * u], axis=1)
+
+
+def _excluded(curve: Parabola, name: str) -> str:
+    """Why a parabola has no minimum that counts."""
+    if curve.coefficients[2] <= 0:
+        return f"the parabola in ln {name} opens downward, more sizes or longer runs would tell"
+    if curve.vertex < curve.low:
+        return f"the minimum lies below the smallest {name}, {'smaller' if name == 'N' else 'larger'} sizes are needed"
+    if curve.vertex > curve.high:
+        return f"the minimum lies above the largest {name}, {'larger' if name == 'N' else 'smaller'} sizes are needed"
+    return ""
+
+
+def _resample(
+    kept: list[Minimum], resamples: int, random: np.random.Generator
+) -> list[tuple[Parabola, Parabola]] | None:
+    """The parabolas of every budget in all resamples; None where no budget has more points than a parabola."""
+    freedom = sum(len(m.points.loss) - 3 for m in kept)
+    if freedom < 1:
+        return None
+    pool = np.concatenate([_residuals(m) for m in kept])
+    pool -= pool.mean()
+    scale = np.sqrt(freedom / random.chisquare(freedom, resamples))
+    drawn = []
+    for minimum in kept:
+        noise = random.choice(pool, (len(minimum.points.loss), resamples)) * scale
+        pair = [
+            Parabola(
+                curve.coefficients[:, None] + np.linalg.pinv(_design(x)) @ noise, curve.center, curve.low, curve.high
+            )
+            for curve, x in (
+                (minimum.of_parameters, minimum.points.parameters),
+                (minimum.of_tokens, minimum.points.tokens),
+            )
+        ]
+        drawn.append((pair[0], pair[1]))
+    return drawn
+
+
+def _residuals(minimum: Minimum) -> Array:
+    """Residuals over √(1 − leverage), which gives all of them the noise's variance; none where a point fits itself."""
+    design = _design(minimum.points.parameters)
+    leverage = np.einsum("ij,ji->i", design, np.linalg.pinv(design))
+    residuals = minimum.points.loss - minimum.of_parameters(minimum.points.parameters)
+    free = leverage < 1 - 1e-9
+    return residuals[free] / np.sqrt(1 - leverage[free])
+
+
+def _power_law(budgets: Array, logs: Array, draws: Array | None) -> PowerLaw:
+    """Through (ln C, logs); `draws` are resamples of the logs (budgets, resamples)."""
+    x = np.log(budgets)
+    center = float(x.mean())
+    solve = np.linalg.pinv(np.stack([np.ones_like(x), x - center], axis=1))
+    intercept, exponent = solve @ logs
+    return PowerLaw(float(intercept), float(exponent), center, None if draws is None else solve @ draws)

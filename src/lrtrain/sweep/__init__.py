@@ -1,6 +1,0 @@
-"""Many training runs, each a process of its own: jobs, learning-rate searches, and studies over a search space."""
-
-from lrtrain.sweep.launch import Job, Outcome, train, train_all
-from lrtrain.sweep.search import around
-
-__all__ = ["Job", "Outcome", "around", "train", "train_all"]

@@ -1,0 +1,1 @@
+"""Lightning callbacks: constraints, telemetry, self-guidance, non-finite gradients, throughput and progress."""

@@ -1,0 +1,215 @@
+"""The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrtrain.nn import Decoder, Projection
+from lrtrain.nn.decoder import Block
+from lrtrain.nn.self_guided import release_absent, released_names, self_guided
+from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
+from lrtrain.runtime.errors import UserError
+from lrtrain.training.callbacks.self_guidance import SelfGuidance
+from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
+from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
+from lrtrain.training.fsdp import FSDP
+from lrtrain.training.strategy_check import check_strategy
+from lrtrain.training.token_loss import TokenLoss
+
+DecoderCallable = Callable[[], Decoder]
+ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
+
+
+class CausalLM(L.LightningModule):
+    """Next-token prediction with a decoder whose projections, optimizers and schedule come from the configuration.
+
+    A batch is an int64 tensor (B, T + 1): tokens 0 … T − 1 are the input, 1 … T the targets.
+
+    Args:
+        decoder: Makes the decoder; called inside `configure_model`.
+        optimizers: Which optimizer has which parameter.
+        schedule: Makes the learning-rate schedule from the optimizer and the run's number of optimizer steps.
+        activation_checkpointing: Keep each block's input alone and compute the rest again in the backward pass: less
+            memory, a third more computation.
+        compile: Compile each block (`torch.compile`); the first steps take longer.
+    """
+
+    def __init__(
+        self,
+        decoder: DecoderCallable,
+        optimizers: Optimizers,
+        schedule: ScheduleCallable,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self._make_decoder = decoder
+        self._optimizers = optimizers
+        self._schedule = schedule
+        self._activation_checkpointing = activation_checkpointing
+        self._compile = compile
+        self.decoder: Decoder | None = None
+        self._slots: list[Slot] = []
+        self.validation = TokenLoss()
+
+    def check(self) -> int:
+        """Builds decoder, optimizers and schedule without memory or data, to refuse wrong values at once.
+
+        Returns:
+            The decoder's vocabulary size.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        decoder = self._decoder_on("meta")
+        makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
+        for slot, make in makers.items():
+            _check_optimizer(f"model.optimizers.{slot}", make)
+        optimizer, _ = self._build_optimizer(nn.ModuleDict({"decoder": decoder}))
+        try:
+            self._schedule(optimizer, 1)
+        except ValueError as error:
+            raise UserError(f"model.schedule: {error}") from error
+        return decoder.head_VD.shape[0]
+
+    def configure_model(self) -> None:
+        """Makes the decoder, once; sharded under `training.FSDP`."""
+        if self.decoder is not None:
+            return
+        self.decoder = self._decoder_on("cpu")  # a device's own generator would draw other weights
+        for block in self.decoder.blocks:
+            assert isinstance(block, Block)
+            block.recompute = self._activation_checkpointing
+            if self._compile:
+                # The method, not the module: the gathering of weights around it stays outside the graph.
+                block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):
+            self.trainer.strategy.shard(self.decoder)
+
+    def _decoder_on(self, device: str) -> Decoder:
+        try:
+            with torch.device(device):
+                decoder = self._make_decoder()
+        except ValueError as error:
+            raise UserError(f"model.decoder: {error}") from error
+        if self._compile and self_guided(decoder):
+            raise UserError(
+                "model.compile is true: self-guided projections compute something else in every step, and each would "
+                "be compiled anew; set it to false"
+            )
+        return decoder
+
+    def setup(self, stage: str) -> None:
+        """Refuses a strategy that cuts factors up, and data of another vocabulary, before anything is computed."""
+        check_strategy(self.trainer.strategy)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "check"):
+            data.check(self.check())
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What the projections need, and telemetry, except for what the configuration brings itself."""
+        needed: list[L.Callback] = [SpectralConstraints(), SpectralTelemetry()]
+        if self_guided(self.decoder or self._decoder_on("meta")):
+            needed.append(SelfGuidance())
+        own = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in needed if not any(isinstance(one, type(callback)) for one in own)]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Deletes the dense weights of self-guided projections that had been deleted when the checkpoint was saved."""
+        release_absent(self, checkpoint["state_dict"])
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        assert self.decoder is not None
+        return self.decoder.logits(self.decoder(tokens_BT))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Mean next-token loss of a batch (B, T + 1), in nats."""
+        assert self.decoder is not None
+        return self.decoder.loss(batch[:, :-1], batch[:, 1:])
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", self._mean(loss.detach()), prog_bar=True)
+        return loss
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The mean over all processes; Lightning's own (`sync_dist`) lets each of them wait for the slowest."""
+        if self.trainer.world_size == 1:
+            return loss
+        total = loss.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self.log_dict({f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots})
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validation.update(self.loss(batch).detach(), batch[:, 1:].numel())
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_summary("val")
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_summary("test")
+
+    def _log_summary(self, split: str) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        ratio = data.bytes_per_token() if hasattr(data, "bytes_per_token") else None
+        summary = self.validation.summary(ratio)
+        self.validation.reset()
+        for name, value in summary.items():
+            # The metric is reduced already: on several processes this is the mean of equal values.
+            self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
+        optimizer, self._slots = self._build_optimizer(self)
+        try:
+            schedule = self._schedule(optimizer, int(steps))
+        except ValueError as error:
+            raise UserError(f"model.schedule: {error}") from error
+        rank_zero_only(print)(coverage_table(self._slots))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _build_optimizer(self, module: nn.Module) -> tuple[Optimizer, list[Slot]]:
+        """The optimizer of a module's parameters: those of its projections are `hidden`."""
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        inside = {name for name, child in module.named_modules() if isinstance(child, Projection)}
+        hidden = {name for name in named if name.rpartition(".")[0] in inside}
+        try:
+            return build_optimizer(named, hidden, self._optimizers, released_names(module))
+        except ValueError as error:
+            at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
+            raise UserError(f"{at}{error}") from error
+
+
+def _check_optimizer(key: str, make: OptimizerCallable) -> None:
+    """Raises UserError, under the configuration's key, for an optimizer whose values or kind cannot work."""
+    try:
+        optimizer = make([("check", nn.Parameter(torch.zeros(2, 2)))])
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{key}: {error}") from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"{key}: {type(optimizer).__name__} computes the loss several times a step; name another optimizer"
+        )

@@ -1,0 +1,80 @@
+"""What a finished run says."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import lightning as L
+import torch
+from tokenizers import Tokenizer
+
+from lrtrain.checkpoint.directory import FOLDER, steps_in
+from lrtrain.nn import Decoder, sample
+from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
+from lrtrain.training.callbacks.throughput import Throughput
+from lrtrain.training.causal_lm import CausalLM
+from lrtrain.training.fsdp import FSDP
+
+SAMPLE_TOKENS = 80
+
+
+def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
+    """Validation figures, size, speed, spectral norms, a sample, and where everything lies; on the first process."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    decoder = model.decoder
+    assert decoder is not None
+    continuation = _sample(trainer, decoder)
+    if not trainer.is_global_zero:
+        return
+    rows: list[tuple[str, str]] = []
+    if "val/loss" in metrics:
+        figures = [f"loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/perplexity']:.2f}"]
+        if "val/bits_per_byte" in metrics:
+            figures.append(f"bits per byte {metrics['val/bits_per_byte']:.4f}")
+        rows.append(("validation", "   ".join(figures)))
+    parameters, dense = sum(p.numel() for p in decoder.parameters()), decoder.dense_equivalent()
+    rows.append(("parameters", f"{parameters:,}   dense equivalent {dense:,}   ({parameters / dense:.0%})"))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Throughput):
+            rows.append(("tokens", f"{callback.tokens_seen:,} seen   {callback.tokens_per_second:,.0f} a second"))
+        if isinstance(callback, SpectralTelemetry) and callback.measured:
+            rows.append(("spectral norms", _norms(callback.measured)))
+    saved = list(steps_in(Path(trainer.default_root_dir, FOLDER)).values())
+    if saved:
+        rows.append(("checkpoint", str(saved[0])))
+    if tracker := getattr(trainer.logger, "tracking_uri", None):
+        rows.append(("tracking", f"mlflow ui --backend-store-uri {tracker}"))
+    print()
+    for name, text in rows:
+        print(f"{name:<15} {text}")
+    if continuation:
+        print(f"{'sample':<15} {continuation}")
+
+
+def _norms(measured: dict[str, float]) -> str:
+    named = {
+        "spectral/sigma_A": "σ(A) {:.3f}",
+        "spectral/sigma_B": "σ(B) {:.3f}",
+        "spectral/update_over_lr": "‖ΔW‖₂/η {:.3f}",
+        "spectral/orthonormality_error": "max |UᵀU − I| {:.1e}",
+    }
+    return "   ".join(text.format(measured[key]) for key, text in named.items() if key in measured)
+
+
+def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
+    """A continuation by the first process, to which all contribute where each holds a part of the weights."""
+    prompt, ids = "def ", None
+    file = Path(trainer.default_root_dir, "tokenizer.json")
+    if trainer.is_global_zero and file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        ids = tokenizer.encode(prompt).ids
+    context: AbstractContextManager = nullcontext()
+    if isinstance(trainer.strategy, FSDP):
+        ids = trainer.strategy.broadcast(ids)
+        context = trainer.precision_plugin.forward_context()  # what is gathered is of the compute dtype
+    if ids is None:
+        return None
+    with context:
+        tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
+    if not trainer.is_global_zero:
+        return None
+    return "\n" + "\n".join(f"    {line}" for line in (prompt + tokenizer.decode(tokens)).splitlines())

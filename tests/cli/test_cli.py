@@ -1,0 +1,210 @@
+"""`lrtrain` itself: help at once, and one configuration out of recipes, overlays, environment and flags."""
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import toy
+from commandline import RECIPE, arguments, refusal
+from lrtrain import __version__
+from lrtrain.cli.main import COMMANDS, main
+
+HEAVY = ("torch", "lightning", "mlflow", "litdata", "transformers", "tokenizers", "pyarrow", "matplotlib", "omegaconf")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Any:
+    """Writes overlays, and returns the flags that name them."""
+
+    def write(*texts: str) -> list[str]:
+        flags = []
+        for index, text in enumerate(texts):
+            path = tmp_path / f"over{index}.yaml"
+            path.write_text(text)
+            flags += ["--config", str(path)]
+        return flags
+
+    return write
+
+
+@pytest.fixture
+def resolve(capsys: pytest.CaptureFixture[str]) -> Any:
+    """The configuration that `fit` would run with, as --print_config shows it, and that text."""
+
+    def run(*flags: str, recipe: Path = RECIPE) -> tuple[dict[str, Any], str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "--config", str(recipe), *flags, "--print_config"])
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+        return yaml.safe_load(text), text
+
+    return run
+
+
+# Help
+
+
+def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, (_, what) in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(what)}$", text, re.MULTILINE)
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_help_imports_nothing_heavy_and_takes_under_half_a_second_of_computing() -> None:
+    program = f"""
+import sys
+from lrtrain.cli.main import main
+main(["--help"])
+assert not [name for name in {HEAVY} if name in sys.modules], sorted(sys.modules)
+"""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"lrtrain {command}" in capsys.readouterr().out
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lrtrain {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["fti"], "unknown command 'fti': did you mean fit?"),
+        (["brew"], "unknown command 'brew': the commands are fit, validate"),
+        (["prepare"], "the following arguments are required: --out; see lrtrain prepare --help"),
+        (["prepare", "--out", "x", "--workers", "many"], "argument --workers: invalid int value: 'many'; see"),
+        (["sync", "--nope"], "unrecognized arguments: --nope; see lrtrain sync --help"),
+        (["compare"], "the following arguments are required: names, --tag or --study; see lrtrain compare"),
+    ],
+)
+def test_a_wrong_command_or_argument_is_one_line(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(argv, capsys).startswith(line)
+
+
+# One configuration
+
+
+def test_what_print_config_prints_is_taken_again_and_gives_the_same(resolve: Any, tmp_path: Path) -> None:
+    config, text = resolve("--trainer.max_steps=7", "--name=mine")
+    (tmp_path / "printed.yaml").write_text(text)
+    assert config["trainer"]["max_steps"] == 7
+    assert resolve(recipe=tmp_path / "printed.yaml") == (config, text)
+
+
+def test_of_two_overlays_the_second_wins_and_the_command_line_wins_over_both(resolve: Any, overlay: Any) -> None:
+    files = overlay("trainer: {max_steps: 11, log_every_n_steps: 3}\nname: first", "trainer: {max_steps: 12}")
+    config, _ = resolve(*files)
+    assert config["name"] == "first"
+    assert (config["trainer"]["max_steps"], config["trainer"]["log_every_n_steps"]) == (12, 3)
+    assert resolve(*files, "--trainer.max_steps=13")[0]["trainer"]["max_steps"] == 13
+    assert config["trainer"]["gradient_clip_val"] == 1.0, "what no overlay names stays as the recipe has it"
+
+
+def test_a_reference_follows_overlays_and_flags(resolve: Any, overlay: Any) -> None:
+    def ratios(config: dict[str, Any]) -> list[float]:
+        parts = config["model"]["decoder"]["init_args"]
+        return [parts[part]["init_args"]["rank_ratio"] for part in ("attention", "mlp")]
+
+    above = "model: {decoder: {init_args: {attention: {init_args: {rank_ratio: 0.5}}}}}"
+    assert ratios(resolve()[0]) == [0.25, 0.25]
+    assert ratios(resolve(*overlay(above))[0]) == [0.5, 0.5]
+    assert ratios(resolve("--model.decoder.attention.rank_ratio=0.125")[0]) == [0.125, 0.125]
+    assert ratios(resolve("--model.decoder.mlp.rank_ratio=0.75")[0]) == [0.25, 0.75]
+    assert resolve("--seed_everything=7")[0]["data"]["seed"] == 7
+
+
+def test_an_overlay_that_replaces_an_optimizer_drops_what_the_new_one_does_not_know(resolve: Any, overlay: Any) -> None:
+    text = "model: {optimizers: {hidden: {class_path: torch.optim.AdamW, init_args: {lr: 0.001}}}}"
+    for flags in (overlay(text), ["--model.optimizers.hidden=torch.optim.AdamW", "--model.optimizers.hidden.lr=0.001"]):
+        hidden = resolve(*flags)[0]["model"]["optimizers"]["hidden"]
+        assert hidden["class_path"] == "torch.optim.AdamW"
+        assert not {"momentum", "orthogonalize", "ns_steps"} & set(hidden["init_args"])
+        assert hidden["init_args"]["lr"] == 0.001
+        assert hidden["init_args"]["betas"] == [0.9, 0.999], "torch's defaults, not those of the slot before"
+
+
+def test_the_environment_is_weaker_than_files_and_flags(
+    resolve: Any, overlay: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LRTRAIN_TRAINER__MAX_EPOCHS", "3")
+    monkeypatch.setenv("LRTRAIN_TRAINER__MAX_STEPS", "4")
+    monkeypatch.setenv("LRTRAIN_RUNS", "elsewhere")
+    config, _ = resolve()
+    assert (config["trainer"]["max_epochs"], config["runs"]) == (3, "elsewhere")
+    assert config["trainer"]["max_steps"] == 200, "the recipe names it"
+    assert resolve(*overlay("trainer: {max_epochs: 5}"))[0]["trainer"]["max_epochs"] == 5
+    assert resolve("--trainer.max_epochs=6")[0]["trainer"]["max_epochs"] == 6
+
+
+def test_environment_alone_is_enough_for_a_run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRTRAIN_CONFIG", str(RECIPE))
+    for flag in arguments(shards, tmp_path)[2:]:
+        name, _, value = flag.removeprefix("--").partition("=")
+        if not name.startswith("model."):
+            monkeypatch.setenv(f"LRTRAIN_{name.replace('.', '__').upper()}", value)
+    monkeypatch.setenv("LRTRAIN_NAME", "from_the_environment")
+    assert main(["fit", *toy.MODEL]) == 0
+    assert (tmp_path / "from_the_environment/0001/checkpoints/step-00000002.ckpt").is_file()
+
+
+def test_a_run_writes_its_resolved_configuration_which_runs_again(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments(shards, tmp_path)]) == 0
+    first = tmp_path / "quickstart/0001"
+    assert main(["fit", "--config", str(first / "config.yaml")]) == 0
+    second = tmp_path / "quickstart/0002"
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+    weights = [
+        torch.load(run / "checkpoints/step-00000002.ckpt", weights_only=True)["state_dict"] for run in (first, second)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_coverage_table_counts_every_parameter_once(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overlay: Any
+) -> None:
+    text = (
+        "model: {optimizers: {overrides: {'decoder.embedding.*': {class_path: torch.optim.SGD, init_args: {lr: 1}}}}}"
+    )
+    assert main(["fit", *arguments(shards, tmp_path, *overlay(text))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("pattern"))
+    rows = [line.split() for line in lines[start + 1 : start + 4]]
+    assert [(row[0], row[3]) for row in rows] == [
+        ("decoder.embedding.*", "SGD"),
+        ("hidden", "Spectron"),
+        ("other", "AdamW"),
+    ]
+    total = next(line for line in lines if line.startswith("parameters")).split()[1]
+    assert sum(int(row[2].replace(",", "")) for row in rows) == int(total.replace(",", ""))
+    state = torch.load(tmp_path / "quickstart/0001/checkpoints/step-00000002.ckpt", weights_only=True)["state_dict"]
+    assert sum(int(row[1]) for row in rows) == len(state)

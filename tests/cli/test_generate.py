@@ -1,0 +1,125 @@
+"""`lrtrain generate` from a checkpoint that `lrtrain fit` wrote."""
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import toy
+from commandline import arguments, refusal
+from lrtrain.cli.main import main
+from lrtrain.config.trained_model import load
+
+Generate = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two names, `second` the newer one, with other weights."""
+    folder = tmp_path_factory.mktemp("generate")
+    shards = toy.shards(folder)
+    for seed, name in enumerate(("first", "second")):
+        fit = arguments(shards, folder / "runs", f"--name={name}", f"--seed_everything={seed}")
+        assert main(["fit", *fit]) == 0
+    for age, name in enumerate(("second", "first")):
+        stamp = 1_700_000_000 - age
+        os.utime(folder / "runs" / name / "0001/checkpoints", (stamp, stamp))
+    return folder / "runs"
+
+
+@pytest.fixture
+def generate(runs: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """What is printed, without the line's end."""
+
+    def run(*flags: str, path: Path = runs) -> str:
+        capsys.readouterr()
+        assert main(["generate", str(path), "--max-new-tokens", "12", *flags]) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        assert said.out.endswith("\n")
+        return said.out[:-1]
+
+    return run
+
+
+def type_in(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_the_prompt_is_continued_and_a_seed_repeats_the_text(generate: Generate) -> None:
+    texts = [generate("--prompt", "spectral norm", "--seed", seed) for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith("spectral norm") and len(text) > len("spectral norm") for text in texts)
+
+
+def test_temperature_zero_takes_the_likeliest_token_whatever_the_seed(generate: Generate, runs: Path) -> None:
+    texts = {generate("--prompt", "rank", "--temperature", "0", "--seed", seed) for seed in "123"}
+    assert texts == {generate("--prompt", "rank", "--top-p", "0.000001")}, "as does a nucleus of one token"
+    assert len({generate("--prompt", "rank", "--temperature", "3", "--seed", seed) for seed in "123"}) == 3
+
+
+def test_no_more_tokens_than_asked_for(generate: Generate, runs: Path) -> None:
+    _, tokenizer = load(runs / "first/0001/checkpoints/step-00000002.ckpt")
+    one, two = (generate("--prompt", "rank", "--temperature", "0", "--max-new-tokens", n) for n in "12")
+    assert two.startswith(one)
+    assert one.removeprefix("rank") in {tokenizer.decode([token]) for token in range(toy.VOCABULARY)}
+
+
+def test_the_prompt_comes_from_standard_input_when_none_is_given(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in("norm of a façade\n".encode(), monkeypatch)
+    assert generate() == generate("--prompt", "norm of a façade\n")
+
+
+def test_an_empty_prompt_begins_a_document(generate: Generate) -> None:
+    assert generate("--prompt", "") == generate("--prompt", "")
+    assert len(generate("--prompt", "")) > 0
+
+
+def test_a_file_a_run_and_a_folder_of_runs_name_a_checkpoint(generate: Generate, runs: Path) -> None:
+    def text(path: Path) -> str:
+        return generate("--prompt", "step", "--temperature", "0", path=path)
+
+    first, second = (runs / name / "0001" for name in ("first", "second"))
+    own = [text(run / "checkpoints/step-00000002.ckpt") for run in (first, second)]
+    assert own[0] != own[1]
+    assert [text(first), text(first / "checkpoints"), text(runs / "first")] == [own[0]] * 3
+    assert text(second) == text(runs) == own[1], "the newest of a folder"
+
+
+def test_a_broken_newest_is_passed_over(generate: Generate, runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "first/0001", tmp_path / "0001")
+    whole = run / "checkpoints/step-00000002.ckpt"
+    (run / "checkpoints/step-00000003.ckpt").write_bytes(whole.read_bytes()[:-1000])
+    assert generate("--prompt", "a", path=run) == generate("--prompt", "a", path=whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--temperature", "-1"], "--temperature -1.0: must be"),
+        (["--temperature", "nan"], "--temperature nan: must be"),
+        (["--temperature", "warm"], "argument --temperature: invalid float value: 'warm'; see lrtrain generate --help"),
+        (["--top-p", "0"], "--top-p 0.0: must be in (0, 1]"),
+        (["--top-p", "1.5"], "--top-p 1.5: must be in (0, 1]"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0: must be at least 1"),
+        (["--seed", "-1"], "--seed -1: must be in"),
+        (["--seed", str(2**64)], f"--seed {2**64}: must be in"),
+        (["--prompt", "\udcff"], "--prompt is not text in UTF-8"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line(
+    flags: list[str], line: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(["generate", str(runs), "--prompt", "a", *flags], capsys).startswith(line)
+
+
+def test_standard_input_that_is_no_text_is_one_line(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(b"\xff\xfe\xfd", monkeypatch)
+    assert refusal(["generate", str(runs)], capsys).startswith("standard input is not text in UTF-8")

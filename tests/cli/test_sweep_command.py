@@ -1,0 +1,179 @@
+"""`lrtrain sweep`: refuses before any trial, trains real ones as children of one MLflow run, and writes the best."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import toy
+from commandline import refusal
+from lrtrain.cli.main import main
+from lrtrain.cli.sweep import check
+from lrtrain.studies.sweep.space import read_space
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SPACES = sorted(CONFIGS.glob("sweeps/*.yaml"))
+RATE = "model.optimizers.hidden.lr"
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Refuses the sweep of a space over quickstart; nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(text: str, *flags: str) -> str:
+        Path("s.yaml").write_text(text if "configs" in text else f"{text}\nconfigs: [{CONFIGS}/quickstart.yaml]\n")
+        line = refusal(["sweep", "--space", "s.yaml", *flags], capsys)
+        assert not Path("runs").exists()
+        return line
+
+    return run
+
+
+GRID = f"parameters: {{{RATE}: {{choices: [0.01, 0.02]}}}}"
+
+SPACE_MISTAKES = {
+    "parameters: {}": "s.yaml: parameters: the space is empty",
+    "sampler: grid": "s.yaml: parameters: the space is empty",
+    "paramters: {}": "s.yaml: paramters: unknown key; did you mean parameters?",
+    "- configs": "s.yaml holds no search space",
+    "parameters: {": "s.yaml is not valid YAML: line",
+    f"{GRID}\nsampler: tpee": "s.yaml: sampler is 'tpee': did you mean tpe?",
+    f"{GRID}\nmode: best": "s.yaml: mode is 'best': there are min, max",
+    f"{GRID}\nsampler: random": "s.yaml: trials: is missing; the sampler random needs",
+    f"{GRID}\ntrials: 0": "s.yaml: trials: expected a whole number, at least 1, got 0",
+    f"{GRID}\nseeds: [1, 1]": "s.yaml: seeds: [1, 1] has one twice",
+    f"{GRID}\nseeds: [a]": "s.yaml: seeds: expected a whole number, at least 0, got 'a'",
+    f"{GRID}\nseeds: [1]\noverrides: {{seed_everything: 3}}": "s.yaml: seeds and seed_everything exclude each other",
+    f"{GRID}\nconfigs: quickstart.yaml": "s.yaml: configs: expected a list of files",
+    f"{GRID}\nconfigs: []": "s.yaml: configs: names no recipe",
+    f"{GRID}\nconfigs: [none.yaml]": "configuration file none.yaml does not exist: check the path",
+    f"{GRID}\noverrides: [1]": "s.yaml: overrides: expected dotted keys with values",
+    f"{GRID}\noverrides: {{{RATE}: 0.1}}": f"s.yaml: overrides.{RATE}: is varied under parameters",
+    f"{GRID}\noverrides: {{name: x}}": "s.yaml: overrides.name: a sweep gives each trial its own",
+    f"{GRID}\noverrides: {{trainer.max_stesp: 3}}": (
+        "s.yaml: overrides.trainer.max_stesp: unknown key; did you mean max_steps?"
+    ),
+    f"{GRID}\noverrides: {{trainer.logger: false}}": "trainer.logger: a sweep reads the metric from the record",
+}
+
+PARAMETER_MISTAKES = {
+    f"{RATE}: 3": "give choices: [...], or low: and high:",
+    f"{RATE}: {{low: 1}}": "give choices: [...], or low: and high:",
+    f"{RATE}: {{low: 1, hihg: 2}}": "unknown key; known here: choices",
+    f"{RATE}: {{low: 2, high: 1}}": "low 2 is above high 1: exchange them",
+    f"{RATE}: {{low: a, high: 1}}": "low: expected a number, got 'a'",
+    f"{RATE}: {{low: .nan, high: 1}}": "low: expected a number, got nan",
+    f"{RATE}: {{low: 0, high: 1, log: true}}": "low 0 has no logarithm",
+    f"{RATE}: {{low: 0.1, high: 1, log: yes please}}": "log: expected true or false, got 'yes please'",
+    f"{RATE}: {{low: 0.1, high: 1, log: true, step: 0.1}}": "log and step exclude each other",
+    f"{RATE}: {{low: 0.1, high: 1, step: 0}}": "step 0 must be positive",
+    f"{RATE}: {{low: 0.5, high: 2, int: true}}": "low: expected a whole number, got 0.5",
+    f"{RATE}: {{low: 0.1, high: 1}}": "a grid needs choices: or step:",
+    f"{RATE}: {{choices: []}}": "choices: expected a list of values, got []",
+    f"{RATE}: {{choices: [0.1, 0.1]}}": "choices: 0.1 stands there twice",
+    f"{RATE}: {{choices: [0.1], low: 1}}": "choices and low exclude each other",
+    f"{RATE}: {{choices: [0.1, fast]}}": "expected float, got fast",
+    f"{RATE}: {{choices: [0.1, 7]}}": "model.optimizers.hidden: Spectron: lr must be in (0, 1]",
+    "model.optimizers.hiddn.lr: {choices: [1]}": "model.optimizers.hiddn: unknown key; did you mean hidden?",
+    "model.optimizers.hidden.lrr: {choices: [1]}": "unknown key; did you mean lr?",
+    "model.decoder.width: {low: 64, high: 127.5, step: 63.5}": "expected int, got 127.5",
+    "model.decoder.width: {low: 64, high: 127, step: 63}": "model.decoder: width must be a multiple of",
+    "runs: {choices: [a]}": "a sweep gives each trial its own",
+}
+
+
+@pytest.mark.parametrize("text", SPACE_MISTAKES)
+def test_a_wrong_space_is_refused_before_any_trial(text: str, refuse: Refuse) -> None:
+    assert refuse(text).startswith(SPACE_MISTAKES[text])
+
+
+@pytest.mark.parametrize("text", PARAMETER_MISTAKES)
+def test_a_wrong_parameter_is_refused_with_its_place(text: str, refuse: Refuse) -> None:
+    line = refuse(f"parameters: {{{text}}}")
+    assert line.startswith(f"s.yaml: parameters.{text.partition(':')[0]}")
+    assert PARAMETER_MISTAKES[text] in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "start"),
+    [
+        (["--trainer.max_stesp", "3"], "--trainer.max_stesp: unknown key; did you mean max_steps?"),
+        (["--trainer.max_steps"], "--trainer.max_steps: expected a value"),
+        (["stray"], "stray: stands alone"),
+        ([f"--{RATE}=1"], f"--{RATE}: is varied by s.yaml"),
+        (["--name=x"], "--name: a sweep gives each trial its own"),
+        (["--jobs=0"], "argument --jobs: expected a whole number, at least 1, got 0"),
+        (["--study=a/b"], "--study is 'a/b': give the name of a folder inside runs"),
+        (["--config=none.yaml"], "configuration file none.yaml does not exist"),
+        (["--storage=nosql://host"], "--storage nosql://host: cannot be used"),
+    ],
+)
+def test_a_wrong_flag_is_refused(flags: list[str], start: str, refuse: Refuse) -> None:
+    assert refuse(GRID, *flags).startswith(start)
+
+
+def test_a_missing_space_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(["sweep", "--space", "none.yaml"], capsys).startswith("the file none.yaml does not exist")
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda path: path.stem)
+def test_a_shipped_space_fits_its_configuration(file: Path) -> None:
+    space = read_space(file)
+    assert yaml.safe_load(check(space))["name"] == "quickstart"
+    assert len(space.points()) in (0, space.trials)
+
+
+def test_the_shipped_rates_span_two_decades() -> None:
+    (lr,) = read_space(CONFIGS / "sweeps" / "spectron_lr.yaml").parameters
+    assert (len(lr.choices), lr.choices[0], lr.choices[-1]) == (9, 1e-3, 1e-1)
+
+
+def test_numbers_with_an_exponent_and_lists_are_what_they_look_like(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        f"parameters: {{{RATE}: {{choices: [1e-3, 2e-3]}}, model.optimizers.other.betas: {{choices: [[0.9, 1e-1]]}},"
+        " data.batch_size: {low: 2, high: 6, step: 2, int: true}}"
+    )
+    points = read_space(tmp_path / "s.yaml").points()
+    assert len(points) == 6
+    assert points[0] == {RATE: 0.001, "model.optimizers.other.betas": [0.9, 0.1], "data.batch_size": 2}
+    assert [point["data.batch_size"] for point in points[:3]] == [2, 4, 6]
+
+
+def test_real_trials_are_children_of_one_run_and_the_best_yaml_is_complete(
+    tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runs, space = tmp_path / "runs", tmp_path / "rates.yaml"
+    runs.mkdir()
+    shutil.copy(database, runs / "mlflow.db")
+    space.write_text(f"{GRID}\nconfigs: [{CONFIGS}/quickstart.yaml]\n")
+    settings = [flag for flag in toy.flags(toy.shards(tmp_path), runs) if not flag.startswith("--runs")]
+    command = ["sweep", "--space", str(space), "--runs", str(runs), "--jobs", "2", *settings]
+    assert main([*command, "--model.decoder.width=32", "--model.decoder.depth=1"]) == 0
+    out = capsys.readouterr().out
+    assert "study rates: 2 finished, 0 diverged, 0 failed, 0 not done" in out
+    assert f"lrtrain fit --config {runs}/rates/best.yaml --runs {runs}" in out
+
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("rates").experiment_id])
+    (parent,) = [run for run in found if run.data.tags.get("lrtrain.studies.jobs") == "rates"]
+    children = [run for run in found if run.data.tags.get("lrtrain.study") == "rates"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert sorted(run.data.tags["lrtrain.trial"] for run in children) == ["1", "2"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    best = min(children, key=lambda run: run.data.metrics["val/loss"])
+    assert parent.data.metrics["val/loss"] == best.data.metrics["val/loss"]
+    assert parent.data.tags["lrtrain.best"] == best.data.tags["lrtrain.trial"]
+
+    trial = runs / f"rates/trial-000{best.data.tags['lrtrain.trial']}/0001"
+    trained, written = (yaml.safe_load(file.read_text()) for file in (trial / "config.yaml", runs / "rates/best.yaml"))
+    assert written["name"] == "rates-best"
+    assert {key for key in trained if trained[key] != written[key]} == {"name", "runs", "trainer", "checkpoints"}
+    assert {key for key, value in trained["trainer"].items() if value != written["trainer"][key]} == {"logger"}
+    assert not list(runs.glob("rates/*/*/checkpoints"))

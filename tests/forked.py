@@ -1,6 +1,0 @@
-"""Processes that start in a moment: forked from a server that has imported the libraries, once for all tests."""
-
-import multiprocessing
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["lrtrain.data.datamodule", "lrtrain.callbacks.checkpoints", "lrtrain.commands.parser"])

@@ -1,0 +1,171 @@
+"""Every shipped experiment parses at both scales, and `lrtrain plan` counts what it takes."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commandline import refusal
+from lrtrain.cli.main import main
+from lrtrain.studies.experiments.arms import Arm, arms_of, with_rate
+from lrtrain.studies.experiments.definition import SCALES, load, names
+from lrtrain.studies.plan.counted import counted
+
+FOLDER = Path(__file__).parents[3] / "configs" / "experiments"
+NAMES = names(FOLDER)
+PUBLISHED = {
+    "optimizers": {"spectron": 296_930_560, "adamw": 296_930_560},
+    "equal_flops": {"spectron": 453_846_528, "dense": 777_856_512},
+    "ablation": {"neither": 93_604_608, "spectron": 93_604_608},
+    "spectral_norms": {"adamw": 93_604_608, "dense": 134_105_856},
+    "sct_ranks": {
+        "dense": 1_711_376_384,
+        "r256": 692_178_944,
+        "r128": 597_797_888,
+        "r64": 550_607_360,
+        "r32": 527_012_096,
+    },
+}
+
+
+@cache
+def arms(name: str, scale: str) -> dict[str, Arm]:
+    return {arm.variant.name: arm for arm in arms_of(load(FOLDER, name, scale), counted)}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_is_planned(name: str, scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", name, "--scale", scale, "--plan", "--folder", str(FOLDER)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{name} ({scale}): ")
+    assert len(out.splitlines()) > 3
+    assert load(FOLDER, name, scale).checks or load(FOLDER, name, scale).kind != "training"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_paper_scale_has_the_published_sizes(name: str) -> None:
+    planned = arms(name, "paper")
+    assert {variant: planned[variant].cost.parameters for variant in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_what_several_experiments_train_is_one_run() -> None:
+    spectron = {arms(*place)[variant].name for place, variant in SAME}
+    assert len(spectron) == 1
+    assert arms("sct_ranks", "tiny")["r32"].name == arms("sct_per_component_lr", "tiny")["shared"].name
+    assert arms("optimizers", "tiny")["adamw"].name == arms("spectral_norms", "tiny")["adamw"].name
+
+
+SAME = [
+    (("optimizers", "tiny"), "spectron"),
+    (("optimizer_dynamics", "tiny"), "spectron"),
+    (("ablation", "tiny"), "spectron"),
+    (("rank_sweep", "tiny"), "quarter"),
+]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_equal_flops_are_equal(scale: str) -> None:
+    planned = arms("equal_flops", scale)
+    mine, dense = (planned[name].cost for name in ("spectron", "dense"))
+    assert mine.steps > dense.steps
+    assert mine.steps % mine.every == 0
+    assert mine.steps * mine.flops * mine.tokens == pytest.approx(dense.steps * dense.flops * dense.tokens, rel=0.04)
+    assert planned["spectron"].settings["trainer.max_steps"] == mine.steps
+
+
+def test_the_learning_rate_goes_where_it_is_named() -> None:
+    arm = arms("sct_per_component_lr", "tiny")["per_component"]
+    settings = arm.configuration(0.01, 3)
+    assert settings["model.optimizers.hidden.lr"] == 0.0004
+    assert settings["model.optimizers.overrides"]["*.mlp.*"]["init_args"]["lr"] == 0.01
+    assert settings["seed_everything"] == 3
+    assert with_rate({"a": ["lr", "lr * 2", "lrs", 1]}, 0.5) == {"a": [0.5, 1.0, "lrs", 1]}
+
+
+def test_the_list_has_a_claim_and_a_time_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "--folder", str(FOLDER)]) == 0
+    heads, *lines, _, total = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["experiment", "tiny", "claim"]
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(int(line.split()[1]) > 0 for line in lines)
+    whole, summed = int(total.split("about ")[1].split()[0]), sum(int(line.split()[1]) for line in lines)
+    assert whole < min(summed, 120)
+
+
+FIT = {
+    "title": "t",
+    "claim": "c",
+    "source": "s",
+    "scales": {"tiny": {"configs": ["quickstart.yaml"]}},
+    "variants": {"one": {"tiny": {"lr": 0.1}}, "two": {"tiny": {"lr": 0.1}}},
+    "checks": [{"order": ["one", "two"]}],
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    content = yaml.safe_load(yaml.safe_dump(FIT))
+    *parents, last = path.split(".")
+    place = content
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("titel", "t", "titel: unknown key; did you mean title?"),
+        ("title", None, "title: expected a text, got None"),
+        ("kind", "trainin", "kind: expected one of training, isoflop, memory, conversion, got 'trainin'"),
+        ("scales", {}, "no scale tiny: there are "),
+        ("scales.tiny.seeds", 0, "scales.tiny.seeds: expected a whole number of at least 1, got 0"),
+        ("scales.tiny.configs", [], "scales.tiny.configs: expected a recipe, got []"),
+        ("scales.tiny.overlays", ["absent.yaml"], "absent.yaml does not exist: correct the path"),
+        ("variants", {}, "variants: expected the variants to train, got {}"),
+        ("variants.one.tiny.lr", 0, "variants.one.tiny.lr: expected a number above 0, got 0"),
+        ("variants.one.tiny.equal_flops", "too", "equal_flops: no variant 'too' of own steps: did you mean two?"),
+        ("variants.one", {"paper": {"lr": 1}}, "variants.one.tiny: expected what the variant is"),
+        ("variants.one", 3, "variants.one: expected keys with their values, got 3"),
+        ("figure", [{"metric": "val/loss", "over": "stepz"}], "figure[0].over: expected one of steps"),
+        ("checks", [{"order": ["one"]}], "checks[0].order: expected two variants or more"),
+        ("checks", [{"order": ["one", "tow"]}], "checks[0].order: no variant 'tow': did you mean two?"),
+        ("checks", [{"ratio": ["one", "two"]}], "checks[0].between: expected a lower and an upper end"),
+        ("checks", [{"metric": "x"}], "checks[0]: give one of order, reaches, ratio, difference, bound"),
+        ("checks", [{"order": ["one", "two"], "between": [1, 2]}], "checks[0].between: expected nothing beside order"),
+    ],
+)
+def test_a_mistake_in_a_file_is_refused_with_its_key(
+    path: str, value: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "quickstart.yaml").touch()
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    content = changed(path, value)
+    content["scales"] = {**content["scales"]}
+    for scale in content["scales"].values():
+        scale["configs"] = [os.path.join("..", name) for name in scale["configs"]]
+    (folder / "toy.yaml").write_text(yaml.safe_dump(content))
+    line = refusal(["experiment", "toy", "--folder", str(folder)], capsys)
+    assert line.startswith(f"{folder}/toy.yaml: ")
+    assert said in line
+
+
+def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--folder", str(FOLDER)]
+    assert (
+        refusal(["experiment", "optimizer", *flags], capsys)
+        == f"no experiment 'optimizer' in {FOLDER}: did you mean optimizers?"
+    )
+    assert (
+        refusal(["experiment", "ablation", "--scale", "huge", *flags], capsys) == "--scale huge: there are tiny, paper"
+    )
+    for flag in ("--seeds", "--jobs", "--threads"):
+        assert refusal(["experiment", "ablation", flag, "0", *flags], capsys) == f"{flag} 0: give at least 1"
+    assert refusal(["experiment", "--folder", str(tmp_path)], capsys).startswith(f"no experiments in {tmp_path}: ")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert "is not valid YAML" in refusal(["experiment", "broken", "--folder", str(tmp_path)], capsys)

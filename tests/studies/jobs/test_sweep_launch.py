@@ -1,0 +1,201 @@
+"""A job is one process of `lrtrain fit`, trained once, resumed when interrupted, and refused under another's name."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stand_in_fit
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.jobs import Job, around, launch, train, train_all
+from lrtrain.studies.jobs.past import past
+from stand_in_fit import RATE
+
+STAND_IN = (sys.executable, stand_in_fit.__file__)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "COMMAND", STAND_IN)
+
+
+def job(runs: Path, rate: float = 0.01, name: str = "toy", **more: object) -> Job:
+    runs.mkdir(exist_ok=True)
+    return Job(name, (), {RATE: rate, **more}, runs)
+
+
+def starts(runs: Path) -> list[str]:
+    return (runs / "starts").read_text().splitlines()
+
+
+def test_a_finished_job_is_not_repeated_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+    first, again = (train(job(tmp_path)) for _ in range(2))
+    assert (first.status, first.metric, first.reason) == ("finished", 0.0, "")
+    assert first.run_dir == tmp_path / "toy/0001"
+    assert (again.status, again.metric, again.run_dir) == (first.status, first.metric, first.run_dir)
+    assert starts(tmp_path) == ["toy fresh 1"]
+    assert not list(tmp_path.glob("toy/*/checkpoints"))
+
+
+def test_checkpoints_are_kept_on_demand(tmp_path: Path) -> None:
+    outcome = train(job(tmp_path), keep_checkpoints=True)
+    assert outcome.run_dir is not None
+    assert list((outcome.run_dir / "checkpoints").iterdir())
+
+
+def test_the_name_of_another_job_is_refused_with_the_setting_that_differs(tmp_path: Path) -> None:
+    train(job(tmp_path))
+    with pytest.raises(UserError, match=rf"toy holds a run with other settings \({RATE}: 0.01 there, 0.02 here\)"):
+        train(job(tmp_path, 0.02))
+    with pytest.raises(UserError, match=r"trainer.max_steps: not set there, 5 here"):
+        train(job(tmp_path, **{"trainer.max_steps": 5}))
+
+
+def test_other_content_of_a_file_is_another_job_and_a_comment_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "base.yaml"
+    mine = Job("toy", (file,), {RATE: 0.01}, tmp_path)
+    file.write_text("trainer: {max_steps: 3}\n")
+    train(mine)
+    file.write_text("trainer: {max_steps: 3}  # optimizer steps\n")
+    assert train(mine).status == "finished"
+    file.write_text("trainer: {max_steps: 4}\n")
+    with pytest.raises(UserError, match=r"config 1.trainer.max_steps: 3 there, 4 here"):
+        train(mine)
+
+
+def test_a_diverged_job_is_infinitely_bad_and_not_repeated(tmp_path: Path) -> None:
+    outcomes = [train(job(tmp_path, 0.7)) for _ in range(2)]
+    assert [(outcome.status, outcome.metric) for outcome in outcomes] == [("diverged", math.inf)] * 2
+    assert all(outcome.reason.startswith("stopped at step 7: non-finite") for outcome in outcomes)
+    assert len(starts(tmp_path)) == 1
+
+
+def test_a_loss_that_is_no_number_has_diverged(tmp_path: Path) -> None:
+    (tmp_path / "toy/0001").mkdir(parents=True)
+    (tmp_path / "toy/0001/config.yaml").write_text(f"{RATE}: 0.01\n")
+    stand_in_fit.record(tmp_path / "toy/0001", step=1, metrics={"val/loss": "NaN"})
+    stand_in_fit.record(tmp_path / "toy/0001", status="FINISHED")
+    outcome = train(job(tmp_path))
+    assert (outcome.status, outcome.metric, outcome.reason) == ("diverged", math.inf, "val/loss is nan")
+
+
+def test_a_crashed_job_says_why_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    outcomes = [train(job(tmp_path, 1e-5)) for _ in range(2)]
+    assert [(outcome.status, outcome.metric, outcome.refused) for outcome in outcomes] == [("failed", None, False)] * 2
+    assert outcomes[0].reason == f"RuntimeError: the stand-in's crash (see {tmp_path}/toy/fit.log)"
+    assert starts(tmp_path) == ["toy fresh 1", "toy resumed 1"]
+
+
+def test_a_refused_job_tells_the_one_line(tmp_path: Path) -> None:
+    outcome = train(job(tmp_path, -1))
+    assert (outcome.status, outcome.refused) == ("failed", True)
+    assert outcome.reason.startswith("model.optimizers.hidden: lr must be positive (see ")
+
+
+def test_a_metric_that_is_not_recorded_is_refused_with_near_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"toy/0001 has no metric 'val/los'; there are val/loss"):
+        train(job(tmp_path), metric="val/los")
+
+
+def test_a_run_made_without_a_job_counts_only_with_the_same_configuration(tmp_path: Path) -> None:
+    train(job(tmp_path))
+    (tmp_path / "toy/job.json").unlink()
+    config = {"model": {"optimizers": {"hidden": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}}}}
+    (tmp_path / "toy/0001/config.yaml").write_text(yaml.safe_dump(config))
+    found = past(job(tmp_path, **{"model.optimizers.hidden": "torch.optim.AdamW"}), "val/loss")
+    assert found is not None
+    assert found.status == "finished"
+    with pytest.raises(UserError, match=r"0.01 there, 0.03 here"):
+        past(job(tmp_path, 0.03), "val/loss")
+
+
+def test_jobs_are_trained_together_and_told_in_order(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, rate, f"toy-{rate:g}") for rate in (0.1, 0.7, 0.01)]
+    told: list[str] = []
+    outcomes = train_all(jobs, 2, each=lambda job, outcome: told.append(f"{job.name} {outcome.status}"))
+    assert [outcome.metric for outcome in outcomes] == [1.0, math.inf, 0.0]
+    assert sorted(told) == ["toy-0.01 finished", "toy-0.1 finished", "toy-0.7 diverged"]
+    with pytest.raises(ValueError, match="same name"):
+        train_all([jobs[0], jobs[0]], 2)
+
+
+def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:
+    tagged = Job("toy", (), {}, tmp_path, tags={"a": "b"})
+    made = launch.tracked(None, tagged)
+    assert made == {
+        "class_path": "lrtrain.tracking.logger.MLflowLogger",
+        "init_args": {"experiment": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}},
+    }
+    other = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}
+    own = {"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": {"tags": {"c": "d"}, "run_name": "n"}}
+    kept, mine = launch.tracked([other, own], tagged)  # type: ignore[misc]
+    assert kept == other
+    assert mine["init_args"] == {"tags": {"c": "d", "a": "b"}, "run_name": "n"}
+    (flag,) = [flag for flag in launch.arguments(tagged) if flag.startswith("--trainer.logger=")]
+    assert json.loads(flag.partition("=")[2]) == made
+
+
+PROGRAM = f"""
+import signal, sys
+from pathlib import Path
+from lrtrain.studies.jobs import Job, train_all
+from lrtrain.studies.jobs import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+launch.COMMAND = {STAND_IN!r}
+runs = Path(sys.argv[1])
+train_all([Job(f"toy-{{n}}", (), {{{RATE!r}: 0.01}}, runs) for n in range(3)], 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -9)]
+)
+def test_a_signal_ends_the_processes_too_and_they_save(how: signal.Signals, code: int, tmp_path: Path) -> None:
+    if how == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("needs Linux")
+    environment = {**os.environ, "STAND_IN_SECONDS": "200"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: len(list(tmp_path.glob("*/*/checkpoints/step-00000000.ckpt"))) == 2)
+        process.send_signal(how)
+        assert process.wait(60) == code
+        until(lambda: len(list(tmp_path.glob("*/*/checkpoints/step-00000001.ckpt"))) == 2)
+    finally:
+        process.kill()
+    assert len(starts(tmp_path)) == 2
+
+
+def until(condition: object) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("best", "runs"), [(0.02, 3), (0.08, 5), (0.0025, 5)])
+def test_a_search_goes_on_until_the_best_value_is_not_at_an_end(best: float, runs: int) -> None:
+    found = around(0.02, lambda lr: abs(math.log2(lr / best)))
+    assert len(found) == runs
+    assert min(found, key=lambda lr: found[lr]) == pytest.approx(best)
+    assert min(found) < best < max(found)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_search_where_every_run_diverges_ends(loss: float) -> None:
+    assert around(0.02, lambda lr: loss) == {0.02: math.inf}
+
+
+def test_a_search_goes_by_its_factor_away_from_what_diverges() -> None:
+    found = around(1.0, lambda value: math.nan if value > 2 else -value, factor=3.0)
+    assert found == {1.0: -1.0, 1 / 3: -1 / 3, 3.0: math.inf}
+    with pytest.raises(ValueError, match="positive"):
+        around(0.0, lambda value: value)

@@ -1,0 +1,53 @@
+"""Running totals of tokens, FLOPs and time."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+import toy
+from commandline import arguments
+from lrtrain.cli.main import main
+from lrtrain.config.trained_model import build_decoder
+from lrtrain.training.callbacks.throughput import TOTALS, Throughput
+
+TOKENS = 4 * toy.BLOCK
+
+
+def totals(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every total that a run logged, as (step, value)."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    points = [(r["step"], r["metrics"]) for r in records if "metrics" in r]
+    return {
+        name: [(step, metrics[f"throughput/{name}"]) for step, metrics in points if f"throughput/{name}" in metrics]
+        for name in TOTALS
+    }
+
+
+def test_totals_reach_to_the_end_and_go_on_after_a_resume(tmp_path: Path) -> None:
+    more = ["--trainer.logger=true", "--trainer.log_every_n_steps=2", "--name=x"]
+    fit = ["fit", *arguments(toy.shards(tmp_path), tmp_path / "runs", *more)]
+    assert main([*fit, "--trainer.max_steps=3"]) == 0
+    run = tmp_path / "runs/x/0001"
+    first = totals(run)
+    assert first["tokens_seen"] == [(1, 2 * TOKENS), (2, 3 * TOKENS)]
+    decoder = build_decoder(yaml.safe_load((run / "config.yaml").read_text())["model"]["decoder"])
+    assert first["flops"][-1][1] == pytest.approx(3 * TOKENS * 3 * decoder.flops_per_token(toy.BLOCK))
+    seconds, inside, validation = (first[name][-1][1] for name in ("seconds", "step_seconds", "validation_seconds"))
+    assert 0 < inside < seconds
+    assert validation > 0
+
+    assert main([*fit, "--trainer.max_steps=5", "--ckpt_path=last"]) == 0
+    second = totals(run)
+    assert second["tokens_seen"] == [*first["tokens_seen"], (3, 4 * TOKENS), (4, 5 * TOKENS)]
+    assert all(second[name][-1][1] > first[name][-1][1] for name in TOTALS)
+
+
+def test_a_total_that_an_older_checkpoint_does_not_hold_is_not_made_up() -> None:
+    throughput = Throughput()
+    throughput.load_state_dict({"tokens_seen": 7})
+    assert throughput.tokens_seen == 7
+    assert math.isnan(throughput.flops)
+    assert throughput._totals() == {"throughput/tokens_seen": 7.0}
