@@ -63,7 +63,7 @@ SPACE_MISTAKES = {
 PARAMETER_MISTAKES = {
     f"{RATE}: 3": "give choices: [...], or low: and high:",
     f"{RATE}: {{low: 1}}": "give choices: [...], or low: and high:",
-    f"{RATE}: {{low: 1, hihg: 2}}": "unknown key; known here: choices",
+    f"{RATE}: {{low: 1, hihg: 2}}": "unknown key; did you mean high?",
     f"{RATE}: {{low: 2, high: 1}}": "low 2 is above high 1: exchange them",
     f"{RATE}: {{low: a, high: 1}}": "low: expected a number, got 'a'",
     f"{RATE}: {{low: .nan, high: 1}}": "low: expected a number, got nan",

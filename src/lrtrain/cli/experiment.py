@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrtrain.cli.arguments import Arguments
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 
 if TYPE_CHECKING:
     from lrtrain.studies.experiments.definition import Definition
@@ -37,7 +38,6 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} {value}: give at least 1")
 
     from lrtrain.studies.experiments.definition import SCALES, load, names
-    from lrtrain.studies.experiments.fields import near
 
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale}: {near(options.scale, SCALES)}")

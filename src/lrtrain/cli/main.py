@@ -6,6 +6,7 @@ import sys
 
 from lrtrain import __version__
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 from lrtrain.runtime.ranks import says
 
 COMMANDS = {
@@ -51,11 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     if command not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {command!r}: {hint}")
+        raise UserError(f"unknown command {command!r}: {near(command, COMMANDS, 'the commands are')}")
     module, _, function = COMMANDS[command][0].partition(":")
     return getattr(importlib.import_module(module), function)(argv)
 

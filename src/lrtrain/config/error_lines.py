@@ -1,6 +1,5 @@
 """One clear line from what the configuration parser says."""
 
-import difflib
 import importlib
 import re
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from lrtrain.config.settings import Settings, flags
+from lrtrain.runtime.hints import near
 
 RECIPE = "name a whole recipe, as in --config configs/quickstart.yaml"
 # What a union says of its other members, which nobody asked for.
@@ -57,9 +57,9 @@ def _explain(text: str, key: str, settings: Settings) -> str:
         return _unknown_key(f"{key}.{match[1]}" if key else match[1], settings)
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
         module, name = match.groups()
-        near = difflib.get_close_matches(name, dir(importlib.import_module(module)), n=1)
-        advice = f"did you mean {near[0]}?" if near else "check it"
-        return f"{_holder(f'{module}.{name}', key, settings)}: the module {module} has no {name}; {advice}"
+        public = [known for known in dir(importlib.import_module(module)) if not known.startswith("_")]
+        place = _holder(f"{module}.{name}", key, settings)
+        return f"{place}: the module {module} has no {name}; {near(name, public)}"
     if match := re.search(r"No module named '([^']+)'", text):
         place = _holder(match[1], key, settings)
         return f"{place}: there is no module {match[1]}; a class path is a module path and a class name"
@@ -90,11 +90,7 @@ def _unknown_key(key: str, settings: Settings) -> str:
             culprit, last, names = ".".join(parts[: depth + 1]), part, here
             break
     place = found.where.removesuffix(path) + culprit if found else f"--{culprit}"
-    near = difflib.get_close_matches(last, sorted(names), n=1, cutoff=0.5)
-    if near:
-        return f"{place}: unknown key; did you mean {near[0]}?"
-    known = ", ".join(sorted(names)[:12])
-    return f"{place}: unknown key; " + (f"known here: {known}" if names else "leave it out")
+    return f"{place}: unknown key; {near(last, sorted(names)) if names else 'leave it out'}"
 
 
 def _place(key: str, settings: Settings, value: str | None = None) -> str:

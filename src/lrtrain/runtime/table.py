@@ -1,15 +1,25 @@
 """Columns of text."""
 
+import io
 from collections.abc import Sequence
+
+WIDEST = 100_000
+"""Characters of a line, so that none is ever wrapped or cut."""
 
 
 def table(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
     """Rows, the first with the headings; columns of numbers to the right if `numbers`, all others to the left."""
-    width = max(map(len, rows))
-    columns = [[row[i] if i < len(row) else "" for row in rows] for i in range(width)]
-    padded = []
-    for index, column in enumerate(columns):
-        size = max(map(len, column))
-        right = numbers and index > 0 and all(not cell or cell[0].isdigit() for cell in column[1:])
-        padded.append([cell.rjust(size) if right else cell.ljust(size) for cell in column])
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*padded, strict=True))
+    from rich.console import Console  # here: commands start without it
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for index in range(max(map(len, rows))):
+        cells = [row[index] for row in rows[1:] if index < len(row)]
+        right = numbers and index > 0 and all(not cell or cell[0].isdigit() for cell in cells)
+        grid.add_column(justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    out = io.StringIO()
+    Console(file=out, width=WIDEST, color_system=None, force_jupyter=False).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

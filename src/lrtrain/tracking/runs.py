@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import nearest
 from lrtrain.tracking.destination import quiet, redact, resolve_uri, sqlite_path
 from lrtrain.tracking.names import legal_name
 from lrtrain.tracking.series import Series, number, read_series
@@ -43,7 +43,7 @@ class TrackedRun:
     def series(self, metric: str) -> Series:
         """The points of a metric that was asked for. Raises UserError, with near names, where the run has none."""
         if metric not in self.metrics:
-            raise UserError(f"run {self.run_name} has no metric {metric!r}{near(metric, self.last)}")
+            raise UserError(f"run {self.run_name} has no metric {metric!r}; {nearest(metric, self.last)}")
         return self.metrics[metric]
 
 
@@ -93,12 +93,6 @@ def tracked_runs(
     return sorted(taken, key=lambda run: (order.get(run.name, 0), run.start, run.id))
 
 
-def near(name: str, known: Any) -> str:
-    """The end of a message that something does not exist: `; there are` and the nearest that do."""
-    likely = get_close_matches(name, list(known), n=3, cutoff=0.3)
-    return f"; there are {', '.join(likely or sorted(known)[:8])}" if known else ""
-
-
 @contextmanager
 def _answering(uri: str) -> "Iterator[MlflowClient]":
     """A client of the MLflow that is meant. Raises UserError where there is none or it does not answer."""
@@ -130,7 +124,7 @@ def _search(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 others = [e.name for e in _pages(client.search_experiments) if e.name != "Default"]
-                raise UserError(f"no runs of the name {name!r} are tracked{near(name, others)}")
+                raise UserError(f"no runs of the name {name!r} are tracked; {nearest(name, others)}")
             experiments[experiment.experiment_id] = name
     else:
         experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
@@ -161,12 +155,12 @@ def _nothing_found(client: "MlflowClient", names: Sequence[str], tags: Mapping[s
     for key, value in tags.items():
         values = {run.tags[key] for run in others if key in run.tags}
         if key == STUDY_TAG and value not in values:
-            return f"no study {value!r} is tracked{of}{near(value, values)}"
+            return f"no study {value!r} is tracked{of}; {nearest(value, values)}"
         if not values:
             known = {known for run in others for known in run.tags}
-            return f"no run has the tag {key!r}{of}{near(key, known)}"
+            return f"no run has the tag {key!r}{of}; {nearest(key, known)}"
         if value not in values:
-            return f"no run has the tag {key}={value}{of}{near(value, values)}"
+            return f"no run has the tag {key}={value}{of}; {nearest(value, values)}"
     return f"no run has all of {', '.join(f'{key}={value}' for key, value in tags.items())}{of}: leave one out"
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.experiments.fields import Fields, near
+from lrtrain.studies.experiments.fields import Fields
 
 SCALES = ("tiny", "paper")
 KINDS: dict[str, tuple[str, ...]] = {

@@ -1,19 +1,12 @@
 """Taking values out of a mapping of a YAML file, and refusing, with file and key, what is not as it should be."""
 
-import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """The end of a message that something does not exist: the nearest that do, else all."""
-    names = list(known)
-    likely = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {likely[0]}?" if likely else f"there are {', '.join(names)}"
+from lrtrain.runtime.hints import near
 
 
 class Fields:

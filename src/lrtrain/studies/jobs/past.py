@@ -1,6 +1,5 @@
 """What the folder of a job tells: which settings it is for, and whether it has come to an end."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import nearest
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.tracking.names import flatten
@@ -54,8 +54,7 @@ def past(job: Job, metric: str) -> Outcome | None:
             _made_with(job, run_dir)
         values, seconds = finished
         if metric not in values:
-            near = difflib.get_close_matches(metric, values, n=3, cutoff=0.3) or sorted(values)[:8]
-            raise UserError(f"the run {run_dir} has no metric {metric!r}; there are {', '.join(near)}")
+            raise UserError(f"the run {run_dir} has no metric {metric!r}; {nearest(metric, values)}")
         value = values[metric]
         if math.isfinite(value):
             return Outcome("finished", value, run_dir, "", seconds)

@@ -1,12 +1,12 @@
 """Tokens, steps, FLOPs and time of a run, and the speed of a recorded one."""
 
-import difflib
 import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import nearest
 
 METRIC = "throughput/tokens_per_second"
 
@@ -52,8 +52,7 @@ def recorded_throughput(runs: str, name: str) -> float:
     folders = sorted(Path(runs, name).glob("[0-9]" * 4 + "/metrics.jsonl"), reverse=True)
     if not folders:
         known = [path.name for path in Path(runs).iterdir() if path.is_dir()] if Path(runs).is_dir() else []
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        hint = f"there are {', '.join(near)}" if near else "train it with lrtrain fit, or give --throughput"
+        hint = nearest(name, known) if known else "train it with lrtrain fit, or give --throughput"
         raise UserError(f"--like {name}: no run of that name has metrics in {runs}; {hint}")
     for file in folders:
         found = []

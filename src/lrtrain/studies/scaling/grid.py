@@ -1,6 +1,5 @@
 """The isoFLOP grid: which sizes, at which budgets, for how many steps."""
 
-import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.scaling.shapes import Shape, Size, shape_of
 
@@ -77,8 +77,7 @@ def load_grid(path: Path) -> Grid:
     known = list(Grid.__dataclass_fields__)
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise UserError(f"{path}: {key}: unknown key; " + (f"did you mean {near[0]}?" if near else _those(known)))
+            raise UserError(f"{path}: {key}: unknown key; {near(str(key), known)}")
     for key in ("configs", "budgets", "dials", "tokens_per_parameter"):
         if key not in content:
             raise UserError(f"{path}: {key} is missing: see configs/scaling_laws/tiny.yaml")
@@ -164,10 +163,6 @@ def _short(budget: float) -> str:
     """`2.2e18` of 2.2e+18."""
     mantissa, exponent = f"{budget:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def _those(known: list[str]) -> str:
-    return f"known here: {', '.join(known)}"
 
 
 class _Reader:

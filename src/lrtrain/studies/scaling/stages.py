@@ -13,6 +13,7 @@ from lrtrain.config.checked import checked
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.hints import nearest
 from lrtrain.studies.scaling.fit_report import lines, summary
 from lrtrain.studies.scaling.grid import Grid, Point, load_grid, points_of
 from lrtrain.studies.scaling.isoflop_figure import draw
@@ -173,11 +174,8 @@ def _devices(value: Any) -> int:
 
 def _chosen(plan: Plan, only: Sequence[str] | None) -> list[Point]:
     """The points that are asked for. Raises UserError, with the nearest names, for one that the plan does not have."""
-    import difflib
-
     known = {point.name: point for point in plan.points}
     for name in only or []:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)[:8]
-            raise UserError(f"--only {name}: the plan has no such point; there are {', '.join(near)}")
+            raise UserError(f"--only {name}: the plan has no such point; {nearest(name, known)}")
     return [known[name] for name in dict.fromkeys(only or known)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -78,7 +79,7 @@ def parse_parameter(where: str, key: str, content: object) -> Parameter:
         raise UserError(f"{at}: give choices: [...], or low: and high:")
     for name in content:
         if name not in KEYS:
-            raise UserError(f"{at}.{name}: unknown key; known here: {', '.join(KEYS)}")
+            raise UserError(f"{at}.{name}: unknown key; {near(str(name), KEYS)}")
     if "choices" in content:
         return _choices(at, key, content)
     if "low" not in content or "high" not in content:

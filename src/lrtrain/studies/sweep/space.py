@@ -1,7 +1,6 @@
 """The space file of a sweep: what is varied, how it is sampled, and which metric is the best."""
 
 import dataclasses
-import difflib
 import itertools
 import json
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.sweep.parameter import Parameter, parse_parameter, plain
 
@@ -78,9 +78,7 @@ def read_space(file: Path, trials: int | None = None) -> Space:
     content = _load(file) | ({} if trials is None else {"trials": trials})
     for key in content:
         if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"known here: {', '.join(KEYS)}"
-            raise UserError(f"{file}: {key}: unknown key; {advice}")
+            raise UserError(f"{file}: {key}: unknown key; {near(str(key), KEYS)}")
     stated = content.get("parameters")
     if not isinstance(stated, Mapping) or not stated:
         raise UserError(f"{file}: parameters: the space is empty; name a configuration key with choices: or low: high:")
@@ -159,9 +157,7 @@ def _trials(file: Path, content: Mapping[str, Any], sampler: str, parameters: tu
 def _one_of(file: Path, content: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str) -> str:
     value = content.get(key, default)
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(allowed)}"
-        raise UserError(f"{file}: {key} is {value!r}: {advice}")
+        raise UserError(f"{file}: {key} is {value!r}: {near(str(value), allowed)}")
     return str(value)
 
 
