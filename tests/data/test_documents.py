@@ -16,6 +16,7 @@ import zstandard
 
 from lrtrain.data import documents
 from lrtrain.data.documents import read_documents
+from lrtrain.data.formats import TEXT_DOCUMENT
 from lrtrain.data.sources import list_parts
 from lrtrain.runtime.errors import UserError
 
@@ -92,7 +93,7 @@ def test_a_text_without_blank_lines_or_without_lines_is_still_cut(tmp_path: Path
     (tmp_path / "one_line.txt").write_text("x" * 100_000)
     found = texts(tmp_path / "one_line.txt")
     assert "".join(found) == "x" * 100_000
-    assert max(map(len, found)) <= 2 * documents.TEXT_DOCUMENT
+    assert max(map(len, found)) <= 2 * TEXT_DOCUMENT
 
 
 def test_a_source_file_is_one_document(tmp_path: Path) -> None:

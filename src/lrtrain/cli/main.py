@@ -7,6 +7,7 @@ import sys
 from lrtrain import __version__
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
+from lrtrain.runtime.own_modules import find_own_modules
 from lrtrain.runtime.ranks import says
 
 COMMANDS = {
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(command: str, argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}: {near(command, COMMANDS, 'the commands are')}")
+    find_own_modules(argv)
     module, _, function = COMMANDS[command][0].partition(":")
     return getattr(importlib.import_module(module), function)(argv)
 

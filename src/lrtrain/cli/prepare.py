@@ -25,6 +25,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--train-vocab-size", type=int, metavar="N", help="train a byte-level BPE of N tokens instead")
     parser.add_argument("--val-fraction", type=float, default=0.05, metavar="F", help="share held out (0.05)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="training tokens at most")
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="a document format of your own, as my_format.Csv; may be repeated",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenize (one a core)")
     arguments = parser.parse_args(argv)
 

@@ -18,6 +18,7 @@ from lrtrain.config.settings import ENV_PREFIX, option_names
 from lrtrain.nn import Decoder
 from lrtrain.optim import Optimizers
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.own_modules import find_own_modules
 
 GROUPS = {
     "trainer": ("lightning", "pytorch/trainer/trainer.py", "Trainer"),
@@ -65,6 +66,7 @@ def parse(argv: list[str]) -> tuple[ArgumentParser, Namespace]:
         UserError: a key that there is not, or a value of another type.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    find_own_modules(argv)
     PlanParser.argv, PlanParser.folder = argv, os.getcwd()
     parser = PlanParser(prog="lrtrain plan", parser_mode="omegaconf+", default_env=True, env_prefix=ENV_PREFIX)
     parser.add_argument("-c", "--config", action=ActionConfigFile)

@@ -19,6 +19,7 @@ from lrtrain.config.run_directory import resolve_run
 from lrtrain.config.settings import ENV_PREFIX, option_names
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.own_modules import find_own_modules
 from lrtrain.tracking.logger import MLflowLogger
 from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
@@ -58,6 +59,7 @@ class TrainCLI(LightningCLI):
     def __init__(self, command: str, argv: list[str]) -> None:
         # Without the second, ${…} is resolved in each file alone, before overlays and the command line are known.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        find_own_modules(argv)
         self.command = command
         TrainParser.argv, TrainParser.folder = argv, os.getcwd()
         super().__init__(

@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "DocumentFormat": "formats",
     "Manifest": "manifest",
     "PrepareSpec": "preparation",
     "load_tokenizer": "tokenizer",
     "TokenDataModule": "datamodule",
 }
-__all__ = ["Manifest", "PrepareSpec", "TokenDataModule", "load_tokenizer"]
+__all__ = ["DocumentFormat", "Manifest", "PrepareSpec", "TokenDataModule", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

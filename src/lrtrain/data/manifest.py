@@ -50,8 +50,8 @@ class Split:
 class Manifest:
     """What `manifest.json` says. It is written last, so a folder that has one is a whole data set.
 
-    `source` to `max_tokens` are the request it was made from (`PrepareSpec`); `dtype` is the tokens' type on disk,
-    `uint16` or `int32`; `eot_id` is the token between documents.
+    `source` to `max_tokens`, and `formats`, are the request it was made from (`PrepareSpec`); `dtype` is the tokens'
+    type on disk, `uint16` or `int32`; `eot_id` is the token between documents.
     """
 
     source: list[str]
@@ -66,6 +66,7 @@ class Manifest:
     dtype: str
     train: Split
     val: Split
+    formats: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def split(self, name: str) -> Split:
@@ -113,7 +114,7 @@ class Manifest:
                 name: Split(**{**content[name], "chunks": [Chunk(**chunk) for chunk in content[name]["chunks"]]})
                 for name in SPLITS
             }
-            return cls(**{**{f.name: content[f.name] for f in fields(cls)}, **splits})
+            return cls(**{**{f.name: content[f.name] for f in fields(cls) if f.name in content}, **splits})
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}): delete the folder and prepare it again") from error
 

@@ -46,6 +46,7 @@ class PrepareSpec:
         train_vocab_size: Train a byte-level BPE of so many tokens on (at most 100 MB of) the training documents.
         val_fraction: The share of documents that is held out, chosen by a hash of their text; between 0 and 1.
         max_tokens: Stop before the document that would make more training tokens than this; null reads everything.
+        formats: Class paths of further document formats (`my_format.Csv`, see `lrtrain.data.DocumentFormat`).
         workers: Threads that tokenize; null takes one a core. The result does not depend on it.
     """
 
@@ -55,6 +56,7 @@ class PrepareSpec:
     train_vocab_size: int | None = None
     val_fraction: float = 0.05
     max_tokens: int | None = None
+    formats: list[str] = field(default_factory=list)
     workers: int | None = None
 
     def request(self) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def existing(spec: PrepareSpec, path: str) -> Manifest:
 
 
 def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
-    parts = list_parts(spec.source)
+    parts = list_parts(spec.source, spec.formats)
     progress = Progress.load(folder)
     fresh = Progress(spec.request(), [[part.url, part.size] for part in parts])
     if progress is None:

@@ -1,25 +1,16 @@
 """What files a `source` names: the standard library, paths, folders, globs and fsspec URLs, as a list of parts."""
 
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
 
+from lrtrain.data.formats import Code, DocumentFormat, Text, formats_by_suffix
 from lrtrain.runtime.errors import UserError
 
-FORMATS = {
-    ".txt": "text",
-    ".md": "code",
-    ".rst": "code",
-    ".py": "code",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # Not prose and not code that one would learn from: test suites hold files with broken encodings on purpose.
 STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -27,14 +18,10 @@ STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a source.
-
-    `format` is `text` (cut at blank lines), `code` (one document a file), `jsonl` or `parquet`; `compression` is None,
-    `gzip` or `zstd`; `size` is in bytes as stored, 0 where the file system does not tell.
-    """
+    """One file of a source: `compression` is None, `gzip` or `zstd`; `size` in bytes, 0 where nobody tells it."""
 
     url: str
-    format: str
+    format: type[DocumentFormat]
     compression: str | None
     size: int
 
@@ -43,16 +30,18 @@ class Part:
         return "://" in self.url
 
 
-def list_parts(source: Iterable[str]) -> list[Part]:
+def list_parts(source: Iterable[str], formats: Iterable[str] = ()) -> list[Part]:
     """The files of `source` in a fixed order: as given, sorted by path within a folder or a glob, each once.
 
     Each entry is `stdlib` (the text of the running Python's standard library), a file, a folder (its files of a known
     format, at any depth, none that is hidden), a glob, or any fsspec URL of these. A named file of an unknown suffix
-    is read as text. Raises UserError for an entry that names nothing or cannot be listed.
+    is read as text. `formats` are class paths of further formats. Raises UserError for an entry that names nothing or
+    cannot be listed.
     """
+    known = formats_by_suffix([*formats])
     parts: dict[str, Part] = {}
     for entry in source:
-        for part in _stdlib() if entry == "stdlib" else _expand(entry):
+        for part in _stdlib() if entry == "stdlib" else _expand(entry, known):
             parts.setdefault(part.url, part)
     return list(parts.values())
 
@@ -76,7 +65,7 @@ def _line(error: Exception) -> str:
 def _stdlib() -> list[Part]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = (f for f in root.rglob("*.py") if STDLIB_LEFT_OUT.isdisjoint(f.relative_to(root).parts[:-1]))
-    parts = [Part(str(f), "code", None, f.stat().st_size) for f in sorted(files) if _is_utf8(f)]
+    parts = [Part(str(f), Code, None, f.stat().st_size) for f in sorted(files) if _is_utf8(f)]
     if not parts:
         raise UserError(f"source stdlib: no .py files under {root}: give a path to text instead")
     return parts
@@ -90,14 +79,14 @@ def _is_utf8(file: Path) -> bool:
     return True
 
 
-def _expand(entry: str) -> list[Part]:
+def _expand(entry: str, known: Mapping[str, type[DocumentFormat]]) -> list[Part]:
     try:
         fs, path = url_to_fs(entry)
         if fs.isdir(path):
             below = fs.find(path, detail=True).items()
-            found = {p: i for p, i in below if _format(p) and "/." not in p.removeprefix(path)}
+            found = {p: i for p, i in below if _suffix(p) in known and "/." not in p.removeprefix(path)}
             if not found:
-                raise UserError(f"source {entry}: the folder holds no {' '.join(FORMATS)} file (or .gz, .zst of these)")
+                raise UserError(f"source {entry}: the folder holds no {' '.join(known)} file (or .gz, .zst of these)")
         elif fs.exists(path):
             found = {path: fs.info(path)}
         elif any(c in path for c in "*?["):
@@ -110,15 +99,15 @@ def _expand(entry: str) -> list[Part]:
         raise unreadable(entry, error) from error
     if not found:
         raise UserError(f"source {entry} matches no file: correct the path or the glob")
-    return [_part(fs, path, info) for path, info in sorted(found.items())]
+    return [_part(fs, path, info, known.get(_suffix(path), Text)) for path, info in sorted(found.items())]
 
 
-def _part(fs: Any, path: str, info: dict[str, Any]) -> Part:
+def _part(fs: Any, path: str, info: dict[str, Any], kind: type[DocumentFormat]) -> Part:
     url = path if "file" in fs.protocol else fs.unstrip_protocol(path)
-    return Part(url, _format(path) or "text", COMPRESSIONS.get(Path(path).suffix.lower()), int(info.get("size") or 0))
+    return Part(url, kind, COMPRESSIONS.get(Path(path).suffix.lower()), int(info.get("size") or 0))
 
 
-def _format(path: str) -> str | None:
-    """The format that a name's suffix tells, with or without a compression's suffix; None for an unknown one."""
+def _suffix(path: str) -> str:
+    """What a name ends in before a compression's suffix."""
     name = Path(path.lower())
-    return FORMATS.get(Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix)
+    return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix

@@ -1,6 +1,5 @@
 """A job: one training run by `lrtrain fit` in a process of its own, which is never done twice."""
 
-import os
 import re
 import shutil
 import signal
@@ -11,6 +10,7 @@ from concurrent.futures import as_completed
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.own_modules import environment
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.past import past, remember
 from lrtrain.studies.jobs.processes import run, workers
@@ -72,9 +72,9 @@ def train_all(
 def _attempt(job: Job, metric: str, keep_checkpoints: bool) -> Outcome:
     log = job.folder / LOG
     before = log.stat().st_size if log.exists() else 0
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
+    variables = {**environment(), "OMP_NUM_THREADS": str(job.threads)}
     started = time.monotonic()
-    code = run([*COMMAND, *arguments(job, keep_checkpoints)], environment, log)
+    code = run([*COMMAND, *arguments(job, keep_checkpoints)], variables, log)
     seconds = time.monotonic() - started
     with open(log, "rb") as file:
         file.seek(before)
