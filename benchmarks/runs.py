@@ -1,6 +1,5 @@
 """Shipped recipes as real runs, on text that every machine has: Python's own standard library."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,12 @@ def recipe(name: str, runs: Path, **settings: Any) -> Any:
         runs: Folder of the runs.
         settings: Further options, `__` for the dots: `trainer__max_steps=8`.
     """
-    from lrtrain.config.train_parser import TrainCLI
+    from lrtrain.config.train_parser import TrainingRun
     from lrtrain.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     options = [f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in settings.items()]
-    return TrainCLI("fit", ["--config", str(ROOT / "configs" / f"{name}.yaml"), f"--runs={runs}", *options])
+    return TrainingRun("fit", ["--config", str(ROOT / "configs" / f"{name}.yaml"), f"--runs={runs}", *options])
 
 
 class Durations(SimpleProfiler):

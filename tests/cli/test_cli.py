@@ -14,6 +14,7 @@ import yaml
 import toy
 from commandline import RECIPE, arguments, refusal
 from lrtrain import __version__
+from lrtrain.cli.fit_help import OPTIONS
 from lrtrain.cli.main import COMMANDS, main
 
 HEAVY = ("torch", "lightning", "mlflow", "litdata", "transformers", "tokenizers", "pyarrow", "matplotlib", "omegaconf")
@@ -87,6 +88,82 @@ def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.Captur
     assert f"lrtrain {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_the_help_of_a_run_is_one_screen_at_once(command: str) -> None:
+    program = f"""
+import sys
+from lrtrain.cli.main import main
+try:
+    main(["{command}", "--help"])
+except SystemExit as ended:
+    assert not [name for name in {HEAVY} if name in sys.modules], sorted(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"usage: lrtrain {command} --config RECIPE")
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_options_of_the_help_exist_and_have_the_defaults_it_tells() -> None:
+    from lrtrain.config.described import describe
+    from lrtrain.config.train_parser import train_parser
+
+    defaults = {action.dest: action.default for action in train_parser("fit")._actions}
+    described = re.findall(r"^--(\S+) ", describe("fit", [], "all"), re.MULTILINE)
+    for flag, _, default in OPTIONS:
+        name = flag.split()[0].removeprefix("--")
+        assert name in {*described, "config", "print_config"}
+        if default and default != "recipe":
+            assert yaml.safe_load(default) == defaults[name], name
+
+
+def test_a_topic_lists_its_keys_with_meaning_value_and_the_arguments_of_the_recipes_classes(
+    capsys: pytest.CaptureFixture[str], overlay: Any
+) -> None:
+    def asked_for(*flags: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *flags])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    recipe = ["--config", str(RECIPE)]
+    text = asked_for(*recipe, "--help", "optimizers", "--model.optimizers.other.lr=0.004")
+    assert "--model.optimizers.hidden.lr (float) = 0.07\n      Learning rate η: the bound on" in text
+    assert "--model.optimizers.other.lr (float | Tensor) = 0.004\n      learning rate" in text
+    assert "--trainer" not in text
+    callback = "{class_path: lrtrain.training.SpectralConstraints, init_args: {retract: false}}"
+    slot = "{class_path: torch.optim.SGD, init_args: {lr: 0.5}}"
+    files = overlay(f"trainer: {{callbacks: [{callback}]}}\nmodel: {{optimizers: {{overrides: {{'*.s': {slot}}}}}}}")
+    text = asked_for(*recipe, *files, "--help-all")
+    assert "--trainer.callbacks.retract (bool) = false" in text
+    assert "--model.optimizers.overrides.*.s.lr (float | Tensor) = 0.5" in text
+    assert "--model.decoder.mlp.rank_ratio (float | null) = 0.25" in text
+    assert "--data.prepare.source (list[str]) = [stdlib]" in text
+    assert asked_for("--help=decoder").startswith("Values of the recipe quickstart; name yours with --config.")
+
+
+def test_an_unknown_topic_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(["fit", "--help", "optimizer"], capsys).startswith(
+        "--help optimizer: no key has this part; did you mean optimizers?"
+    )
+
+
+def test_a_run_says_what_it_begins_with_before_it_imports_torch() -> None:
+    program = f"""
+import os, sys
+class Told:
+    def write(self, text):
+        os.write(1, f"{{text}} {{'torch' in sys.modules}}".encode())
+        os._exit(0)
+sys.stderr = Told()
+from lrtrain.cli.main import main
+main(["fit", "--config", {str(RECIPE)!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"fit: {RECIPE}; importing torch and lightning … False"
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lrtrain {__version__}\n"
@@ -139,6 +216,39 @@ def test_a_reference_follows_overlays_and_flags(resolve: Any, overlay: Any) -> N
     assert ratios(resolve("--model.decoder.attention.rank_ratio=0.125")[0]) == [0.125, 0.125]
     assert ratios(resolve("--model.decoder.mlp.rank_ratio=0.75")[0]) == [0.25, 0.75]
     assert resolve("--seed_everything=7")[0]["data"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        (["--model.decoder.mlp.rank_ratio=null", "--model.decoder.mlp.rank=8"], "mlp.init_args.rank_ratio", None),
+        (["--model.decoder.mlp.init_args.rank_ratio", "null"], "mlp.init_args.rank_ratio", None),
+        (
+            ["--model.decoder.mlp.init_args={rank: 8, rank_ratio: null}"],
+            "mlp.init_args",
+            {"rank": 8, "rank_ratio": None},
+        ),
+        (["--model.decoder.kv_heads=2", "--model.decoder.kv_heads=null"], "kv_heads", None),
+    ],
+)
+def test_a_flag_takes_null_and_mappings_at_any_depth(resolve: Any, flags: list[str], key: str, value: Any) -> None:
+    found = resolve(*flags)[0]["model"]["decoder"]["init_args"]
+    for part in key.split("."):
+        found = found[part]
+    assert found == value or found == {**found, **value}
+
+
+def test_a_flag_takes_a_list_of_classes_and_null_in_them(resolve: Any) -> None:
+    callback = '{"class_path": "lrtrain.training.SpectralConstraints", "init_args": {"renormalize": false}}'
+    config, _ = resolve(
+        f"--trainer.callbacks=[{callback}]",
+        "--trainer.callbacks.renormalize=null",
+        "--model.optimizers.other.betas=[0.8, 0.9]",
+        "--model.optimizers.overrides={'*.s': {class_path: torch.optim.AdamW, init_args: {foreach: null}}}",
+    )
+    assert config["trainer"]["callbacks"][0]["init_args"]["renormalize"] is None
+    assert config["model"]["optimizers"]["other"]["init_args"]["betas"] == [0.8, 0.9]
+    assert config["model"]["optimizers"]["overrides"]["*.s"]["init_args"]["foreach"] is None
 
 
 def test_an_overlay_that_replaces_an_optimizer_drops_what_the_new_one_does_not_know(resolve: Any, overlay: Any) -> None:

@@ -102,7 +102,7 @@ def test_a_wrong_key_class_type_or_reference_in_a_file_is_named_with_the_file(
         ("--trainer.max_steps=abc", "--trainer.max_steps: expected int, got abc"),
         ("--data.prepare.val_fraction=x", "--data.prepare.val_fraction: expected float, got x"),
         ("--trainer.precision=bf17", "--trainer.precision: expected int or 'transformer-engine'"),
-        ("--model.decoder.mlp.rank_ratio=null", "--model.decoder.mlp.rank_ratio: expected float, got None; null is"),
+        ("--model.decoder.mlp.rank_ratio=null", "model.decoder: give either rank or rank_ratio"),
         ("--trainer.max_steps", "argument --trainer.max_steps: expected one argument"),
         ("stray", "stray: stands alone; every argument is an option"),
     ],

@@ -9,11 +9,18 @@ import lightning as L
 import pytest
 
 import toy
-from lrtrain.cli.main import main
+from lrtrain.cli.main import COMMANDS, main
 
 RECIPE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 PREFIX = "lrtrain: error: "
-PROGRESS = ("Preparing", "Tokenizing", "Training a tokenizer", "continuing from", "passed over")
+PROGRESS = (
+    *(f"{command}: " for command in COMMANDS),
+    "Preparing",
+    "Tokenizing",
+    "Training a tokenizer",
+    "continuing from",
+    "passed over",
+)
 
 
 def arguments(shards: Path, runs: Path, *more: str, steps: int = 2, recipe: Path = RECIPE) -> list[str]:

@@ -1,30 +1,37 @@
-"""`lrtrain fit`, `validate` and `test`: Lightning's command line over one run directory."""
+"""`lrtrain fit`, `validate` and `test`: a configuration, trained or evaluated in its run directory."""
 
-import logging
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
+from lrtrain.cli.arguments import announce
+from lrtrain.cli.fit_help import asked, page
+from lrtrain.config.settings import CONFIG, flags, with_files
 from lrtrain.runtime.allocator import keep_freed_memory
 from lrtrain.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from lrtrain.config.train_parser import TrainingRun
 
 
 def fit(argv: list[str]) -> int:
     """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
+    argv = _begin("fit", argv)
     from lrtrain.config.run_directory import discard_if_empty
+    from lrtrain.config.train_parser import TrainingRun
     from lrtrain.training.summary import print_summary
 
     keep_freed_memory()
     try:
-        cli = _cli("fit", argv)
-        if cli.trainer.is_global_zero:
-            print(f"run {cli.run_dir}" + (f": resuming from {cli.resumed}" if cli.resumed is not None else ""))
-        _train(cli)
-        if cli.resumed is not None and not cli.record.written:
-            print(f"step {cli.trainer.global_step} is the last one already: raise trainer.max_steps to go on")
+        run = TrainingRun("fit", argv)
+        if run.trainer.is_global_zero:
+            print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
+        _train(run)
+        if run.resumed is not None and not run.record.written:
+            print(f"step {run.trainer.global_step} is the last one already: raise trainer.max_steps to go on")
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
-    print_summary(cli.trainer, cli.model)
+    print_summary(run.trainer, run.model)
     return 0
 
 
@@ -39,40 +46,51 @@ def test(argv: list[str]) -> int:
 
 
 def _evaluate(command: str, argv: list[str]) -> int:
-    cli = _cli(command, argv)
-    run = getattr(cli.trainer, command)
-    results = run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True, verbose=False)
-    if cli.trainer.is_global_zero:
-        print(f"checkpoint {cli.resumed}")
+    argv = _begin(command, argv)
+    from lrtrain.config.train_parser import TrainingRun
+
+    run = TrainingRun(command, argv)
+    evaluate = getattr(run.trainer, command)
+    results = evaluate(run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True, verbose=False)
+    if run.trainer.is_global_zero:
+        print(f"checkpoint {run.resumed}")
         for name, value in results[0].items():
             print(f"{name:<20} {value:.4f}")
     return 0
 
 
-def _train(cli: Any) -> None:
+def _train(run: "TrainingRun") -> None:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resumed, weights_only=True)
+        run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True)
     except (MisconfigurationException, ValueError) as error:
-        if cli.record.written:
+        if run.record.written:
             raise
         # Before the first batch it is about settings: two that exclude each other, or not those of the checkpoint.
         text = " ".join(str(error).split())
-        if cli.resumed is None:
+        if run.resumed is None:
             raise UserError(f"configuration: {text}") from error
-        raise UserError(f"cannot resume from {cli.resumed}: {text}; compare with the config.yaml of its run") from error
+        raise UserError(f"cannot resume from {run.resumed}: {text}; compare with the config.yaml of its run") from error
 
 
-def _cli(command: str, argv: list[str]) -> Any:
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
+def _begin(command: str, argv: list[str]) -> list[str]:
+    """Explains what is asked for and ends, or says what begins; returns the arguments, shipped files by their paths."""
+    topic, argv = asked(argv)
+    if topic == "":
+        print(page(command))
+        raise SystemExit(0)
+    argv = with_files(argv)
+    files = [value for flag, value in flags(argv) if flag in CONFIG]
+    announce(f"{command}: {' + '.join(files) or 'no --config'}; importing torch and lightning …")
     # Says nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
-    from lrtrain.config.train_parser import TrainCLI
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
+    if topic is not None:
+        from lrtrain.config.described import describe
 
-    # Only after the import: Lightning sets its own levels.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return TrainCLI(command, argv)
+        print(describe(command, argv, topic))
+        raise SystemExit(0)
+    return argv

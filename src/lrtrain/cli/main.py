@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         if says(str(error)):
             print(f"lrtrain: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)
         return 130

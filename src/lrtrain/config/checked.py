@@ -2,13 +2,12 @@
 
 import contextlib
 import io
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrtrain.config.settings import as_text
-from lrtrain.config.train_parser import TrainCLI, check_trainer
+from lrtrain.config.settings import command_line
+from lrtrain.config.train_parser import Configured
 
 
 def checked(configs: Sequence[Path], settings: dict[str, Any]) -> str:
@@ -17,15 +16,5 @@ def checked(configs: Sequence[Path], settings: dict[str, Any]) -> str:
     Raises:
         UserError: what `lrtrain fit` would refuse: an unknown key, or a value of a wrong type or out of range.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    files = [part for file in configs for part in ("--config", str(file))]
-    flags = [f"--{key}={as_text(value)}" for key, value in settings.items()]
     with contextlib.redirect_stderr(io.StringIO()):
-        return _Checked("fit", [*files, *flags])._record()
-
-
-class _Checked(TrainCLI):
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        check_trainer({**self.config_init.trainer, **kwargs})
-        self.model.check()
+        return Configured("fit", command_line(configs, settings)).as_yaml()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lrtrain.config.settings import Settings, flags
+from lrtrain.config.settings import CONFIG, Settings, flags
 from lrtrain.runtime.hints import near
 
 RECIPE = "name a whole recipe, as in --config configs/quickstart.yaml"
@@ -72,9 +72,7 @@ def _explain(text: str, key: str, settings: Settings) -> str:
     place = _place(key, settings, given[1] if given else None)
     if given and types:
         wanted = dict.fromkeys(name or values for name, values in types if name != "NoneType")
-        deep = given[1] == "None" and place.startswith("--")
-        advice = "; null is not taken so deep on the command line, set it in a YAML overlay" if deep else ""
-        return _flat(f"{place}: expected {' or '.join(wanted)}, got {given[1]}") + advice
+        return _flat(f"{place}: expected {' or '.join(wanted)}, got {given[1]}")
     return f"{place}: {_flat(text)}" if place else _flat(text)
 
 
@@ -106,7 +104,7 @@ def _holder(name: str, key: str, settings: Settings) -> str:
 def _bad_files(argv: list[str]) -> Iterator[str]:
     """A line for each configuration file that cannot be used."""
     for flag, file in flags(argv):
-        if flag not in ("--config", "-c"):
+        if flag not in CONFIG:
             continue
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

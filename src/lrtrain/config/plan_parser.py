@@ -1,24 +1,18 @@
 """The configuration parser of `plan`: the keys of `fit` without Lightning, whose import takes longer than a plan."""
 
 import ast
-import contextlib
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
-from omegaconf.errors import OmegaConfBaseException
+from jsonargparse import Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrtrain.config.error_lines import one_line
-from lrtrain.config.settings import ENV_PREFIX, option_names
+from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.nn import Decoder
 from lrtrain.optim import Optimizers
-from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.own_modules import find_own_modules
 
 GROUPS = {
     "trainer": ("lightning", "pytorch/trainer/trainer.py", "Trainer"),
@@ -46,43 +40,19 @@ TYPED: dict[str, Any] = {
 """What a plan is made of. Every other key may hold anything: `fit` looks at its value."""
 
 
-class PlanParser(ArgumentParser):
-    """Raises a UserError of one line where argparse would print its usage."""
-
-    argv: ClassVar[list[str]] = []
-    options: ClassVar[list[str]] = []
-    folder: ClassVar[str] = "."
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # While a file is parsed, the working directory is the file's.
-        with contextlib.chdir(self.folder):
-            raise UserError(one_line(message, self.argv, self.options)) from ex
-
-
-def parse(argv: list[str]) -> tuple[ArgumentParser, Namespace]:
+def parse(argv: list[str]) -> tuple[Parser, Namespace]:
     """The parser and the resolved configuration of files, overlays, flags and environment, as `fit` resolves them.
 
     Raises:
         UserError: a key that there is not, or a value of another type.
     """
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    find_own_modules(argv)
-    PlanParser.argv, PlanParser.folder = argv, os.getcwd()
-    parser = PlanParser(prog="lrtrain plan", parser_mode="omegaconf+", default_env=True, env_prefix=ENV_PREFIX)
-    parser.add_argument("-c", "--config", action=ActionConfigFile)
-    for key, default in (("seed_everything", 0), ("name", "run"), ("runs", "runs"), ("ckpt_path", None)):
-        parser.add_argument(f"--{key}", type=type(default) if default is not None else Any, default=default)
+    parser = new_parser("plan")
     for group, place in GROUPS.items():
         for name, default in signature(*place).items():
             key = f"{group}.{name}"
             required = {"required": True} if key in ("model.decoder", "model.optimizers") else {"default": default}
             parser.add_argument(f"--{key}", type=TYPED.get(key, OPAQUE), **required)
-    PlanParser.options = option_names(parser)
-    try:
-        return parser, parser.parse_args(argv)
-    except (OmegaConfBaseException, UnicodeDecodeError) as error:
-        text = str(error) if isinstance(error, OmegaConfBaseException) else f"Problems parsing config: {error}"
-        parser.error(text, error)
+    return parser, read(parser, argv)
 
 
 def signature(package: str, file: str, name: str) -> dict[str, Any]:

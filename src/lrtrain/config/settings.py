@@ -6,13 +6,16 @@ import importlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import yaml
 
+from lrtrain.config.recipes import find
+
 ENV_PREFIX = "LRTRAIN"
+CONFIG = ("--config", "-c")
 
 
 class Setting(NamedTuple):
@@ -36,7 +39,7 @@ class Settings(list[Setting]):
         self.options = options
         super().__init__(_from_environment(options))
         for flag, value in flags(argv):
-            if flag in ("--config", "-c"):
+            if flag in CONFIG:
                 self.extend(_from_file(value))
             else:
                 self.append(Setting(flag, flag.removeprefix("--"), value))
@@ -68,6 +71,37 @@ def flags(argv: list[str]) -> Iterator[tuple[str, str]]:
         flag, equals, value = argument.partition("=")
         if flag.startswith("-"):
             yield flag, value if equals or index + 1 == len(argv) else argv[index + 1]
+
+
+def with_files(argv: list[str]) -> list[str]:
+    """A command line whose `--config` flags name files where they named shipped ones; the environment's likewise.
+
+    Raises:
+        UserError: one names neither.
+    """
+    if name := os.environ.get(f"{ENV_PREFIX}_CONFIG"):
+        os.environ[f"{ENV_PREFIX}_CONFIG"] = _file(name)
+    found, is_file = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if is_file:
+            argument = _file(argument)
+        elif equals and flag in CONFIG:
+            argument = f"{flag}={_file(value)}"
+        is_file = not is_file and argument in CONFIG
+        found.append(argument)
+    return found
+
+
+def _file(name: str) -> str:
+    url_or_yaml = any(mark in name for mark in ("://", ": ", "{"))
+    return name if url_or_yaml else str(find("", name))
+
+
+def command_line(configs: Sequence[Path | str], settings: Mapping[str, object]) -> list[str]:
+    """The arguments of `lrtrain fit` that files and settings (by dotted key) make."""
+    files = [part for file in configs for part in ("--config", str(file))]
+    return [*files, *(f"--{key}={as_text(value)}" for key, value in settings.items())]
 
 
 def as_text(value: object) -> str:

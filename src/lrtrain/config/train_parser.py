@@ -1,25 +1,21 @@
 """The configuration parser of `fit`, `validate` and `test`, and what it builds."""
 
 import contextlib
-import os
+import logging
 import re
-from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from jsonargparse import set_parsing_settings
-from lightning import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from jsonargparse import register_unresolvable_import_paths
+from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
-from lrtrain.config.error_lines import one_line
+from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.config.run_directory import resolve_run
-from lrtrain.config.settings import ENV_PREFIX, option_names
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.own_modules import find_own_modules
 from lrtrain.tracking.logger import MLflowLogger
 from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
@@ -28,111 +24,77 @@ from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
 from lrtrain.training.strategy_check import check_strategy
 
+GROUPS: dict[str, type] = {
+    "trainer": Trainer,
+    "model": CausalLM,
+    "data": TokenDataModule,
+    "checkpoints": Checkpoints,
+    "nonfinite": NonFiniteGradients,
+}
+"""Group of keys -> the class whose arguments they are."""
 
-class TrainParser(LightningArgumentParser):
-    """Raises a UserError of one line where argparse would print its usage.
 
-    The command line is the class's: the parsers of nested classes, which jsonargparse makes by itself, report it too.
+def train_parser(command: str) -> Parser:
+    """The parser of a command that trains or evaluates."""
+    register_unresolvable_import_paths(torch)
+    parser = new_parser(command)
+    for group, kind in GROUPS.items():
+        # The Trainer is made last, with more callbacks than the configuration names.
+        parser.add_class_arguments(kind, group, fail_untyped=False, instantiate=kind is not Trainer, sub_configs=True)
+    return parser
+
+
+class Configured:
+    """A configuration, parsed, built and checked as far as that needs no data, no weights and no run directory.
+
+    Beside the groups there are `name` and `runs` (the run lives in `<runs>/<name>/<NNNN>`) and `ckpt_path`.
+
+    Raises:
+        UserError: an unknown key, or a value of a wrong type or out of range.
     """
-
-    argv: ClassVar[list[str]] = []
-    options: ClassVar[list[str]] = []
-    folder: ClassVar[str] = "."
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # While a file is parsed, the working directory is the file's.
-        with contextlib.chdir(self.folder):
-            raise UserError(one_line(message, self.argv, self.options)) from ex
-
-
-class TrainCLI(LightningCLI):
-    """One YAML (and overlays) to a model, its data and a Trainer over a run directory.
-
-    Beside Lightning's groups `trainer`, `model` and `data` there are `name` and `runs` (the run lives in
-    `<runs>/<name>/<NNNN>`), `checkpoints`, `nonfinite`, and `ckpt_path`.
-    """
-
-    run_dir: Path
-    resumed: Path | None
-    record: RunRecord
 
     def __init__(self, command: str, argv: list[str]) -> None:
-        # Without the second, ${…} is resolved in each file alone, before overlays and the command line are known.
-        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        find_own_modules(argv)
-        self.command = command
-        TrainParser.argv, TrainParser.folder = argv, os.getcwd()
-        super().__init__(
-            CausalLM,
-            TokenDataModule,
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_class=TrainParser,
-            parser_kwargs={
-                "prog": f"lrtrain {command}",
-                "parser_mode": "omegaconf+",
-                "default_env": True,
-                "env_prefix": ENV_PREFIX,
-            },
-            args=argv,
-            run=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        for name in ("lightning.pytorch", "lightning.fabric"):  # only now: Lightning sets its own when imported
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.parser = train_parser(command)
+        self.config = read(self.parser, argv)
+        seed_everything(self.config.seed_everything, workers=True)
+        with _one_line():
+            self.parts = self.parser.instantiate(self.config)
+            self.model: CausalLM = self.parts.model
+            self.datamodule = self.parts.data
+            check_trainer(self.parts.trainer)
+            self.model.check()
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="Name of the run; it lives in <runs>/<name>.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs and of the default tracker.")
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="Checkpoint to resume from or to evaluate: its path, or 'last' for the newest whole one of this name.",
-        )
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_lightning_class_args(NonFiniteGradients, "nonfinite")
+    def as_yaml(self) -> str:
+        """The complete configuration as YAML that `--config` takes again."""
+        config = self.config.clone()
+        config.ckpt_path = None
+        return self.parser.dump(config, skip_none=False)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        TrainParser.options = option_names(parser)
-        try:
-            self.config = parser.parse_args(args)
-        except OmegaConfBaseException as error:
-            parser.error(str(error), error)
-        except UnicodeDecodeError as error:
-            parser.error(f"Problems parsing config: {error}", error)
-        seed = self.config.seed_everything
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}")
 
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause from None
-                cause = cause.__cause__
-            raise UserError(f"configuration: {' '.join(str(error).split())}") from error
+class TrainingRun(Configured):
+    """A configuration's model and data with a Trainer over its run directory."""
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        settings = {**self.config_init.trainer, **kwargs}
-        check_trainer(settings)
-        self.model.check()
-        self.run_dir, self.resumed = resolve_run(
-            self.command, self.config.runs, self.config.name, self.config.ckpt_path
-        )
-        self.record = RunRecord(self._record())
+    def __init__(self, command: str, argv: list[str]) -> None:
+        super().__init__(command, argv)
+        with _one_line():
+            config = self.config
+            self.run_dir, self.resumed = resolve_run(command, config.runs, config.name, config.ckpt_path)
+            self.record = RunRecord(self.as_yaml())
+            self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
+
+    def _trainer(self, settings: dict[str, Any], tracked: bool) -> Trainer:
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        callbacks.insert(0, self.config_init.nonfinite)  # before any that acts on gradients
-        callbacks += [self.config_init.checkpoints, Throughput(), self.record]
+        callbacks.insert(0, self.parts.nonfinite)  # before any that acts on gradients
+        callbacks += [self.parts.checkpoints, Throughput(), self.record]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         settings |= {
             "callbacks": callbacks,
             "default_root_dir": str(self.run_dir),
-            "logger": self._logger(settings["logger"]),
+            "logger": tracked and self._logger(settings["logger"]),
             "precision": settings["precision"] or fastest_precision(),
             "use_distributed_sampler": False,
         }
@@ -145,24 +107,15 @@ class TrainCLI(LightningCLI):
             raise UserError(f"{_blamed(text, settings)}: {text}") from error
 
     def _logger(self, configured: Any) -> Any:
-        if self.command != "fit" or configured is False:
-            return False
         if configured is None or configured is True:
             configured = MLflowLogger(experiment=self.config.name, root=self.config.runs)
-        loggers = configured if isinstance(configured, list) else [configured]
-        for logger in loggers:
+        for logger in configured if isinstance(configured, list) else [configured]:
             if isinstance(logger, MLflowLogger):
                 logger.run_dir = str(self.run_dir)
         return configured
 
-    def _record(self) -> str:
-        """The resolved configuration as YAML that `--config` takes again."""
-        config = self.config.clone()
-        config.ckpt_path = None
-        return self.parser.dump(config, skip_none=False)
 
-
-def check_trainer(settings: dict[str, Any]) -> None:
+def check_trainer(settings: Any) -> None:
     """Raises UserError for values that Lightning takes and fails at later."""
     if settings["enable_checkpointing"] is False:
         raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
@@ -170,6 +123,20 @@ def check_trainer(settings: dict[str, Any]) -> None:
     for key in ("accumulate_grad_batches", "max_steps", "val_check_interval"):
         if settings[key] == 0:
             raise UserError(f"trainer.{key} is 0: give at least 1")
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Raises a UserError for what a class says of its arguments: its own line, if it has one."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        raise UserError(f"configuration: {' '.join(str(error).split())}") from error
 
 
 def _blamed(text: str, settings: dict[str, Any]) -> str:

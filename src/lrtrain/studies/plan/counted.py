@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrtrain.config.settings import as_text
+from lrtrain.config.settings import command_line
 
 if TYPE_CHECKING:
     from lrtrain.studies.plan.planned_model import PlannedModel
@@ -60,7 +60,5 @@ def _planned(configs: Sequence[Path], settings: Mapping[str, Any]) -> tuple[Any,
     from lrtrain.config.plan_parser import parse
     from lrtrain.studies.plan.planned_model import model_of
 
-    files = [part for file in configs for part in ("--config", str(file))]
-    flags = [f"--{key}={as_text(value)}" for key, value in settings.items()]
-    parser, config = parse([*files, *flags])
+    parser, config = parse(command_line(configs, settings))
     return config, model_of(parser, config)

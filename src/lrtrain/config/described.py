@@ -1,0 +1,107 @@
+"""Every key of a configuration with its type, value and meaning, those of the classes that it names too."""
+
+import dataclasses
+import os
+import pydoc
+import re
+import textwrap
+from argparse import Action
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from lrtrain.config.parser import read
+from lrtrain.config.recipes import find
+from lrtrain.config.settings import CONFIG, ENV_PREFIX, flags
+from lrtrain.config.train_parser import train_parser
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
+
+Options = dict[str, Action]
+
+
+class Key(NamedTuple):
+    """A key of a configuration."""
+
+    name: str
+    option: Action | None
+    value: Any
+
+    def __str__(self) -> str:
+        kind = f" ({_type(hint)})" if (hint := getattr(self.option, "_typehint", None)) else ""
+        value = yaml.safe_dump(self.value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        meaning = " ".join(re.sub(r":\w+:(?=`)|``", "", getattr(self.option, "help", None) or "").split())
+        return "\n".join(
+            [
+                f"--{self.name}{kind} = {value}",
+                *textwrap.wrap(meaning, 94, initial_indent="      ", subsequent_indent="      "),
+            ]
+        )
+
+
+def describe(command: str, argv: list[str], topic: str) -> str:
+    """The keys that have a topic among their parts, all for `all`, with the values of a command line.
+
+    Raises:
+        UserError: no key has it, or the command line is wrong.
+    """
+    parser = train_parser(command)
+    stated = any(flag in CONFIG for flag, _ in flags(argv)) or f"{ENV_PREFIX}_CONFIG" in os.environ
+    example = [] if stated else ["--config", str(find("", "quickstart"))]
+    config = read(parser, [*example, *argv])
+    config.pop("config", None)
+    keys = list(_keys({action.dest: action for action in parser._actions}, config))
+    chosen = [key for key in keys if topic == "all" or f".{topic}." in f".{key.name}."]
+    if not chosen:
+        parts = dict.fromkeys(part for depth in range(9) for key in keys for part in key.name.split(".")[depth : depth + 1])
+        raise UserError(f"--help {topic}: no key has this part; {near(topic, parts)}")
+    note = [] if stated else ["Values of the recipe quickstart; name yours with --config.\n"]
+    return "\n".join([*note, *map(str, chosen)])
+
+
+def _keys(options: Options, values: Namespace, above: str = "", within: str = "") -> Iterator[Key]:
+    """Keys below `above`; `within` is what leads to `values` in the names of the options."""
+    for part, value in vars(values).items():
+        name, option = f"{above}{part}", options.get(f"{within}{part}")
+        made = _classes(name, value)
+        if made:
+            paths = [one.class_path for _, one in made]
+            yield Key(name, option, paths if isinstance(value, list) else paths[0] if value is made[0][1] else paths)
+            for at, one in made:
+                yield from _keys(_arguments(one.class_path), one.get("init_args") or Namespace(), f"{at}.")
+        elif isinstance(value, Namespace):
+            hint = getattr(option, "_typehint", None)
+            fields = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+            inner = (_arguments(fields), "") if fields else (options, f"{within}{part}.")
+            yield from _keys(inner[0], value, f"{name}.", inner[1])
+        else:
+            yield Key(name, option, value)
+
+
+def _classes(name: str, value: Any) -> list[tuple[str, Namespace]]:
+    """The classes that a value names, with their keys: itself, those of a list, those of a mapping."""
+    below = [(name, value)]
+    if isinstance(value, list):
+        below = [(name, item) for item in value]
+    elif isinstance(value, dict):
+        below = [(f"{name}.{key}", item) for key, item in value.items()]
+    return [(at, item) for at, item in below if isinstance(item, Namespace) and "class_path" in item]
+
+
+def _arguments(kind: Any) -> Options:
+    """Name -> argument of a class or of the function that makes one."""
+    made: Any = pydoc.locate(kind) if isinstance(kind, str) else kind
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if isinstance(made, type) else parser.add_function_arguments
+    add(made, fail_untyped=False)
+    return {action.dest: action for action in parser._actions}
+
+
+def _type(hint: Any) -> str:
+    return (
+        hint.__name__
+        if isinstance(hint, type)
+        else re.sub(r"\b[a-z_]\w*\.", "", str(hint)).replace("NoneType", "null").replace("None", "null")
+    )

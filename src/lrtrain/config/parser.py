@@ -1,0 +1,83 @@
+"""The configuration parser of `fit`, `validate`, `test` and `plan`: where values come from, and how it refuses."""
+
+import ast
+import contextlib
+import json
+import os
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
+
+from lrtrain.config.error_lines import one_line
+from lrtrain.config.settings import ENV_PREFIX, option_names, with_files
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.own_modules import find_own_modules
+
+
+class Parser(ArgumentParser):
+    """Raises a UserError of one line where argparse would print its usage.
+
+    The command line is the class's: the parsers of nested classes, which jsonargparse makes by itself, report it too.
+    """
+
+    argv: ClassVar[list[str]] = []
+    options: ClassVar[list[str]] = []
+    folder: ClassVar[str] = "."
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        # While a file is parsed, the working directory is the file's.
+        with contextlib.chdir(self.folder):
+            raise UserError(one_line(message, self.argv, self.options)) from ex
+
+    def parse_args(self, args: Any = None, *rest: Any, **how: Any) -> Namespace:
+        # To a class inside a class jsonargparse hands a value on as Python writes it: `--mlp.rank_ratio=None`.
+        nested = args is not None and args is not self.argv
+        return super().parse_args([_in_yaml(flag) for flag in args] if nested else args, *rest, **how)
+
+
+def new_parser(command: str) -> Parser:
+    """A parser of what every run has beside the arguments of its classes."""
+    # Without the first, ${…} is resolved in each file alone, before overlays and the command line are known.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, config_read_mode_fsspec_enabled=True)
+    parser = Parser(prog=f"lrtrain {command}", parser_mode="omegaconf+", default_env=True, env_prefix=ENV_PREFIX)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A recipe, then overlays: the last one wins.")
+    parser.add_argument("--name", type=str, default="run", help="Name of the run; it lives in <runs>/<name>.")
+    parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs and of the default tracker.")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        default=None,
+        help="Checkpoint to resume from or to evaluate: its path, or 'last' for the newest whole one of this name.",
+    )
+    parser.add_argument(
+        "--seed_everything", type=int, default=0, help="Seed of the initial weights and of every random draw."
+    )
+    return parser
+
+
+def read(parser: Parser, argv: list[str]) -> Namespace:
+    """The resolved configuration of environment, files, overlays and flags, the later stronger than the earlier.
+
+    Raises:
+        UserError: a key that there is not, or a value of another type.
+    """
+    Parser.argv, Parser.folder, Parser.options = with_files(argv), os.getcwd(), option_names(parser)
+    find_own_modules(Parser.argv)
+    try:
+        config = parser.parse_args(Parser.argv)
+    except (OmegaConfBaseException, UnicodeDecodeError) as error:
+        text = str(error) if isinstance(error, OmegaConfBaseException) else f"Problems parsing config: {error}"
+        parser.error(text, error)
+    if not 0 <= config.seed_everything < 2**32:
+        raise UserError(f"seed_everything is {config.seed_everything}: give 0 to {2**32 - 1}")
+    return config
+
+
+def _in_yaml(flag: str) -> str:
+    name, equals, text = flag.partition("=")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return flag
+    return f"{name}{equals}{json.dumps(value)}" if value is None or isinstance(value, list | dict) else flag
