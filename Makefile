@@ -6,14 +6,15 @@ READY := $(VENV)/.installed
 
 BENCHMARKS := polar orthonormalize spectron_step communication step_share data_wait throughput seventy_b telemetry compare
 
-.PHONY: install quickstart test lint types bench clean
+.PHONY: always install quickstart test lint types bench clean
 
+# The versions of constraints.txt, with which the figures were measured; LATEST=1 takes the newest that pyproject.toml allows.
 install: $(READY)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py constraints.txt $(if $(LATEST),always)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lrtrain needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev]' $(if $(LATEST),--upgrade --upgrade-strategy eager,-c constraints.txt)
 	touch $@
 
 quickstart: $(READY)

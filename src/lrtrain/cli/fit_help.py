@@ -85,8 +85,9 @@ def page(command: str) -> str:
             "",
             *options,
             "",
-            "Every key of a configuration is a flag; null, [lists] and {maps: 1} as in YAML. [recipe]: it says so.",
-            f"The rest: lrtrain {command} --config RECIPE --help optimizers, or model, decoder, data, trainer, lr, …:",
-            "all keys with that part, their meaning and value, arguments of the recipe's classes too; --help-all.",
+            "Values are as in YAML: null, [1, 2], {a: 1}. [recipe]: the recipe's own.",
+            "Every other key is a flag, too. The recipe's keys and the arguments of its classes, explained:",
+            f"  lrtrain {command} --config RECIPE --help optimizers    (or model, decoder, data, trainer, lr, ...)",
+            f"  lrtrain {command} --config RECIPE --help-all",
         ]
     )
