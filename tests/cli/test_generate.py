@@ -38,7 +38,7 @@ def generate(runs: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
         capsys.readouterr()
         assert main(["generate", str(path), "--max-new-tokens", "12", *flags]) == 0
         said = capsys.readouterr()
-        assert said.err == ""
+        assert said.err == f"generate: reading {path} …\n"
         assert said.out.endswith("\n")
         return said.out[:-1]
 

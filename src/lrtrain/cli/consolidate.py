@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lrtrain.cli.arguments import Arguments
+from lrtrain.cli.arguments import Arguments, announce
 from lrtrain.runtime.errors import UserError
 
 
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{source} does not exist: name a checkpoint folder of a sharded run")
     if out.exists():
         raise UserError(f"--out {out}: exists already; name a new file")
+    announce(f"consolidate: reading {source} …")
 
     from lrtrain.checkpoint import shard_folder as sharded
     from lrtrain.checkpoint import single_file as wholefile

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrtrain.cli.arguments import Arguments
+from lrtrain.config.recipes import folder
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
 if TYPE_CHECKING:
     from lrtrain.studies.experiments.definition import Definition
 
-FOLDER = Path("configs/experiments")
+FOLDER = folder("experiments")
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of a run [1]")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N − 1, but for isoflop [the file's]")
     parser.add_argument("--plan", action="store_true", help="print what each variant takes, and train nothing")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"of the experiments' files [{FOLDER}]")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the experiments' files [the shipped ones]")
     options = parser.parse_args(argv)
     for name in ("jobs", "threads", "seeds"):
         value = getattr(options, name)

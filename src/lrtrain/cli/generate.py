@@ -4,7 +4,7 @@ import math
 import sys
 from pathlib import Path
 
-from lrtrain.cli.arguments import Arguments
+from lrtrain.cli.arguments import Arguments, announce
 from lrtrain.runtime.errors import UserError
 
 
@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1")
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed {arguments.seed}: must be in [0, 2^63)")
-    prompt = _prompt(arguments.prompt)
+    prompt, path = _prompt(arguments.prompt), Path(arguments.checkpoint)
+    if path.exists():
+        announce(f"generate: reading {path} …")
 
     import torch
 
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> int:
     from lrtrain.data.tokenizer import end_of_text
     from lrtrain.nn import sample
 
-    decoder, tokenizer = load(newest_checkpoint(Path(arguments.checkpoint)))
+    decoder, tokenizer = load(newest_checkpoint(path))
     stop = end_of_text(tokenizer)
     # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
     tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [stop]

@@ -5,6 +5,7 @@ import os
 import sys
 
 from lrtrain import __version__
+from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.own_modules import find_own_modules
@@ -27,6 +28,9 @@ COMMANDS = {
     "sweep": ("lrtrain.cli.sweep:main", "train the points of a search space and write the best one's YAML"),
     "sync": ("lrtrain.cli.sync:main", "send tracked points that still wait on this machine"),
 }
+
+LATE = ("plan", "sweep", "scaling", "experiment", "compare")
+"""Commands whose own first line waits for large imports."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +62,8 @@ def _run(command: str, argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}: {near(command, COMMANDS, 'the commands are')}")
     find_own_modules(argv)
+    if command in LATE and argv and not {"-h", "--help"} & {*argv}:
+        announce(f"{command}: starting; the first import takes seconds …")
     module, _, function = COMMANDS[command][0].partition(":")
     return getattr(importlib.import_module(module), function)(argv)
 

@@ -2,7 +2,7 @@
 
 import time
 
-from lrtrain.cli.arguments import Arguments
+from lrtrain.cli.arguments import Arguments, announce
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenize (one a core)")
     arguments = parser.parse_args(argv)
+    announce(f"prepare: {' '.join(arguments.source)} to {arguments.out} …")
 
     from lrtrain.data.preparation import PrepareSpec, prepare
 

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments
+from lrtrain.config.recipes import find
 from lrtrain.runtime.errors import UserError
 
 
@@ -19,9 +21,15 @@ def main(argv: list[str]) -> int:
         description="Writes plan.yaml: sizes from one dial, at every budget as many steps as it pays. Further "
         "--key value, after the grid file, override the recipe.",
     )
-    plan.add_argument("grid", type=Path, help="grid file, such as configs/scaling_laws/tiny.yaml")
+    plan.add_argument("grid", type=partial(find, "scaling_laws"), help="grid file, or a shipped one: tiny, paper")
     plan.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the plan and its fit")
-    plan.add_argument("--config", action="append", metavar="FILE", help="recipe, and overlays: instead of the grid's")
+    plan.add_argument(
+        "--config",
+        type=partial(find, ""),
+        action="append",
+        metavar="FILE",
+        help="recipe, and overlays: instead of the grid's",
+    )
     run = commands.add_parser("run", allow_abbrev=False, help="train every point; goes on where it stopped")
     run.add_argument("folder", type=Path, help="folder of the plan")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
@@ -46,7 +54,9 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> int:
     from lrtrain.studies.scaling.stages import plan_grid
 
     overrides = dict(_overrides(rest))
-    plan = plan_grid(arguments.grid, arguments.out.resolve().name, arguments.config or (), overrides)
+    plan = plan_grid(
+        arguments.grid, arguments.out.resolve().name, [str(file) for file in arguments.config or ()], overrides
+    )
     plan.save(arguments.out)
     print(table(plan.points))
     print(f"{plan.tokens_per_step:,} tokens a step; train with: lrtrain scaling run {arguments.out}")

@@ -4,12 +4,14 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lrtrain.cli.arguments import Arguments
+from lrtrain.config.recipes import find
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.sweep.parameter import plain
 from lrtrain.studies.sweep.space import RESERVED, Space, read_space
@@ -112,8 +114,15 @@ def _arguments(argv: list[str]) -> tuple[Any, dict[str, Any]]:
         "same command goes on where it stopped; on several machines with one --storage it shares the work. Further "
         "flags, as --trainer.max_steps 100, are settings of lrtrain fit for all trials.",
     )
-    parser.add_argument("--space", type=Path, required=True, help="YAML: what is varied, over which configuration, how")
-    parser.add_argument("--config", type=Path, action="append", help="recipe, and overlays: instead of the space's")
+    parser.add_argument(
+        "--space",
+        type=partial(find, "sweeps"),
+        required=True,
+        help="YAML: what is varied, over which configuration, how",
+    )
+    parser.add_argument(
+        "--config", type=partial(find, ""), action="append", help="recipe, and overlays: instead of the space's"
+    )
     parser.add_argument("--study", help="name of the study (default: the space file's)")
     parser.add_argument("--storage", help="database URL of the studies (default: sqlite, <runs>/sweeps.db)")
     parser.add_argument(

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lrtrain.config.parser import read
 from lrtrain.config.recipes import find
 from lrtrain.config.settings import CONFIG, ENV_PREFIX, flags
-from lrtrain.config.train_parser import train_parser
+from lrtrain.config.train_parser import GROUPS, train_parser
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
@@ -55,7 +55,7 @@ def describe(command: str, argv: list[str], topic: str) -> str:
     keys = list(_keys({action.dest: action for action in parser._actions}, config))
     chosen = [key for key in keys if topic == "all" or f".{topic}." in f".{key.name}."]
     if not chosen:
-        parts = dict.fromkeys(part for depth in range(9) for key in keys for part in key.name.split(".")[depth : depth + 1])
+        parts = dict.fromkeys([*GROUPS, *(part for key in keys for part in key.name.split("."))])
         raise UserError(f"--help {topic}: no key has this part; {near(topic, parts)}")
     note = [] if stated else ["Values of the recipe quickstart; name yours with --config.\n"]
     return "\n".join([*note, *map(str, chosen)])
