@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from lrtrain.config.settings import CONFIG, Settings, flags
+from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
+from lrtrain.runtime.yaml_file import content_of
 
 RECIPE = "name a whole recipe, as in --config configs/quickstart.yaml"
 # What a union says of its other members, which nobody asked for.
@@ -21,23 +21,22 @@ def one_line(message: str, argv: list[str], options: list[str]) -> str:
     Args:
         message: The parser's message, of any number of lines.
         argv: The command line.
-        options: Dotted names of all options.
+        options: Dotted names of the options of the parser that says it: the whole one, or a class's.
     """
-    settings = Settings(argv, options)
+    settings = Settings(argv)
     if re.search(r"Problems parsing config|Unexpected config|File does not exist|Path is not a file", message):
         return next(_bad_files(argv), _flat(message))
     if match := re.search(r"following arguments are required: (.+)", message):
-        names = match.group(1)
-        known = all(name in options for name in names.split(", "))
-        return f"the configuration lacks {names}: {RECIPE}" if known else f"lacks {names}"
+        return f"the configuration lacks {match[1]}: {RECIPE}" if "config" in options else f"lacks {match[1]}"
     if match := re.search(r"Interpolation key '\.*([^']+)' not found.*?full_key: (\S+)", message, re.S):
         return f"{_place(match[2], settings)}: ${{{match[1]}}} names no key of the configuration; correct the reference"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("--"):
             return f"{match[1]}: stands alone; every argument is an option, as in --trainer.max_steps 100"
-        return _unknown_key(match[1].removeprefix("--").partition("=")[0], settings)
-    group = re.search(r"Group '([^']+)'", message)
-    return _explain(message, f"{group[1]}" if group else "", settings)
+        return _unknown_key(match[1].removeprefix("--").partition("=")[0], options, settings)
+    if match := re.fullmatch(r"(?:Group '([^']+)' does not accept option|Option) '([^']+)'.*", message.strip()):
+        return _unknown_key(".".join(filter(None, match.groups())), options, settings)
+    return _explain(message, "", settings)
 
 
 def _explain(text: str, key: str, settings: Settings) -> str:
@@ -53,8 +52,6 @@ def _explain(text: str, key: str, settings: Settings) -> str:
             return _explain(telling[0], key, settings)
     if any(text.startswith(f"{setting.where}: ") for setting in settings):
         return text  # of a nested parser, explained already
-    if match := re.search(r"[Oo]ption '([^']+)'", text):
-        return _unknown_key(f"{key}.{match[1]}" if key else match[1], settings)
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
         module, name = match.groups()
         public = [known for known in dir(importlib.import_module(module)) if not known.startswith("_")]
@@ -76,19 +73,16 @@ def _explain(text: str, key: str, settings: Settings) -> str:
     return f"{place}: {_flat(text)}" if place else _flat(text)
 
 
-def _unknown_key(key: str, settings: Settings) -> str:
+def _unknown_key(key: str, options: list[str], settings: Settings) -> str:
     """Names the first part of a dotted key that does not exist, and the nearest of those that do."""
-    found = settings.find(key)
-    path = found.path if found else key
-    parts = path.split(".")
-    culprit, last, names = path, parts[-1], settings.children(".".join(parts[:-1]))
-    for depth, part in enumerate(parts):
-        here = settings.children(".".join(parts[:depth]))
-        if here and part.partition("[")[0] not in here | {"class_path", "init_args"}:
-            culprit, last, names = ".".join(parts[: depth + 1]), part, here
+    above, parts = "", key.split(".")
+    for part in parts:
+        here = {name.removeprefix(above).split(".")[0] for name in options if name.startswith(above)} - {"help"}
+        if part not in here:
             break
-    place = found.where.removesuffix(path) + culprit if found else f"--{culprit}"
-    return f"{place}: unknown key; {near(last, sorted(names)) if names else 'leave it out'}"
+        above += f"{part}."
+    advice = near(part, sorted(here)) if here else "leave it out"
+    return f"{settings.place(above + part)}: unknown key; {advice}"
 
 
 def _place(key: str, settings: Settings, value: str | None = None) -> str:
@@ -107,17 +101,9 @@ def _bad_files(argv: list[str]) -> Iterator[str]:
         if flag not in CONFIG:
             continue
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            yield f"configuration file {file} does not exist: check the path"
-        except OSError as error:
-            yield f"configuration file {file} cannot be read ({error.strerror}): name a YAML file"
-        except UnicodeDecodeError:
-            yield f"{file} is not valid YAML: not text in UTF-8"
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or "unreadable"
-            yield f"{file} is not valid YAML: {f'line {mark.line + 1}: {problem}' if mark else problem}"
+            content = content_of(Path(file))
+        except UserError as error:
+            yield str(error)
         else:
             if not isinstance(content, dict):
                 yield f"{file} holds no settings: a configuration is YAML of the form `key: value`"

@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.config.error_lines import one_line
-from lrtrain.config.settings import ENV_PREFIX, option_names, with_files
+from lrtrain.config.settings import ENV_PREFIX, with_files
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import find_own_modules
 
@@ -22,13 +22,12 @@ class Parser(ArgumentParser):
     """
 
     argv: ClassVar[list[str]] = []
-    options: ClassVar[list[str]] = []
     folder: ClassVar[str] = "."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # While a file is parsed, the working directory is the file's.
         with contextlib.chdir(self.folder):
-            raise UserError(one_line(message, self.argv, self.options)) from ex
+            raise UserError(one_line(message, self.argv, [action.dest for action in self._actions])) from ex
 
     def parse_args(self, args: Any = None, *rest: Any, **how: Any) -> Namespace:
         # To a class inside a class jsonargparse hands a value on as Python writes it: `--mlp.rank_ratio=None`.
@@ -62,7 +61,7 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
     Raises:
         UserError: a key that there is not, or a value of another type.
     """
-    Parser.argv, Parser.folder, Parser.options = with_files(argv), os.getcwd(), option_names(parser)
+    Parser.argv, Parser.folder = with_files(argv), os.getcwd()
     find_own_modules(Parser.argv)
     try:
         config = parser.parse_args(Parser.argv)

@@ -1,18 +1,15 @@
-"""What the user set, in which file, flag or environment variable, and which keys there are."""
+"""What the user set, and in which file, flag or environment variable."""
 
-import argparse
-import dataclasses
-import importlib
-import inspect
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
-
-import yaml
+from typing import Any, NamedTuple
 
 from lrtrain.config.recipes import find
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.yaml_file import content_of
 
 ENV_PREFIX = "LRTRAIN"
 CONFIG = ("--config", "-c")
@@ -35,9 +32,8 @@ class Setting(NamedTuple):
 class Settings(list[Setting]):
     """Everything that the user set, weakest first: environment, then files and flags in their order."""
 
-    def __init__(self, argv: list[str], options: list[str]) -> None:
-        self.options = options
-        super().__init__(_from_environment(options))
+    def __init__(self, argv: list[str]) -> None:
+        super().__init__(_from_environment())
         for flag, value in flags(argv):
             if flag in CONFIG:
                 self.extend(_from_file(value))
@@ -53,16 +49,13 @@ class Settings(list[Setting]):
         """The strongest setting whose value is a dotted name or begins with it."""
         return next((s for s in reversed(self) if f"{s.value}.".startswith(f"{name}.")), None)
 
-    def children(self, path: str) -> set[str]:
-        """The keys that there are below a path; empty where nothing is known of it."""
-        prefix = f"{path}." if path else ""
-        names = {name.removeprefix(prefix).split(".")[0] for name in self.options if name.startswith(prefix)}
-        owner = path.removesuffix(".init_args").replace(".init_args", "")
-        for setting in self:
-            stated = setting.path.replace(".init_args", "")
-            if path and isinstance(setting.value, str) and stated in (owner, f"{owner}.class_path"):
-                names |= _parameters(setting.value)
-        return names
+    def place(self, key: str) -> str:
+        """Where a key, or one below it, was set; as a flag if nowhere."""
+        for setting in reversed(self):
+            above, found, _ = f".{setting.path}.".partition(f".{key}.")
+            if found:
+                return setting.where.removesuffix(setting.path) + f"{above}.{key}".lstrip(".")
+        return f"--{key}"
 
 
 def flags(argv: list[str]) -> Iterator[tuple[str, str]]:
@@ -109,33 +102,17 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """Dotted names of a parser's options, fields of optional dataclasses included."""
-    names: list[str] = []
-    for action in parser._actions:
-        if action.dest.endswith("help"):
-            continue
-        names.append(action.dest)
-        hint = getattr(action, "_typehint", None)
-        for kind in (hint, *get_args(hint)):
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                names += [f"{action.dest}.{field.name}" for field in dataclasses.fields(kind)]
-    return names
-
-
-def _from_environment(options: list[str]) -> Iterator[Setting]:
-    variables = {name: f"{ENV_PREFIX}_{name.replace('.', '__').upper()}" for name in options}
-    if file := os.environ.get(f"{ENV_PREFIX}_CONFIG"):
-        yield from _from_file(file)
-    yield from (Setting(var, name, os.environ[var]) for name, var in variables.items() if var in os.environ)
+def _from_environment() -> Iterator[Setting]:
+    for variable, value in os.environ.items():
+        if variable == f"{ENV_PREFIX}_CONFIG":
+            yield from _from_file(value)
+        elif variable.startswith(f"{ENV_PREFIX}_"):
+            yield Setting(variable, variable.removeprefix(f"{ENV_PREFIX}_").lower().replace("__", "."), value)
 
 
 def _from_file(file: str) -> Iterator[Setting]:
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # the parser has its own words for it
-        return
-    yield from (Setting(file, path, item) for path, item in _walk(content))
+    with contextlib.suppress(UserError):  # the parser has its own words for it
+        yield from (Setting(file, path, item) for path, item in _walk(content_of(Path(file))))
 
 
 def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -146,11 +123,3 @@ def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for path, value in below:
         yield path, value
         yield from _walk(value, path)
-
-
-def _parameters(class_path: str) -> set[str]:
-    module, _, name = class_path.rpartition(".")
-    try:
-        return set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return set()
