@@ -10,8 +10,8 @@ import yaml
 import toy
 from commandline import refusal
 from lrtrain.cli.main import main
-from lrtrain.cli.sweep import check
 from lrtrain.studies.sweep.space import read_space
+from lrtrain.studies.sweep.sweeping import check
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SPACES = sorted(CONFIGS.glob("sweeps/*.yaml"))
@@ -47,7 +47,7 @@ SPACE_MISTAKES = {
     f"{GRID}\ntrials: 0": "s.yaml: trials: expected a whole number, at least 1, got 0",
     f"{GRID}\nseeds: [1, 1]": "s.yaml: seeds: [1, 1] has one twice",
     f"{GRID}\nseeds: [a]": "s.yaml: seeds: expected a whole number, at least 0, got 'a'",
-    f"{GRID}\nseeds: [1]\noverrides: {{seed_everything: 3}}": "s.yaml: seeds and seed_everything exclude each other",
+    f"{GRID}\nseeds: [1]\noverrides: {{seed_everything: 3}}": "s.yaml: overrides.seed_everything: seeds in s.yaml",
     f"{GRID}\nconfigs: quickstart.yaml": "s.yaml: configs: expected a list of files",
     f"{GRID}\nconfigs: []": "s.yaml: configs: names no recipe",
     f"{GRID}\nconfigs: [none.yaml]": "configuration file none.yaml does not exist: check the path",
@@ -64,13 +64,13 @@ PARAMETER_MISTAKES = {
     f"{RATE}: 3": "give choices: [...], or low: and high:",
     f"{RATE}: {{low: 1}}": "give choices: [...], or low: and high:",
     f"{RATE}: {{low: 1, hihg: 2}}": "unknown key; did you mean high?",
-    f"{RATE}: {{low: 2, high: 1}}": "low 2 is above high 1: exchange them",
+    f"{RATE}: {{low: 2, high: 1}}": "low <= high must hold, but got (low=2, high=1)",
     f"{RATE}: {{low: a, high: 1}}": "low: expected a number, got 'a'",
     f"{RATE}: {{low: .nan, high: 1}}": "low: expected a number, got nan",
-    f"{RATE}: {{low: 0, high: 1, log: true}}": "low 0 has no logarithm",
+    f"{RATE}: {{low: 0, high: 1, log: true}}": "low > 0 must hold for log=True, but got (low=0, high=1)",
     f"{RATE}: {{low: 0.1, high: 1, log: yes please}}": "log: expected true or false, got 'yes please'",
-    f"{RATE}: {{low: 0.1, high: 1, log: true, step: 0.1}}": "log and step exclude each other",
-    f"{RATE}: {{low: 0.1, high: 1, step: 0}}": "step 0 must be positive",
+    f"{RATE}: {{low: 0.1, high: 1, log: true, step: 0.1}}": "step is not supported when log is true",
+    f"{RATE}: {{low: 0.1, high: 1, step: 0}}": "step > 0 must hold, but got step=0",
     f"{RATE}: {{low: 0.5, high: 2, int: true}}": "low: expected a whole number, got 0.5",
     f"{RATE}: {{low: 0.1, high: 1}}": "a grid needs choices: or step:",
     f"{RATE}: {{choices: []}}": "choices: expected a list of values, got []",
@@ -80,7 +80,7 @@ PARAMETER_MISTAKES = {
     f"{RATE}: {{choices: [0.1, 7]}}": "model.optimizers.hidden: Spectron: lr must be in (0, 1]",
     "model.optimizers.hiddn.lr: {choices: [1]}": "model.optimizers.hiddn: unknown key; did you mean hidden?",
     "model.optimizers.hidden.lrr: {choices: [1]}": "unknown key; did you mean lr?",
-    "model.decoder.width: {low: 64, high: 127.5, step: 63.5}": "expected int, got 127.5",
+    "model.decoder.width: {low: 64, high: 127.5, step: 63.5}": "expected int, got 64.0",
     "model.decoder.width: {low: 64, high: 127, step: 63}": "model.decoder: width must be a multiple of",
     "runs: {choices: [a]}": "a sweep gives each trial its own",
 }
@@ -104,7 +104,7 @@ def test_a_wrong_parameter_is_refused_with_its_place(text: str, refuse: Refuse) 
         (["--trainer.max_stesp", "3"], "--trainer.max_stesp: unknown key; did you mean max_steps?"),
         (["--trainer.max_steps"], "--trainer.max_steps: expected a value"),
         (["stray"], "stray: stands alone"),
-        ([f"--{RATE}=1"], f"--{RATE}: is varied by s.yaml"),
+        ([f"--{RATE}=1"], f"--{RATE}: is varied under parameters of s.yaml"),
         (["--name=x"], "--name: a sweep gives each trial its own"),
         (["--jobs=0"], "argument --jobs: expected a whole number, at least 1, got 0"),
         (["--study=a/b"], "--study is 'a/b': give the name of a folder inside runs"),
@@ -162,7 +162,7 @@ def test_real_trials_are_children_of_one_run_and_the_best_yaml_is_complete(
 
     client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("rates").experiment_id])
-    (parent,) = [run for run in found if run.data.tags.get("lrtrain.studies.jobs") == "rates"]
+    (parent,) = [run for run in found if run.data.tags.get("lrtrain.sweep") == "rates"]
     children = [run for run in found if run.data.tags.get("lrtrain.study") == "rates"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.tags["lrtrain.trial"] for run in children) == ["1", "2"]

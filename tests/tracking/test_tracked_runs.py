@@ -87,7 +87,6 @@ def test_runs_are_found_by_name_tag_and_study_and_a_parent_is_none_of_them(root:
     track(root, "else/0001", tags={"who's": "it's"})
     names = [run.name for run in read(root, study="rates")]
     assert names == ["t0", "t1"]
-    assert [run.name for run in read(root, study="rates", unfinished=True)] == ["t0", "t1", "t2"]
     assert [run.name for run in read(root, names=["t1", "else", "t0"])] == ["t1", "else", "t0"]
     assert [run.name for run in read(root, tags={"who's": "it's"})] == ["else"]
     assert [run.name for run in read(root, names=["t1"], study="rates")] == ["t1"]

@@ -8,7 +8,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.studies.compare.comparison import compare
 from lrtrain.studies.compare.curves import AXES
 from lrtrain.studies.compare.figure import picture
-from lrtrain.studies.compare.groups import Group, group_runs, other_data, ranked, refuse_other_data
+from lrtrain.studies.compare.groups import Group, check_data, group_runs, ranked
 from lrtrain.studies.compare.page import write_page
 from lrtrain.studies.compare.panels import Panel, all_panels, metric_panel
 from lrtrain.tracking.runs import tracked_runs
@@ -51,11 +51,8 @@ def main(argv: list[str]) -> int:
     groups = group_runs(found, labels)
     if not labels:
         groups = ranked(groups, arguments.metric)
-    if not arguments.anyway:
-        refuse_other_data(groups)
-    warning = other_data(groups)
+    warnings = check_data(groups, arguments.anyway)
     table = compare(groups, arguments.metric)
-    warnings = [f"their losses do not compare: {warning}"] if warning else []
     print("\n".join([table.text(), *warnings, *table.notes]))
     panels, missing = all_panels(groups, arguments.metric) if everything else ([], [])
     if arguments.out is not None:

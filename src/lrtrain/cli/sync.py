@@ -7,7 +7,7 @@ from pathlib import Path
 from lrtrain.cli.arguments import Arguments
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.delivery import Delivery, load_state
-from lrtrain.tracking.destination import redact, resolve_uri
+from lrtrain.tracking.destination import reason, redact, resolve_uri
 from lrtrain.tracking.spool import SPOOL_NAME, Spool, SpoolBusyError
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         except UserError:
             raise
         except Exception as error:  # MLflow, its database and the network raise what they like
-            why = delivery.reason(error)
+            why = reason(error, delivery.uri)
         finally:
             spool.close()
         failed[where] = (why, failed.get(where, ("", 0))[1] + delivery.waiting())

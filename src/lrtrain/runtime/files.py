@@ -1,7 +1,11 @@
 """Files that are whole or absent, whatever happens while they are written."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from lrtrain.runtime.errors import UserError
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -30,3 +34,16 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing(what: str, advice: str = "name a file in a folder that can be written") -> Iterator[None]:
+    """Tells in a line, `what: no space left on device; advice`, why a file cannot be written inside `with`.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}; {advice}") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
-from lrtrain.tracking.destination import connect, password, quiet, redact
+from lrtrain.tracking.destination import connect, experiment_id, quiet, redact
 from lrtrain.tracking.spool import SPOOL_NAME, records
 
 if TYPE_CHECKING:
@@ -96,16 +96,6 @@ class Delivery:
         """The points (metric values) that the server has not taken yet."""
         return sum(len(record.get("metrics", ())) for _, record in records(self._spool, self._load().delivered))
 
-    def reason(self, error: BaseException) -> str:
-        """Why a pass failed, in a line without a password: the root cause, such as `Connection refused`."""
-        root = error
-        while (cause := root.__cause__ or root.__context__) is not None:
-            root = cause
-        text = root.strerror if isinstance(root, OSError) and root.strerror else (str(error) or repr(error))
-        secret = password(self.uri)
-        text = text.replace(secret, "***") if secret else text
-        return text.splitlines()[0][:300]
-
     def _open_run(self, client: "MlflowClient") -> str:
         from mlflow import MlflowException
 
@@ -120,10 +110,10 @@ class Delivery:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        experiment_id = _experiment_id(client, run["experiment"], self._artifact_location)
-        found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{run['id']}'", max_results=1)
+        where = experiment_id(client, run["experiment"], self._artifact_location)
+        found = client.search_runs([where], filter_string=f"tags.`{RUN_TAG}` = '{run['id']}'", max_results=1)
         tags = {RUN_TAG: run["id"]}
-        mlflow_run = found[0] if found else client.create_run(experiment_id, start, tags, run["name"])
+        mlflow_run = found[0] if found else client.create_run(where, start, tags, run["name"])
         self.state = State(redact(self.uri), run["experiment"], mlflow_run.info.run_id)
         self._save()
         return str(mlflow_run.info.run_id)
@@ -203,22 +193,6 @@ def load_state(run_dir: Path) -> State | None:
         return None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: remove it, and everything is sent again without repeats") from error
-
-
-def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
-    from mlflow import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name, artifact_location))
-        except MlflowException as error:
-            experiment = client.get_experiment_by_name(name)  # another process may have been faster
-            if experiment is None:
-                raise error
-    if experiment.lifecycle_stage == "deleted":
-        raise UserError(f"MLflow experiment '{name}' is deleted: restore it, or give the run another experiment")
-    return str(experiment.experiment_id)
 
 
 def _pieces(key: str, value: str) -> Iterator[tuple[str, str]]:

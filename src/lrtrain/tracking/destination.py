@@ -80,6 +80,33 @@ def redact(uri: str) -> str:
     return uri.replace(f":{secret}@", ":***@") if secret else uri
 
 
+def reason(error: BaseException, uri: str) -> str:
+    """Why MLflow at `uri` cannot be used: the root cause, such as `Connection refused`, in a line without password."""
+    root = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    text = (root.strerror if isinstance(root, OSError) else None) or str(root) or str(error) or repr(error)
+    secret = password(uri)
+    return (text.replace(secret, "***") if secret else text).splitlines()[0][:300]
+
+
+def experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
+    """The id of an experiment, which is made where there is none. Raises UserError for a deleted one."""
+    from mlflow import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location))
+        except MlflowException as error:
+            experiment = client.get_experiment_by_name(name)  # another process may have been faster
+            if experiment is None:
+                raise error
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(f"MLflow experiment '{name}' is deleted: restore it, or give the run another experiment")
+    return str(experiment.experiment_id)
+
+
 def connect(uri: str, run_dir: Path) -> tuple["MlflowClient", str | None]:
     """A client for `uri`, and where a new experiment keeps its artifacts (None: the server decides).
 

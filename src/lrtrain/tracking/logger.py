@@ -3,8 +3,10 @@
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +92,6 @@ class MLflowLogger(Logger):
 
     @property
     def save_dir(self) -> str | None:
-        """The run directory."""
-        return self.run_dir
-
-    @property
-    def log_dir(self) -> str | None:
-        """The run directory."""
-        return self.run_dir
-
-    @property
-    def root_dir(self) -> str | None:
         """The run directory."""
         return self.run_dir
 
@@ -198,25 +190,28 @@ class MLflowLogger(Logger):
         spool = self._open().spool
         new: dict[str, str] = {}
         for key, value in params.items():
-            known, name, number = {**spool.params, **new}, legal_name(key), 1
-            versions = [name]
-            while versions[-1] in known:
-                number += 1
-                versions.append(f"{name}/{number}")
-            if len(versions) == 1 or known[versions[-2]] != value:
-                new[versions[-1]] = value
+            name = legal_name(key)
+            free, last = _next(ChainMap(new, spool.params), name, (f"{name}/{number}" for number in count(2)))
+            if last != value:
+                new[free] = value
         if new:
             spool.append({"params": new})
 
     def _log_version(self, artifact: str, text: str) -> None:
         """Record an artifact that belongs to a session: a changed one gets a number and leaves the older in place."""
-        spool, path, number, name = self._open().spool, Path(artifact), 1, artifact
-        last: str | None = None
-        while name in spool.artifacts:
-            last, number = spool.artifacts[name], number + 1
-            name = f"{path.stem}.{number}{path.suffix}"
+        spool, path = self._open().spool, Path(artifact)
+        later = (f"{path.stem}.{number}{path.suffix}" for number in count(2))
+        free, last = _next(spool.artifacts, artifact, later)
         if last != text:
-            spool.append({"artifact": name, "text": text})
+            spool.append({"artifact": free, "text": text})
+
+
+def _next(known: Mapping[str, str], name: str, later: Iterator[str]) -> tuple[str, str | None]:
+    """The first of the names that is free, and what stands under the one before it."""
+    last = None
+    while name in known:
+        last, name = known[name], next(later)
+    return name, last
 
 
 def _scalar(key: str, value: Any) -> float:

@@ -33,6 +33,14 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
     return dict(_leaves("", tree))
 
 
+def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """The first key whose values differ, as `model.lr: 0.1 there, not set here`; None where none does."""
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            return f"{key}: {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
+    return None
+
+
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and (value or not prefix):
         for key, child in value.items():

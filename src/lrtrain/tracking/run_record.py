@@ -10,7 +10,7 @@ import lightning as L
 import yaml
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.tracking.logger import OWNER_PATIENCE, MLflowLogger
 from lrtrain.tracking.spool import SPOOL_NAME, Spool
 
@@ -51,14 +51,10 @@ class RunRecord(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         folder = Path(trainer.default_root_dir)
-        try:
+        with writing(f"cannot write into {folder}", "make room, or set --runs to another disk"):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.yaml", self.config.encode())
             write_atomically(folder / "tokenizer.json", self._tokenizer.encode())
-        except OSError as error:
-            raise UserError(
-                f"cannot write into {folder}: {error.strerror}; make room, or set --runs to another disk"
-            ) from error
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(trainer.logger, MLflowLogger):
             trainer.logger.log_config(self.config, yaml.safe_load(self.config))

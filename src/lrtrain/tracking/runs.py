@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
-from lrtrain.tracking.destination import quiet, redact, resolve_uri, sqlite_path
+from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri, sqlite_path
 from lrtrain.tracking.names import legal_name
 from lrtrain.tracking.series import Series, number, read_series
 
@@ -55,7 +55,6 @@ def tracked_runs(
     tags: Mapping[str, str] | None = None,
     study: str | None = None,
     metrics: Sequence[str] | None = None,
-    unfinished: bool = False,
 ) -> list[TrackedRun]:
     """The finished runs that have one of the names, all the tags and the study, in the order of the names and in time.
 
@@ -69,7 +68,6 @@ def tracked_runs(
         tags: Tags as the user wrote them.
         study: Name of an `lrtrain sweep` study.
         metrics: Names or patterns (`spectral/*`) of the metrics to read; None for all, empty for none.
-        unfinished: Take runs that are running, failed or killed, too.
 
     Raises:
         UserError: nothing is tracked there, MLflow does not answer, or a name, tag or study is unknown (with near
@@ -83,8 +81,8 @@ def tracked_runs(
         if not found:
             raise UserError(_nothing_found(client, names, wanted))
         parents = {run.tags.get(PARENT_TAG) for run in found}
-        taken = [run for run in found if run.id not in parents and (unfinished or run.status == "FINISHED")]
-        _check_each(taken, names, wanted, unfinished)
+        taken = [run for run in found if run.id not in parents and run.status == "FINISHED"]
+        _check_each(taken, names, wanted)
         keys = {run.id: [key for key in run.last if _matches(key, metrics)] for run in taken}
         series = read_series(client, where, {run: of_run for run, of_run in keys.items() if of_run})
     for run in taken:
@@ -108,13 +106,8 @@ def _answering(uri: str) -> "Iterator[MlflowClient]":
     try:
         yield MlflowClient(tracking_uri=uri)
     except (MlflowException, SQLAlchemyError, ImportError) as error:
-        cause: BaseException = error
-        while (deeper := cause.__cause__ or cause.__context__) is not None:
-            cause = deeper
-        why = (cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)).splitlines()[0][:200]
-        raise UserError(
-            f"MLflow at {redact(uri)} does not answer ({why}): start it, or correct --tracking-uri"
-        ) from error
+        why = f"MLflow at {redact(uri)} does not answer ({reason(error, uri)})"
+        raise UserError(f"{why}: start it, or correct --tracking-uri") from error
 
 
 def _search(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str]) -> list[TrackedRun]:
@@ -164,15 +157,14 @@ def _nothing_found(client: "MlflowClient", names: Sequence[str], tags: Mapping[s
     return f"no run has all of {', '.join(f'{key}={value}' for key, value in tags.items())}{of}: leave one out"
 
 
-def _check_each(runs: list[TrackedRun], names: Sequence[str], tags: Mapping[str, str], unfinished: bool) -> None:
+def _check_each(runs: list[TrackedRun], names: Sequence[str], tags: Mapping[str, str]) -> None:
     """Raises UserError where nothing, or nothing of one of the names, is left."""
     having = f" with {', '.join(f'{key}={value}' for key, value in tags.items())}" if tags else ""
-    ending = "is tracked: leave the name out" if unfinished else "has finished: let lrtrain fit end first"
     if not runs and not names:
-        raise UserError(f"no run{having} {ending}")
+        raise UserError(f"no run{having} has finished: let lrtrain fit end first")
     for name in names:
         if not any(run.name == name for run in runs):
-            raise UserError(f"no run of the name {name!r}{having} {ending}")
+            raise UserError(f"no run of the name {name!r}{having} has finished: let lrtrain fit end first")
 
 
 def _matches(key: str, patterns: Sequence[str] | None) -> bool:

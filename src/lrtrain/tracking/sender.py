@@ -4,6 +4,7 @@ import logging
 import threading
 
 from lrtrain.tracking.delivery import Delivery
+from lrtrain.tracking.destination import reason
 
 INTERVAL = 2.0  # seconds between passes
 LONGEST_PAUSE = 60.0  # seconds between attempts at a server that stays down
@@ -52,7 +53,8 @@ class Sender:
             sent = self.delivery.send()
         except Exception as error:  # whatever it is, training goes on and the points are safe in the spool
             if self._failures == 0:
-                log.warning(f"{where} takes no records ({self.delivery.reason(error)}): they wait, training goes on")
+                why = reason(error, self.delivery.uri)
+                log.warning(f"{where} takes no records ({why}): they wait, training goes on")
             self._failures += 1
         else:
             if self._failures:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import writing
 
 SPOOL_NAME = "metrics.jsonl"
 
@@ -58,11 +59,9 @@ class Spool:
         self.last_time = 0
         # Reentrant: Lightning finalizes loggers inside a signal handler, which may interrupt an append.
         self._mutex = threading.RLock()
-        try:
+        with writing(f"cannot write {self.path}", "check the run directory"):
             run_dir.mkdir(parents=True, exist_ok=True)
             self._owned = open(self.path, "ab")  # noqa: SIM115 (holds the lock until close)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}: check the run directory") from error
         try:
             self._own(patience)
             self._drop_cut_line()
@@ -94,10 +93,8 @@ class Spool:
             entry["metrics"] = {key: _strict(value) for key, value in entry["metrics"].items()}
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         with self._mutex:
-            try:
+            with writing(f"cannot write {self.path}", "free some space, then resume"):
                 _append_whole(self.path, line)
-            except OSError as error:
-                raise UserError(f"cannot write {self.path}: {error.strerror}: free some space, then resume") from error
             self._remember(entry, marks=False)
 
     def close(self) -> None:

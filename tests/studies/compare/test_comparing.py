@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.compare.comparison import compare, figure, short
+from lrtrain.runtime.units import short
+from lrtrain.studies.compare.comparison import compare, figure
 from lrtrain.studies.compare.curves import BINS, Band, Curve, band, curve, reached
 from lrtrain.studies.compare.figure import COLORS, draw, looks, picture
-from lrtrain.studies.compare.groups import Group, differing, group_runs, ranked, refuse_other_data
+from lrtrain.studies.compare.groups import Group, check_data, differing, group_runs, ranked
 from lrtrain.studies.compare.panels import Panel, Shares, all_panels, metric_panel, share_of_time, spectral_panels
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.tracking.runs import TrackedRun
@@ -59,15 +60,15 @@ def test_runs_of_another_tokenizer_or_other_data_are_named() -> None:
         return {f"manifest.{key}": value for key, value in {**manifest, **changes}.items()}
 
     one = Group("a", [run("a", 1, made()), run("a", 2, made(**{"val.chunks.0.file": "elsewhere"}))])
-    refuse_other_data([one])
+    check_data([one])
     tokenizer = Group("b", [run("b", 1, made(tokenizer_sha256="0" * 64))])
     with pytest.raises(UserError, match="run b/0001 has the tokenizer 00000000, a/0001 has the tokenizer ffffffff: "):
-        refuse_other_data([one, tokenizer])
+        check_data([one, tokenizer])
     data = Group("c", [run("c", 1, made(**{"val.tokens": "6"}))])
     with pytest.raises(UserError, match=r"run c/0001 has the held-out data abc \(6 tokens\), a/0001 .* \(5 tokens\): "):
-        refuse_other_data([one, data])
+        check_data([one, data])
     with pytest.raises(UserError, match="run d/0001 has no record of its tokenizer"):
-        refuse_other_data([one, Group("d", [run("d")])])
+        check_data([one, Group("d", [run("d")])])
 
 
 def test_only_what_differs_between_groups_is_a_difference() -> None:

@@ -156,7 +156,10 @@ def test_a_plan_holds_together(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_run_s_recorded_throughput_is_its_median(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "before" / "0001"
     folder.mkdir(parents=True)
-    lines = [{"step": i, "metrics": {"throughput/tokens_per_second": v}} for i, v in enumerate((10.0, 400.0, 500.0))]
+    lines = [
+        {"time": i, "step": i, "metrics": {"throughput/tokens_per_second": v}}
+        for i, v in enumerate((10.0, 400.0, 500.0))
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "metr')
     plan = planned(tmp_path, "--config", str(RECIPE), *TOY, "--runs", str(tmp_path / "runs"), "--like", "before")
     assert plan["throughput"] == 400

@@ -18,7 +18,7 @@ import stand_in_fit
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.jobs import launch
 from lrtrain.studies.sweep import study as study_module
-from lrtrain.studies.sweep.parameter import Parameter
+from lrtrain.studies.sweep.parameter import parse_parameter
 from lrtrain.studies.sweep.space import Space
 from lrtrain.studies.sweep.study import Study
 from lrtrain.studies.sweep.trials import Effort, work
@@ -41,7 +41,8 @@ def unsynced(connection: Any, _: Any) -> None:
 
 
 def space(*rates: float, sampler: str = "grid", trials: int = 0, seeds: tuple[int, ...] = ()) -> Space:
-    parameter = Parameter(RATE, rates) if rates else Parameter(RATE, (), 1e-3, 1e-1, log=True)
+    content = {"choices": list(rates)} if rates else {"low": 1e-3, "high": 1e-1, "log": True}
+    parameter = parse_parameter("s.yaml", RATE, content)
     return Space(Path("s.yaml"), (), (parameter,), {}, "val/loss", "min", sampler, 0, trials or len(rates), seeds)
 
 
@@ -51,7 +52,7 @@ def opened(runs: Path, searched: Space) -> Study:
 
 def sweep(runs: Path, searched: Space, parallel: int = 1, **effort: Any) -> tuple[Study, list[str]]:
     study, said = opened(runs, searched), []
-    work(study, Effort(runs, None, {}, parallel, **effort), said.append)
+    work(study, Effort(runs, parallel, **effort), said.append)
     return study, said
 
 

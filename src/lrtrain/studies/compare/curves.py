@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from lrtrain.tracking.runs import TrackedRun
 
 AXES = {"steps": None, "tokens": "throughput/tokens_seen", "flops": "throughput/flops", "time": "throughput/seconds"}
 """Horizontal axes and the metric that runs log for each; steps are MLflow's own."""
+
+NAMES = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "time": "time"}
 
 GRID = 20_000
 """Points at most at which the runs of a group are averaged."""
@@ -65,9 +68,23 @@ def curve(run: TrackedRun, metric: str, axis: str) -> Curve | None:
     return Curve(x[inside], series.value[inside]) if inside.any() else None
 
 
-def lacking(groups: Sequence[Group], metric: str, axis: str) -> list[str]:
-    """Names of the runs that have no curve over an axis."""
-    return [run.run_name for group in groups for run in group.runs if curve(run, metric, axis) is None]
+def curves_of(groups: Sequence[Group], metric: str, axis: str) -> list[list[Curve]] | str:
+    """The curves of each group; or which runs have none over the axis, and why.
+
+    Raises:
+        UserError: a run has no such metric.
+    """
+    found = [[curve(run, metric, axis) for run in group.runs] for group in groups]
+    runs = [run for group in groups for run in group.runs]
+    missing = [run.run_name for run, one in zip(runs, chain(*found), strict=True) if one is None]
+    if missing:
+        return f"{some(missing)} logged no {AXES[axis]}"
+    return [[one for one in of_group if one is not None] for of_group in found]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def reached(curves: Sequence[Curve]) -> float:

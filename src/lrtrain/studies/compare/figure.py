@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import writing
 from lrtrain.studies.compare.comparison import figure as digits
 from lrtrain.studies.compare.curves import Band
 from lrtrain.studies.compare.panels import Panel, Shares
@@ -76,11 +76,9 @@ def picture(panels: Sequence[Panel | Shares], labels: Sequence[str], out: Path) 
         parts = whole.subfigures(rows, columns, squeeze=False)
         for part, panel in zip(parts.flat, panels, strict=False):
             draw(panel, look, part)
-        try:
+        with writing(f"--out {out}"):
             out.parent.mkdir(parents=True, exist_ok=True)
             whole.savefig(out)
-        except OSError as error:
-            raise UserError(f"--out {out}: {error.strerror}; name a file in a folder that can be written") from error
 
 
 def inline_svg(panel: Panel | Shares, look: Mapping[str, Look], name: str) -> str:

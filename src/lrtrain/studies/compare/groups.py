@@ -9,7 +9,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.runs import TrackedRun
 
 PLACES = ("name", "runs", "ckpt_path", "manifest.", "trainer.logger")
-"""What says where a run lies and not how it was trained. The data are compared by `refuse_other_data`."""
+"""What says where a run lies and not how it was trained. The data are compared by `check_data`."""
 
 POINT_TAG = "lrtrain.point"
 """What `lrtrain sweep` varied in a run."""
@@ -64,11 +64,14 @@ def other_data(groups: Sequence[Group]) -> str | None:
     return None
 
 
-def refuse_other_data(groups: Sequence[Group]) -> None:
-    """Raises UserError for runs of another tokenizer or other data, whose losses do not compare."""
+def check_data(groups: Sequence[Group], anyway: bool = False) -> list[str]:
+    """What to be warned of: runs of another tokenizer or other data. Raises UserError for them if not `anyway`."""
     difference = other_data(groups)
-    if difference is not None:
+    if difference is None:
+        return []
+    if not anyway:
         raise UserError(f"{difference}: their losses do not compare; leave one out, or give --anyway")
+    return [f"their losses do not compare: {difference}"]
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import writing
 from lrtrain.studies.compare.comparison import Table, figure
 from lrtrain.studies.compare.figure import INK, Look, inline_svg, looks
 from lrtrain.studies.compare.groups import Group, differing
@@ -97,11 +97,9 @@ def write_page(
     count = sum(len(group.runs) for group in groups)
     subtitle = f"{count} finished runs, {len(groups)} names · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC · lrtrain compare"
     text = PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body="\n".join(body), ink=INK)
-    try:
+    with writing(f"--html {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--html {out}: {error.strerror}; name a file in a folder that can be written") from error
 
 
 def _keyed(label: str, look: dict[str, Look]) -> str:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrtrain.studies.compare.comparison import NAMES, some
-from lrtrain.studies.compare.curves import AXES, Band, Curve, band, curve, lacking
+from lrtrain.studies.compare.curves import AXES, NAMES, Band, Curve, band, curve, curves_of, some
 from lrtrain.studies.compare.groups import Group
 from lrtrain.tracking.runs import TrackedRun
 
@@ -65,15 +64,15 @@ def metric_panel(groups: Sequence[Group], metric: str, axis: str) -> Panel | str
     Raises:
         UserError: a run has no such metric.
     """
-    if missing := lacking(groups, metric, axis):
-        return f"no {metric} over {NAMES[axis]}: {some(missing)} logged no {AXES[axis]}"
-    curves = {g.label: [c for run in g.runs if (c := curve(run, metric, axis)) is not None] for g in groups}
-    divisor, xlabel = _scale(axis, max(c.x[-1] for of_group in curves.values() for c in of_group))
+    curves = curves_of(groups, metric, axis)
+    if isinstance(curves, str):
+        return f"no {metric} over {NAMES[axis]}: {curves}"
+    divisor, xlabel = _scale(axis, max(c.x[-1] for of_group in curves for c in of_group))
     bands = []
-    for label, of_group in curves.items():
-        of_label = band(label, len(of_group), [Curve(c.x / divisor, c.y) for c in of_group])
+    for group, of_group in zip(groups, curves, strict=True):
+        of_label = band(group.label, len(of_group), [Curve(c.x / divisor, c.y) for c in of_group])
         if of_label is None:
-            return f"no {metric} over {NAMES[axis]}: the runs of {label} have no stretch of it in common"
+            return f"no {metric} over {NAMES[axis]}: the runs of {group.label} have no stretch of it in common"
         bands.append(of_label)
     return Panel(f"{metric} over {NAMES[axis]}", xlabel, with_unit(metric), bands)
 

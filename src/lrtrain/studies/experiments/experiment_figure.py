@@ -12,7 +12,8 @@ from lrtrain.studies.compare.groups import Group
 from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel, with_unit
 from lrtrain.studies.experiments.arm_runs import Trained
 from lrtrain.studies.experiments.definition import Definition, Drawing
-from lrtrain.studies.experiments.records import matching, recorded, value
+from lrtrain.studies.experiments.records import matching, value
+from lrtrain.tracking.recorded import recorded
 
 
 def draw(definition: Definition, trained: Sequence[Trained], out: Path) -> list[str]:
@@ -23,7 +24,7 @@ def draw(definition: Definition, trained: Sequence[Trained], out: Path) -> list[
     """
     finished = [(one, [o for o in one.outcomes if o.status == "finished"]) for one in trained]
     groups = [
-        Group(one.arm.variant.label, [recorded(o.run_dir) for o in outcomes if o.run_dir is not None])
+        Group(one.arm.variant.label, [run for o in outcomes if o.run_dir and (run := recorded(o.run_dir))])
         for one, outcomes in finished
         if outcomes
     ]

@@ -11,13 +11,13 @@ from typing import Any
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
 from lrtrain.runtime.table import table
+from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import spread
 from lrtrain.studies.experiments.arm_runs import Trained
 from lrtrain.studies.experiments.arms import Arm
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.verdict import Finding
-from lrtrain.studies.plan.units import short
 
 RESULTS, FIGURE = "results.json", "figure.png"
 

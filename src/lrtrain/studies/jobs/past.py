@@ -8,11 +8,12 @@ from typing import Any
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.hints import nearest
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.tracking.names import flatten
-from lrtrain.tracking.spool import SPOOL_NAME, records
+from lrtrain.tracking.names import difference, flatten
+from lrtrain.tracking.recorded import recorded
 
 FILE = "job.json"
 PLACE = ("name", "runs", "ckpt_path")  # where a run lives, not what it is
@@ -25,16 +26,10 @@ def remember(job: Job, diverged: str = "") -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
+    content = {**identity(job), DIVERGED: diverged}
+    with writing(f"cannot write into {job.folder}", "make room, or set --runs to another disk"):
         job.folder.mkdir(parents=True, exist_ok=True)
-        content = {**identity(job), DIVERGED: diverged}
-        draft = job.folder / f"{FILE}.tmp"
-        draft.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        draft.replace(job.folder / FILE)
-    except OSError as error:
-        raise UserError(
-            f"cannot write into {job.folder}: {error.strerror}; make room, or set --runs to another disk"
-        ) from error
+        write_atomically(job.folder / FILE, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def past(job: Job, metric: str) -> Outcome | None:
@@ -47,15 +42,14 @@ def past(job: Job, metric: str) -> Outcome | None:
     if known is not None:
         _same(job, known)
     for run_dir in job.run_dirs():
-        finished = _finished(run_dir)
-        if finished is None:
+        run = recorded(run_dir)
+        if run is None or run.status != "FINISHED":
             continue
         if known is None:
             _made_with(job, run_dir)
-        values, seconds = finished
-        if metric not in values:
-            raise UserError(f"the run {run_dir} has no metric {metric!r}; {nearest(metric, values)}")
-        value = values[metric]
+        if metric not in run.last:
+            raise UserError(f"the run {run_dir} has no metric {metric!r}; {nearest(metric, run.last)}")
+        value, seconds = run.last[metric], ((run.end or run.start) - run.start) / 1000
         if math.isfinite(value):
             return Outcome("finished", value, run_dir, "", seconds)
         return Outcome("diverged", math.inf, run_dir, f"{metric} is {value}", seconds)
@@ -83,11 +77,8 @@ def _known(job: Job) -> dict[str, Any] | None:
 
 def _same(job: Job, known: Mapping[str, Any]) -> None:
     """Raises UserError where a job of the same name had other settings."""
-    mine = identity(job)
-    here, there = (_flat(content) for content in (mine, known))
-    for key in sorted(here.keys() | there.keys()):
-        if here.get(key) != there.get(key):
-            _refuse(job, key, there.get(key, "not set"), here.get(key, "not set"))
+    if found := difference(_flat(known), _flat(identity(job))):
+        _refuse(job, found)
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:
@@ -104,7 +95,7 @@ def _made_with(job: Job, run_dir: Path) -> None:
         short, ours = key.replace(".init_args", ""), as_text(value)
         theirs = there.get(short, there.get(f"{short}.class_path", "not set"))
         if key not in PLACE and _value(ours) != _value(theirs):
-            _refuse(job, key, theirs, ours)
+            _refuse(job, f"{key}: {theirs} there, {ours} here")
 
 
 def _value(text: str) -> float | str:
@@ -114,22 +105,5 @@ def _value(text: str) -> float | str:
         return text
 
 
-def _refuse(job: Job, key: str, there: str, here: str) -> None:
-    raise UserError(
-        f"{job.folder} holds a run with other settings ({key}: {there} there, {here} here): give another name, or "
-        "remove that folder"
-    )
-
-
-def _finished(run_dir: Path) -> tuple[dict[str, float], float] | None:
-    """The last value of each metric of a run that has finished, and its seconds; else None."""
-    spool, status = run_dir / SPOOL_NAME, ""
-    values: dict[str, float] = {}
-    times: list[int] = []
-    if not spool.is_file():
-        return None
-    for _, record in records(spool):
-        values |= {key: float(value) for key, value in record.get("metrics", {}).items()}
-        status = record.get("status", status)
-        times.append(record["time"])
-    return (values, (times[-1] - times[0]) / 1000) if status == "FINISHED" else None
+def _refuse(job: Job, found: str) -> None:
+    raise UserError(f"{job.folder} holds a run with other settings ({found}): give another name, or remove that folder")

@@ -1,12 +1,12 @@
 """Tokens, steps, FLOPs and time of a run, and the speed of a recorded one."""
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
+from lrtrain.tracking.recorded import recorded
 
 METRIC = "throughput/tokens_per_second"
 
@@ -49,19 +49,12 @@ def recorded_throughput(runs: str, name: str) -> float:
     Raises:
         UserError: no such run, or none with a recorded throughput.
     """
-    folders = sorted(Path(runs, name).glob("[0-9]" * 4 + "/metrics.jsonl"), reverse=True)
-    if not folders:
+    found = [run for folder in sorted(Path(runs, name).glob("[0-9]" * 4), reverse=True) if (run := recorded(folder))]
+    if not found:
         known = [path.name for path in Path(runs).iterdir() if path.is_dir()] if Path(runs).is_dir() else []
         hint = nearest(name, known) if known else "train it with lrtrain fit, or give --throughput"
         raise UserError(f"--like {name}: no run of that name has metrics in {runs}; {hint}")
-    for file in folders:
-        found = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if METRIC in line:
-                try:
-                    found.append(float(json.loads(line)["metrics"][METRIC]))
-                except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
-                    continue
-        if found:
-            return statistics.median(found)
-    raise UserError(f"--like {name}: {folders[0]} holds no {METRIC}; name another run, or give --throughput")
+    for run in found:
+        if METRIC in run.metrics:
+            return statistics.median(run.metrics[METRIC].value.tolist())
+    raise UserError(f"--like {name}: its runs recorded no {METRIC}; name another run, or give --throughput")

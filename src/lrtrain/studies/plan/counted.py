@@ -45,7 +45,7 @@ def counted(configs: Sequence[Path], settings: Mapping[str, Any]) -> Cost:
     return Cost(
         parameters=sum(p.numel() for p in model.decoder.parameters()),
         flops=costs(model, run.tokens, run.recompute, run.constraints).token,
-        tokens=run.tokens * run.batch * run.accumulate * run.devices,
+        tokens=run.step_tokens,
         steps=steps,
         every=max(1, interval // run.accumulate) if isinstance(interval, int) else steps,
     )

@@ -36,7 +36,6 @@ class Plan:
     slots: list[tuple[str, SlotBytes]]
     lines: list[Line]
     limit: float | None
-    step_tokens: int
     budget: Budget | None
     throughput: float | None
 
@@ -51,7 +50,7 @@ class Plan:
     @property
     def flops_per_token(self) -> float:
         """All FLOPs of a token of training."""
-        return self.costs.per_token(self.step_tokens)
+        return self.costs.per_token(self.run.step_tokens)
 
     def seconds(self, devices: int) -> float | None:
         """Time to the budget on some devices, the throughput of one times their number."""
@@ -68,7 +67,7 @@ class Plan:
             },
             "flops": {
                 **asdict(self.costs),
-                "tokens_per_step": self.step_tokens,
+                "tokens_per_step": self.run.step_tokens,
                 "per_token": self.flops_per_token,
             },
             "optimizers": [{"pattern": pattern, **asdict(slot)} for pattern, slot in self.slots],
@@ -125,7 +124,6 @@ def make_plan(
         largest = [None if limit is None else memory.largest(limit, layout, recompute) for recompute in (False, True)]
         lines.append(Line(layout, kept, recomputed, *largest))
     spent = costs(model, run.tokens, run.recompute, run.constraints)
-    step_tokens = run.tokens * run.batch * run.accumulate * run.devices
     return Plan(
         run=run,
         kinds=parameters_by_kind(model.decoder),
@@ -133,7 +131,6 @@ def make_plan(
         slots=slots,
         lines=lines,
         limit=limit,
-        step_tokens=step_tokens,
-        budget=budget(tokens, flops, run.steps, step_tokens, spent.token),
+        budget=budget(tokens, flops, run.steps, run.step_tokens, spent.token),
         throughput=throughput,
     )

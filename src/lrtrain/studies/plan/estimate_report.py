@@ -1,9 +1,9 @@
 """A plan as tables of text."""
 
 from lrtrain.runtime.table import table
+from lrtrain.runtime.units import duration, short
 from lrtrain.studies.plan.estimate import Plan
 from lrtrain.studies.plan.peak_memory import Memory
-from lrtrain.studies.plan.units import duration, short
 
 GB = 1e9
 
@@ -24,7 +24,7 @@ def _parameters(plan: Plan) -> str:
 
 
 def _flops(plan: Plan) -> str:
-    costs, tokens = plan.costs, plan.step_tokens
+    costs, tokens = plan.costs, plan.run.step_tokens
     parts = [
         ("forward", costs.forward),
         ("backward", costs.backward),

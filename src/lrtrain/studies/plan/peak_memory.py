@@ -1,5 +1,6 @@
 """Peak memory of one process in a training step, by kind."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,16 +124,5 @@ class MemoryModel:
 
     def largest(self, limit: float, layout: Layout, recompute: bool) -> int:
         """The most sequences of a micro-batch whose peak is at most `limit` bytes; 0 where one is too many."""
-
-        def fits(sequences: int) -> bool:
-            return self.at(sequences, layout, recompute).peak <= limit
-
-        if not fits(1):
-            return 0
-        low, high = 1, 2
-        while high <= LARGEST and fits(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        sizes = range(1, LARGEST + 1)
+        return bisect_right(sizes, limit, key=lambda sequences: self.at(sequences, layout, recompute).peak)

@@ -54,6 +54,11 @@ class Run:
     recompute: bool
     constraints: Mapping[str, Any]
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.tokens * self.batch * self.accumulate * self.devices
+
 
 def read_run(config: Any) -> Run:
     """The run of a resolved configuration.

@@ -1,8 +1,10 @@
 """The memory of one trained matrix, dense and spectral, as the SCT paper counts it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 
 BYTES = 16
@@ -43,6 +45,19 @@ def sct_memory(m: int, n: int, k: int) -> SctMemory:
     if not 1 <= k <= min(m, n):
         raise ValueError(f"the rank of a {m} × {n} matrix is between 1 and {min(m, n)}, got {k}")
     return SctMemory(BYTES * m * n, BYTES * k * (m + n + 1))
+
+
+def sct_lines(matrix: str | None, rank: int) -> str:
+    """The paper's table, or its line for a matrix as `8192x28672`. Raises UserError for one that is none."""
+    if matrix is None:
+        return sct_table(PUBLISHED)
+    match = re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", matrix)
+    if match is None:
+        raise UserError(f"--matrix {matrix}: give rows and columns, as in 8192x28672")
+    try:
+        return sct_table({"matrix": (int(match[1]), int(match[2]))}, rank)
+    except ValueError as error:
+        raise UserError(f"--rank {rank}: {error}") from error
 
 
 def sct_table(matrices: Mapping[str, tuple[int, int]], rank: int = RANK) -> str:

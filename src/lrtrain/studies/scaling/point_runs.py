@@ -14,7 +14,7 @@ from lrtrain.studies.jobs.processes import workers
 from lrtrain.studies.jobs.search import around
 from lrtrain.studies.scaling.grid import Point
 from lrtrain.studies.scaling.planned_grid import Plan
-from lrtrain.tracking.spool import SPOOL_NAME, records
+from lrtrain.tracking.recorded import recorded
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,5 @@ def _train(plan: Plan, point: Point, seed: int, lr: float | None, runs: Path, th
 
 def _tokens_seen(run_dir: Path) -> int:
     """Tokens that a run had seen when it last logged them, at its last step."""
-    name = "throughput/tokens_seen"
-    seen = [record["metrics"][name] for _, record in records(run_dir / SPOOL_NAME) if name in record.get("metrics", {})]
-    return int(seen[-1]) if seen else 0
+    run = recorded(run_dir)
+    return int(run.last.get("throughput/tokens_seen", 0)) if run is not None else 0

@@ -1,16 +1,15 @@
 """The MLflow run of a study as a whole, under which its trials are shown."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.sweep.study import Study
-from lrtrain.tracking.destination import connect, quiet, redact, resolve_uri
+from lrtrain.tracking.destination import connect, experiment_id, quiet, reason, redact, resolve_uri
 
 LOGGER = "lrtrain.tracking.logger.MLflowLogger"
-SWEEP_TAG = "lrtrain.studies.jobs"  # the trials have `lrtrain.study`: the parent is none of the runs to compare
+SWEEP_TAG = "lrtrain.sweep"  # the trials have `lrtrain.study`: the parent is none of the runs to compare
 
 
 def study_logger(configured: object, study: str, runs: Path) -> object:
@@ -53,19 +52,15 @@ class Parent:
 
     def _open(self, experiment: str, runs: Path) -> None:
         self._client, location = connect(self.uri, runs / self._study.name / "trial")
-        known = self._study.attributes.get("parent", {})
+        known = self._study.optuna.user_attrs.get("parent", {})
         if known.get("uri") == redact(self.uri):
             self._client.update_run(known["run_id"], status="RUNNING")
             self.run_id = known["run_id"]
             return
-        if self._client.get_experiment_by_name(experiment) is None:
-            with contextlib.suppress(Exception):  # another worker was faster, else the next line fails
-                self._client.create_experiment(experiment, location)
-        experiment_id = self._client.get_experiment_by_name(experiment).experiment_id
-        tags = {SWEEP_TAG: self._study.name}
-        self.run_id = self._client.create_run(experiment_id, tags=tags, run_name=self._study.name).info.run_id
+        where, tags = experiment_id(self._client, experiment, location), {SWEEP_TAG: self._study.name}
+        self.run_id = self._client.create_run(where, tags=tags, run_name=self._study.name).info.run_id
         self._client.log_dict(self.run_id, self._study.space.content(), "space.json")
-        self._study.note("parent", {"uri": redact(self.uri), "run_id": self.run_id})
+        self._study.optuna.set_user_attr("parent", {"uri": redact(self.uri), "run_id": self.run_id})
 
     def _close(self, status: str, best_yaml: str | None) -> None:
         best = self._study.best()
@@ -80,8 +75,7 @@ class Parent:
         try:
             act()
         except Exception as error:  # MLflow, its database and the network raise what they like
-            line = (str(error) or repr(error)).splitlines()[0][:200]
-            print(f"MLflow at {redact(self.uri)} has no record of the sweep as a whole: {line}")
+            print(f"MLflow at {redact(self.uri)} has no record of the sweep as a whole: {reason(error, self.uri)}")
 
 
 def _own(logger: object) -> Mapping[str, Any] | None:

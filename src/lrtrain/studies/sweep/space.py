@@ -1,12 +1,14 @@
 """The space file of a sweep: what is varied, how it is sampled, and which metric is the best."""
 
-import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
+from optuna.distributions import distribution_to_json
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
@@ -35,6 +37,7 @@ class Space:
         seed: of the sampler.
         trials: how many points; a grid has as many as its values make, and at most this many are taken.
         seeds: values of `seed_everything` over whose runs a trial's metric is the mean; empty for one run.
+        flags: keys of overrides that the command line brought.
     """
 
     file: Path
@@ -47,6 +50,7 @@ class Space:
     seed: int
     trials: int
     seeds: tuple[int, ...]
+    flags: frozenset[str] = frozenset()
 
     def points(self) -> list[dict[str, Any]]:
         """The grid's points, in the order of the file, the last parameter first to change; none for other samplers."""
@@ -57,25 +61,36 @@ class Space:
         return [dict(zip(keys, point, strict=True)) for point in itertools.islice(points, self.trials)]
 
     def content(self) -> dict[str, Any]:
-        """What makes two spaces the same, as plain JSON values: all but their file's name and the number of trials.
+        """What makes two spaces the same, as plain JSON values: all but their file's name, flags and number of trials.
 
         Raises:
             UserError: a configuration file cannot be read.
         """
-        content = dataclasses.asdict(self)
-        del content["file"], content["trials"]
+        content = dict(vars(self))
+        del content["file"], content["trials"], content["flags"]
         content["configs"] = [content_of(path) for path in self.configs]
-        content["parameters"] = {parameter.pop("key"): parameter for parameter in content["parameters"]}
+        content["parameters"] = {p.key: json.loads(distribution_to_json(p.distribution)) for p in self.parameters}
         return dict(json.loads(json.dumps(content, default=str)))
 
 
-def read_space(file: Path, trials: int | None = None) -> Space:
-    """Reads a space file; `trials` goes before the file's.
+def read_space(
+    file: Path, trials: int | None = None, configs: Sequence[Path] | None = None, flags: Mapping[str, str] | None = None
+) -> Space:
+    """Reads a space file.
+
+    Args:
+        file: YAML of the keys of `Space`.
+        trials: goes before the file's.
+        configs: go before the file's.
+        flags: overrides as text, by key; they go before the file's.
 
     Raises:
-        UserError: the file cannot be read, or a key or value in it cannot be.
+        UserError: the file cannot be read, or a key or value in it or a flag cannot be.
     """
-    content = _load(file) | ({} if trials is None else {"trials": trials})
+    content = content_of(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no search space: give at least parameters:")
+    content |= {} if trials is None else {"trials": trials}
     for key in content:
         if key not in KEYS:
             raise UserError(f"{file}: {key}: unknown key; {near(str(key), KEYS)}")
@@ -83,30 +98,36 @@ def read_space(file: Path, trials: int | None = None) -> Space:
     if not isinstance(stated, Mapping) or not stated:
         raise UserError(f"{file}: parameters: the space is empty; name a configuration key with choices: or low: high:")
     parameters = tuple(parse_parameter(str(file), str(key), item) for key, item in stated.items())
-    sampler = _one_of(file, content, "sampler", SAMPLERS, "grid")
-    overrides, seeds = _overrides(file, content, parameters), _seeds(file, content)
-    for key in (*(parameter.key for parameter in parameters), *overrides):
-        if seeds and key == "seed_everything":
-            raise UserError(f"{file}: seeds and {key} exclude each other: leave one out")
-    return Space(
+    sampler, seeds = _one_of(file, content, "sampler", SAMPLERS), _seeds(file, content)
+    space = Space(
         file,
-        _configs(file, content),
+        tuple(configs or _configs(file, content)),
         parameters,
-        overrides,
+        {**_overrides(file, content), **{key: plain(yaml.safe_load(text)) for key, text in (flags or {}).items()}},
         metric=str(content.get("metric", "val/loss")),
-        mode=_one_of(file, content, "mode", MODES, "min"),
+        mode=_one_of(file, content, "mode", MODES),
         sampler=sampler,
         seed=_whole(file, "seed", content.get("seed", 0), least=0),
         trials=_trials(file, content, sampler, parameters),
         seeds=seeds,
+        flags=frozenset(flags or ()),
     )
+    _check_keys(space)
+    return space
 
 
-def _load(file: Path) -> dict[str, Any]:
-    content = content_of(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no search space: give at least parameters:")
-    return content
+def _check_keys(space: Space) -> None:
+    """Raises UserError for a key that two parts set, or that the sweep sets itself."""
+    varied = [parameter.key for parameter in space.parameters]
+    for key in (*varied, *space.overrides):
+        part = "overrides" if key in space.overrides else "parameters"
+        at = f"--{key}" if key in space.flags else f"{space.file}: {part}.{key}"
+        if key in RESERVED:
+            raise UserError(f"{at}: a sweep gives each trial its own; leave it out")
+        if key in varied and key in space.overrides:
+            raise UserError(f"{at}: is varied under parameters of {space.file}; leave one out")
+        if space.seeds and key == "seed_everything":
+            raise UserError(f"{at}: seeds in {space.file} set it; leave one out")
 
 
 def _configs(file: Path, content: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -116,18 +137,10 @@ def _configs(file: Path, content: Mapping[str, Any]) -> tuple[Path, ...]:
     return tuple(file.parent / item for item in stated)
 
 
-def _overrides(file: Path, content: Mapping[str, Any], parameters: tuple[Parameter, ...]) -> dict[str, Any]:
+def _overrides(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     stated = content.get("overrides", {})
     if not isinstance(stated, dict):
         raise UserError(f"{file}: overrides: expected dotted keys with values, got {stated!r}")
-    varied = [parameter.key for parameter in parameters]
-    for part, keys in (("parameters", varied), ("overrides", stated)):
-        for key in keys:
-            if key in RESERVED:
-                raise UserError(f"{file}: {part}.{key}: a sweep gives each trial its own; leave it out")
-    for key in stated:
-        if key in varied:
-            raise UserError(f"{file}: overrides.{key}: is varied under parameters; leave one out")
     return {str(key): plain(value) for key, value in stated.items()}
 
 
@@ -154,8 +167,9 @@ def _trials(file: Path, content: Mapping[str, Any], sampler: str, parameters: tu
     return min(trials, size) if sampler == "grid" else trials
 
 
-def _one_of(file: Path, content: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str) -> str:
-    value = content.get(key, default)
+def _one_of(file: Path, content: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+    """A value among some, the first where none is stated."""
+    value = content.get(key, allowed[0])
     if value not in allowed:
         raise UserError(f"{file}: {key} is {value!r}: {near(str(value), allowed)}")
     return str(value)

@@ -2,7 +2,7 @@
 
 Every point of a study is a trial that waits until a worker claims it: a grid's with its values, any other without, to
 be sampled when claimed. So no point is done twice, and none is left out. A trial whose worker is gone is marked failed,
-and its point waits again with the same values.
+and Optuna lets a copy of it wait, with the same point and values.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.sweep.space import Space
 from lrtrain.tracking.destination import redact, sqlite_path
-from lrtrain.tracking.names import flatten
+from lrtrain.tracking.names import difference, flatten
 
 HEARTBEAT = 30  # seconds between two signs of life of a running trial
 SILENCE = 180  # seconds without one after which its worker counts as gone
@@ -39,6 +39,9 @@ class Study:
         space: what is searched.
         name: of the study.
         storage: a database URL.
+
+    Attributes:
+        optuna: the study in the storage.
 
     Raises:
         UserError: the storage cannot be opened, or has a study of this name with another space.
@@ -57,14 +60,15 @@ class Study:
                 database.parent.mkdir(parents=True, exist_ok=True)
                 self._lock = FileLock(f"{database}.lock")
             with self._lock:
+                self._retry = RetryHeartbeatStaleTrialCallback()
                 self._storage = RDBStorage(
                     storage,
                     heartbeat_interval=HEARTBEAT,
                     grace_period=SILENCE,
-                    heartbeat_stale_trial_callback=lambda _, trial: self._again(trial, "its worker went silent"),
+                    heartbeat_stale_trial_callback=self._retry,
                     engine_kwargs={"connect_args": {"timeout": 60}} if database is not None else None,
                 )
-                self._study = optuna.create_study(
+                self.optuna = optuna.create_study(
                     storage=self._storage,
                     sampler=optuna.samplers.RandomSampler(),
                     study_name=name,
@@ -73,32 +77,23 @@ class Study:
                 )
                 self._begin()
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What is noted of the study as a whole."""
-        return self._study.user_attrs
-
-    def note(self, key: str, value: Any) -> None:
-        """Notes something of the study as a whole: plain JSON values."""
-        self._study.set_user_attr(key, value)
-
     def claim(self) -> tuple[Trial, dict[str, Any]] | None:
         """The next trial that waits, now this process's, and its values by key; None if none waits."""
         with self._reachable():
             self._release()
             while True:
                 with self._lock:
-                    if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                    if not self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                         return None
-                    trial = self._study.ask()
+                    trial = self.optuna.ask()
                     if POINT in trial.user_attrs:
                         trial.set_user_attr(WORKER, [socket.gethostname(), os.getpid()])
                         self.beat([trial])
-                if POINT not in trial.user_attrs or self._taken(trial):
+                if not _counts(trial) or self._taken(trial):
                     trial.set_user_attr(DROPPED, True)
-                    self._study.tell(trial, state=TrialState.FAIL)
+                    self.optuna.tell(trial, state=TrialState.FAIL)
                     continue
-                self._study.sampler = self._sampler(trial.user_attrs[POINT])
+                self.optuna.sampler = self._sampler(trial.user_attrs[POINT])
                 values = {parameter.key: parameter.suggest(trial) for parameter in self.space.parameters}
                 trial.set_user_attr(VALUES, values)
                 return trial, values
@@ -116,21 +111,21 @@ class Study:
             for key, item in {STATUS: status, REASON: reason, **attributes}.items():
                 trial.set_user_attr(key, item)
             state = TrialState.COMPLETE if value is not None else TrialState.FAIL
-            self._study.tell(trial, value, state)
+            self.optuna.tell(trial, value, state)
 
-    def give_back(self, trial: Trial, reason: str) -> None:
+    def give_back(self, trial: Trial) -> None:
         """Lets the point of a trial wait for a worker again; a trial that has not ended ends as failed."""
         with self._reachable():
-            frozen = next(t for t in self._study.get_trials(deepcopy=False) if t.number == trial.number)
+            frozen = self.optuna.get_trials()[trial.number]
             if frozen.state.is_finished():
-                self._again(frozen, reason)
+                self._retry(self.optuna, frozen)
             else:
-                self._fail(frozen, reason)
+                self._fail(frozen)
 
     def trials(self) -> list[FrozenTrial]:
         """The newest trial of each point, in the points' order."""
         with self._reachable():
-            newest = {t.user_attrs[POINT]: t for t in self._study.get_trials(deepcopy=False) if _counts(t)}
+            newest = {t.user_attrs[POINT]: t for t in self.optuna.get_trials(deepcopy=False) if _counts(t)}
         return [newest[point] for point in sorted(newest)]
 
     def finished(self) -> list[FrozenTrial]:
@@ -146,47 +141,40 @@ class Study:
 
     def _begin(self) -> None:
         """Notes the space, or compares it with the one that the study began with, and adds what trials it lacks."""
-        mine, known = self.space.content(), self._study.user_attrs.get(SPACE)
+        mine, known = self.space.content(), self.optuna.user_attrs.get(SPACE)
         if known is None:
-            self._study.set_user_attr(SPACE, mine)
+            self.optuna.set_user_attr(SPACE, mine)
         elif known != mine:
-            here, there = flatten(mine), flatten(known)
-            key = next(key for key in sorted({*here, *there}) if here.get(key) != there.get(key))
+            found = difference(flatten(known), flatten(mine))
             raise UserError(
-                f"the study {self.name!r} in {self.where} has another space ({key}: {there.get(key, 'not set')} there, "
-                f"{here.get(key, 'not set')} here): give another --study, or the space that it began with"
+                f"the study {self.name!r} in {self.where} has another space ({found}): give another --study, or the "
+                "space that it began with"
             )
         points = dict(enumerate(self.space.points(), start=1))
-        begun = {trial.user_attrs.get(POINT) for trial in self._study.get_trials(deepcopy=False)}
+        begun = {trial.user_attrs.get(POINT) for trial in self.optuna.get_trials(deepcopy=False)}
         for point in range(1, self.space.trials + 1):
             if point not in begun:
                 values = points.get(point, {})
                 fixed = {p.key: p.stored(values[p.key]) for p in self.space.parameters if p.key in values}
-                self._study.enqueue_trial(fixed, user_attrs={POINT: point})
+                self.optuna.enqueue_trial(fixed, user_attrs={POINT: point})
 
     def _release(self) -> None:
         """Fails the trials whose workers are gone, and lets their points wait again."""
-        optuna.storages.fail_stale_trials(self._study)
+        optuna.storages.fail_stale_trials(self.optuna)
         with self._lock:
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            for trial in self.optuna.get_trials(states=(TrialState.RUNNING,)):
                 host, process = trial.user_attrs.get(WORKER, (None, 0))
                 if host == socket.gethostname() and not _alive(process):
-                    self._fail(trial, "its sweep was killed")
+                    self._fail(trial)
 
-    def _fail(self, trial: FrozenTrial, reason: str) -> None:
+    def _fail(self, trial: FrozenTrial) -> None:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another worker was faster
-            self._storage.set_trial_user_attr(trial._trial_id, STATUS, "failed")
-            self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            self._again(trial, reason)
-
-    def _again(self, trial: FrozenTrial, reason: str) -> None:
-        if _counts(trial):
-            self._study.enqueue_trial(trial.params, user_attrs={POINT: trial.user_attrs[POINT], "after": reason})
+            self._retry(self.optuna, trial)
 
     def _taken(self, trial: Trial) -> bool:
         """Whether another worker has the point: two that begin a study at once may both have added it."""
-        others = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+        others = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
         point = trial.user_attrs[POINT]
         return any(_counts(o) and o.user_attrs[POINT] == point and o.number < trial.number for o in others)
 
@@ -210,7 +198,7 @@ class Study:
             ) from error
 
 
-def _counts(trial: FrozenTrial) -> bool:
+def _counts(trial: FrozenTrial | Trial) -> bool:
     return POINT in trial.user_attrs and DROPPED not in trial.user_attrs
 
 
@@ -220,5 +208,5 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,21 @@ class Effort:
 
     Args:
         runs: the folder of all runs; a trial's is `<runs>/<study>/trial-<NNNN>`, with seeds in `seed-<seed>` below.
-        logger: `trainer.logger` of the trials.
-        tags: of every trial's MLflow run.
         parallel: trials at a time.
         threads: of one trial.
         timeout: seconds after which no new trial begins.
         keep_checkpoints: of trials that have ended.
+        logger: `trainer.logger` of the trials.
+        tags: of every trial's MLflow run.
     """
 
     runs: Path
-    logger: object
-    tags: dict[str, str]
     parallel: int = 1
     threads: int = 1
     timeout: float = math.inf
     keep_checkpoints: bool = False
+    logger: object = None
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 def work(study: Study, effort: Effort, say: Callable[[str], object] = print) -> None:
@@ -89,7 +89,7 @@ def work(study: Study, effort: Effort, say: Callable[[str], object] = print) -> 
                         _stop_if_common(study, failed, outcomes[-1])
     except BaseException:
         for trial in running.values():
-            study.give_back(trial, "interrupted")
+            study.give_back(trial)
         raise
 
 
@@ -161,7 +161,7 @@ def _stop_if_common(study: Study, failed: list[Trial], last: Outcome) -> None:
     if set(ended) != {"failed"} or (not last.refused and len(failed) < CRASHES and waiting):
         return
     for trial in failed:
-        study.give_back(trial, "all trials failed")
+        study.give_back(trial)
     if last.refused:
         raise UserError(last.reason)
     raise UserError(f"all {len(failed)} trials so far failed, the last one: {last.reason}")

@@ -1,0 +1,116 @@
+"""A whole sweep: its space checked, its study worked at until nothing is left, and the best trials told."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import TrialState
+
+from lrtrain.config.checked import checked
+from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import writing
+from lrtrain.runtime.table import table
+from lrtrain.studies.sweep.parent import Parent, study_logger
+from lrtrain.studies.sweep.space import Space
+from lrtrain.studies.sweep.study import POINT, REASON, VALUES, Study
+from lrtrain.studies.sweep.trials import Effort, point_text, work
+
+ROWS = 10
+
+
+def sweep(space: Space, name: str, storage: str | None, effort: Effort) -> None:
+    """Works at the study of a name, says what it finds, and writes the best trial's YAML to `<runs>/<name>/best.yaml`.
+
+    Args:
+        space: What is searched; refused before any trial where a part of it is wrong.
+        name: Of the study, and of the folder of its runs.
+        storage: A database URL; None for `<runs>/sweeps.db`.
+        effort: How the trials are trained. Their runs become children of one MLflow run, tracked where the
+            configuration says.
+
+    Raises:
+        UserError: as of `check`, `Study` and `work`, or no trial has finished.
+    """
+    runs = effort.runs
+    if Path(name).name != name or name in (".", ".."):
+        raise UserError(f"--study is {name!r}: give the name of a folder inside {runs}")
+    base = yaml.safe_load(check(space))
+    logger = study_logger(base["trainer"]["logger"], name, runs)
+    study = Study(space, name, storage or f"sqlite:///{(runs / 'sweeps.db').absolute()}")
+    parent = Parent(study, logger, runs)
+    status, best = "KILLED", None
+    try:
+        work(study, dataclasses.replace(effort, logger=logger, tags=parent.tags()))
+        status = "FINISHED"
+    finally:
+        file = runs / name / "best.yaml"
+        best = _write_best(study, file)
+        parent.close(status, best)
+        print(f"\n{best_trials(study)}")
+        if best is not None:
+            print(f"\nwrote {file}; train it with\n    lrtrain fit --config {file} --runs {runs}")
+    if best is None:
+        reasons = [trial.user_attrs[REASON] for trial in study.trials() if trial.user_attrs.get(REASON)]
+        raise UserError(f"no trial of the study {name!r} has finished" + (f": {reasons[-1]}" if reasons else ""))
+
+
+def check(space: Space) -> str:
+    """The base configuration as YAML, once every parameter's ends, or all its choices, have been built with it.
+
+    Raises:
+        UserError: a key or value of the space that the configuration does not take, with where it stands in the file.
+    """
+    if not space.configs:
+        raise UserError(f"{space.file}: configs: names no recipe; add one there, or give --config")
+    try:
+        base = checked(space.configs, space.overrides)
+    except UserError as error:
+        culprit = str(error).partition(":")[0].removeprefix("--")
+        stated = [key for key in space.overrides if key not in space.flags and key.startswith(culprit)]
+        if not stated or not str(error).startswith("--"):
+            raise
+        raise _in_file(space, "overrides", stated[0], error) from error
+    if space.seeds:
+        checked(space.configs, {**space.overrides, "seed_everything": max(space.seeds)})
+    for parameter in space.parameters:
+        for value in parameter.ends():
+            try:
+                checked(space.configs, {**space.overrides, parameter.key: value})
+            except UserError as error:
+                raise _in_file(space, "parameters", parameter.key, error) from error
+    return base
+
+
+def best_trials(study: Study) -> str:
+    """How many trials finished, diverged, failed and wait; then the best ones, best first."""
+    trials, finished = study.trials(), study.finished()
+    failed = sum(trial.state == TrialState.FAIL for trial in trials)
+    diverged = sum(trial.state == TrialState.COMPLETE for trial in trials) - len(finished)
+    rest = len(trials) - len(finished) - diverged - failed
+    counts = f"{len(finished)} finished, {diverged} diverged, {failed} failed, {rest} not done"
+    rows = [["trial", study.space.metric, "seconds", "point"]]
+    for trial in finished[:ROWS]:
+        of = trial.user_attrs
+        rows.append([str(of[POINT]), f"{trial.value:.4f}", f"{of['seconds']:.0f}", point_text(of[VALUES])])
+    return "\n".join([f"study {study.name}: {counts}", *([table(rows)] if finished else [])])
+
+
+def _write_best(study: Study, file: Path) -> str | None:
+    """Writes the best trial's complete configuration, and returns it; None if no trial has finished."""
+    best, space = study.best(), study.space
+    if best is None:
+        return None
+    settings: Mapping[str, Any] = {**space.overrides, **best.user_attrs[VALUES], "name": f"{study.name}-best"}
+    seed = {"seed_everything": space.seeds[0]} if space.seeds else {}
+    text = checked(space.configs, {**settings, **seed})
+    with writing(f"cannot write {file}", "set --runs to another folder"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return text
+
+
+def _in_file(space: Space, part: str, key: str, error: UserError) -> UserError:
+    """What is said about a flag, as said about the space file."""
+    return UserError(f"{space.file}: {part}.{key}: {str(error).removeprefix('--').removeprefix(f'{key}: ')}")
