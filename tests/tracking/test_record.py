@@ -18,7 +18,7 @@ from commandline import arguments
 from lrtrain.checkpoint.single_file import read_whole
 from lrtrain.cli.main import main
 from lrtrain.runtime.errors import UserError
-from lrtrain.tracking.run_record import read_tokenizer
+from lrtrain.data.tokenizer import read_tokenizer
 
 
 @pytest.fixture(scope="module")

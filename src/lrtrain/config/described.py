@@ -47,9 +47,9 @@ def describe(command: str, argv: list[str], topic: str) -> str:
     Raises:
         UserError: no key has it, or the command line is wrong.
     """
-    parser = train_parser(command)
     stated = any(flag in CONFIG for flag, _ in flags(argv)) or f"{ENV_PREFIX}_CONFIG" in os.environ
     example = [] if stated else ["--config", str(find("", "quickstart"))]
+    parser = train_parser(command, [*example, *argv])
     config = read(parser, [*example, *argv])
     config.pop("config", None)
     keys = list(_keys({action.dest: action for action in parser._actions}, config))

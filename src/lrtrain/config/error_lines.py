@@ -45,8 +45,9 @@ def _explain(text: str, key: str, settings: Settings) -> str:
     if match := re.match(r'Parser key "([^"]+)":\s+(.+)', text, re.S):
         return _explain(match[2], f"{key}.{match[1]}" if key else match[1], settings)
     if "Errors:" in text:
-        members = re.findall(r"^  - (.*(?:\n {4}.*)*)", text, re.M)
-        members += re.findall(r"^    - (.*(?:\n {6}.*)*)", text, re.M)
+        errors = text.partition("Errors:")[2]
+        members = re.findall(r"^  - (.*(?:\n {4}.*)*)", errors, re.M)
+        members += re.findall(r"^    - (.*(?:\n {6}.*)*)", errors, re.M)
         telling = [member for member in members if not OTHER_MEMBER.match(member.strip())]
         if telling:
             return _explain(telling[0], key, settings)

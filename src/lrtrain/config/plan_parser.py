@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrtrain.config.parser import Parser, new_parser, read
+from lrtrain.config.parser import Parser, add_own_data, new_parser, read
 from lrtrain.nn import Decoder
 from lrtrain.optim import Optimizers
 
@@ -47,7 +47,10 @@ def parse(argv: list[str]) -> tuple[Parser, Namespace]:
         UserError: a key that there is not, or a value of another type.
     """
     parser = new_parser("plan")
+    own_data = add_own_data(parser, argv)
     for group, place in GROUPS.items():
+        if own_data and group == "data":
+            continue
         for name, default in signature(*place).items():
             key = f"{group}.{name}"
             required = {"required": True} if key in ("model.decoder", "model.optimizers") else {"default": default}

@@ -12,7 +12,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
-from lrtrain.config.parser import Parser, new_parser, read
+from lrtrain.config.parser import Parser, add_own_data, new_parser, read
 from lrtrain.config.run_directory import resolve_run
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
@@ -34,11 +34,14 @@ GROUPS: dict[str, type] = {
 """Group of keys -> the class whose arguments they are."""
 
 
-def train_parser(command: str) -> Parser:
-    """The parser of a command that trains or evaluates."""
+def train_parser(command: str, argv: list[str]) -> Parser:
+    """The parser of a command that trains or evaluates, for a command line that may name an own class of `data`."""
     register_unresolvable_import_paths(torch)
     parser = new_parser(command)
+    own_data = add_own_data(parser, argv)
     for group, kind in GROUPS.items():
+        if own_data and group == "data":
+            continue
         # The Trainer is made last, with more callbacks than the configuration names.
         parser.add_class_arguments(kind, group, fail_untyped=False, instantiate=kind is not Trainer, sub_configs=True)
     return parser
@@ -56,7 +59,7 @@ class Configured:
     def __init__(self, command: str, argv: list[str]) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):  # only now: Lightning sets its own when imported
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.parser = train_parser(command)
+        self.parser = train_parser(command, argv)
         self.config = read(self.parser, argv)
         seed_everything(self.config.seed_everything, workers=True)
         with _one_line():
@@ -96,7 +99,8 @@ class TrainingRun(Configured):
             "default_root_dir": str(self.run_dir),
             "logger": tracked and self._logger(settings["logger"]),
             "precision": settings["precision"] or fastest_precision(),
-            "use_distributed_sampler": False,
+            # Token shards are dealt out to the processes by themselves.
+            "use_distributed_sampler": not isinstance(self.datamodule, TokenDataModule),
         }
         if settings["enable_model_summary"] is None:
             settings["enable_model_summary"] = False

@@ -9,6 +9,7 @@ from lrtrain.data.loader import BlockLoader, block_dataset
 from lrtrain.data.manifest import MANIFEST, SPLITS, Manifest
 from lrtrain.data.preparation import PrepareSpec, existing, prepare
 from lrtrain.data.shards import check_shards
+from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
 
 CHECKSUM_BYTES = 2**30  # local data up to this size is checked against its SHA-256 at setup, in a second or two
@@ -100,6 +101,10 @@ class TokenDataModule(L.LightningDataModule):
     def bytes_per_token(self, split: str = "val") -> float:
         """UTF-8 bytes of text per token of a split: bits per byte = nats per token / (ln 2 · bytes per token)."""
         return self.manifest.bytes_per_token(split)
+
+    def tokenizer_json(self) -> str:
+        """The text of the data set's tokenizer.json. Raises UserError if it cannot be read or is another one."""
+        return read_tokenizer(self.path, self.manifest.tokenizer_sha256)
 
     def train_dataloader(self) -> DataLoader:
         self._training = loader = self._loader("train", self.batch_size)

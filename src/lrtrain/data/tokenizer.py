@@ -1,8 +1,10 @@
 """Tokenizers: loading one from a file or a hub, training a byte-level BPE, and the end-of-text token."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import fsspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lrtrain.runtime.errors import UserError
@@ -55,6 +57,27 @@ def tokenizer_file(name_or_path: str) -> Path:
             f"tokenizer {name_or_path} is no file here and cannot be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason}): give the path of a tokenizer.json"
         ) from error
+
+
+def read_tokenizer(path: str, sha256: str) -> str:
+    """The text of `tokenizer.json` in a data set's folder or URL.
+
+    Raises:
+        UserError: it cannot be read, or is not the one that the shards were made with.
+    """
+    file = f"{path}/tokenizer.json"
+    try:
+        with fsspec.open(file, "rb") as stream:
+            content: bytes = stream.read()
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(
+            f"cannot read {file} ({type(error).__name__}): copy it there, or prepare the data again"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"{file} is not the tokenizer of the shards beside it: copy that there, or prepare the data again"
+        )
+    return content.decode("utf-8")
 
 
 def end_of_text(tokenizer: Tokenizer, name: str = "tokenizer.json") -> int:

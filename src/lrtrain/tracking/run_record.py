@@ -1,18 +1,25 @@
 """The record that a run leaves: configuration, tokenizer, data, code and machine."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import lightning as L
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.tracking.logger import OWNER_PATIENCE, MLflowLogger
 from lrtrain.tracking.spool import SPOOL_NAME, Spool
+
+DATA_TELLS = {
+    "check": "it has no check(vocab_size), so ids beyond the model's vocabulary are not seen before training",
+    "bytes_per_token": "no bytes_per_token(), so no bits per byte",
+    "tokenizer_json": "no tokenizer_json(), so checkpoints hold no tokenizer and generate cannot use them",
+    "manifest": "no manifest, so no record of the data",
+}
+"""What a DataModule may tell beside its batches -> what there is not without it."""
 
 
 class RunRecord(L.Callback):
@@ -32,7 +39,7 @@ class RunRecord(L.Callback):
     def __init__(self, config: str) -> None:
         self.config = config
         self.written = False
-        self._tokenizer = ""
+        self._tokenizer: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -40,7 +47,9 @@ class RunRecord(L.Callback):
             if isinstance(trainer.logger, MLflowLogger) and trainer.is_global_zero and (folder / SPOOL_NAME).is_file():
                 Spool(folder, OWNER_PATIENCE).close()  # while another process owns it, its checkpoints must stay
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._tokenizer = read_tokenizer(data.path, data.manifest.tokenizer_sha256)
+            if lacks := [what for name, what in DATA_TELLS.items() if not hasattr(data, name)]:
+                rank_zero_only(print)(f"data {type(data).__module__}.{type(data).__name__}: {'; '.join(lacks)}")
+            self._tokenizer = data.tokenizer_json() if hasattr(data, "tokenizer_json") else None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -54,30 +63,11 @@ class RunRecord(L.Callback):
         with writing(f"cannot write into {folder}", "make room, or set --runs to another disk"):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.yaml", self.config.encode())
-            write_atomically(folder / "tokenizer.json", self._tokenizer.encode())
+            if self._tokenizer is not None:
+                write_atomically(folder / "tokenizer.json", self._tokenizer.encode())
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(trainer.logger, MLflowLogger):
             trainer.logger.log_config(self.config, yaml.safe_load(self.config))
-            trainer.logger.log_manifest(dataclasses.asdict(data.manifest))
+            if hasattr(data, "manifest"):
+                trainer.logger.log_manifest(dataclasses.asdict(data.manifest))
             trainer.logger.log_provenance()
-
-
-def read_tokenizer(path: str, sha256: str) -> str:
-    """The text of `tokenizer.json` in a data set's folder or URL.
-
-    Raises:
-        UserError: it cannot be read, or is not the one that the shards were made with.
-    """
-    file = f"{path}/tokenizer.json"
-    try:
-        with fsspec.open(file, "rb") as stream:
-            content: bytes = stream.read()
-    except Exception as error:  # each file system has errors of its own
-        raise UserError(
-            f"cannot read {file} ({type(error).__name__}): copy it there, or prepare the data again"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"{file} is not the tokenizer of the shards beside it: copy that there, or prepare the data again"
-        )
-    return content.decode("utf-8")

@@ -66,7 +66,13 @@ def read_run(config: Any) -> Run:
     Raises:
         UserError: a precision that is not known, or a number below 1.
     """
-    trainer, data = config.trainer, config.data
+    trainer, data = config.trainer, config.data.get("init_args", config.data)
+    for name in ("block_size", "batch_size"):
+        if not isinstance(data.get(name), int):
+            raise UserError(
+                f"data.init_args.{name}: a plan counts by it, and {config.data.class_path} has no such number; give the "
+                f"class that argument ({'tokens of a sequence' if name == 'block_size' else 'sequences of a batch'})"
+            )
     precision = DEFAULT_PRECISION if trainer.precision is None else str(trainer.precision)
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision is {precision}: a plan knows {', '.join(PRECISIONS)}")
