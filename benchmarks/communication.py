@@ -42,7 +42,7 @@ def count(rank: int, port: int, size: str, results: Any) -> None:
         x = nn.Parameter(distribute_tensor(torch.randn(shape) * 0.02, mesh, [Shard(0)], src_data_rank=None))
         x.grad = torch.ones_like(x)
         factors.append(x)
-    optimizer, constraint = Spectron(factors, lr=0.01), SpectralRenormalization(pairs_of(factors))
+    optimizer, constraint = Spectron(factors, lr=0.01), SpectralRenormalization().hold(pairs_of(factors))
     constraint.before_step(optimizer)  # the first takes more power steps
     optimizer.step()
     calls: list[int] = []

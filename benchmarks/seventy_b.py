@@ -126,7 +126,7 @@ def _stepping_in_backward(model: nn.Module, forward: Callable[[Tensor], Tensor])
     optimizers = []
     for block in model.children():
         optimizer = torch.optim.AdamW(block.parameters(), lr=1e-4, fused=True)
-        retraction = StiefelRetraction(structure(block)[1])
+        retraction = StiefelRetraction().hold(structure(block)[1])
 
         def retract(*_: object, retraction: StiefelRetraction = retraction) -> None:
             watches[-1]("AdamW")

@@ -33,7 +33,7 @@ class SpectronStep:
 
     def __init__(self, factors: list[nn.Parameter], precision: str, momentum: float = 0.95) -> None:
         self.optimizer = Spectron(factors, lr=0.01, momentum=momentum, precision=precision)  # type: ignore[arg-type]
-        self.constraint = SpectralRenormalization(pairs_of(factors))
+        self.constraint = SpectralRenormalization().hold(pairs_of(factors))
 
     def __call__(self) -> None:
         self.constraint.before_step(self.optimizer)

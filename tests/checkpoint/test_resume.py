@@ -72,7 +72,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
         assert differences(a[part], b[part]) == []
     constraints = [saved["callbacks"]["SpectralConstraints"] for saved in (a, b)]
     assert differences(*constraints) == []
-    assert bool(constraints[0].get("renormalize", {}).get("vectors")) == (recipe == RECIPE)
+    assert bool(constraints[0].get("SpectralRenormalization", {}).get("vectors")) == (recipe == RECIPE)
     losses = [metric(run, "train/loss") for run in runs]
     assert losses[0] == losses[1], "another order of the data"
     assert len(losses[0]) == STEPS

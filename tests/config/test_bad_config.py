@@ -53,8 +53,8 @@ KEYS = {
     "model: {optimizers: {overrides: {'*.A': {class_path: torch.optim.AdamW, init_args: {wieght_decay: 0}}}}}": (
         "model.optimizers.overrides.*.A.init_args.wieght_decay: unknown key; did you mean weight_decay?"
     ),
-    "trainer: {callbacks: [{class_path: lrtrain.training.SpectralConstraints, init_args: {retact: 1}}]}": (
-        "trainer.callbacks[0].init_args.retact: unknown key; did you mean retract?"
+    "trainer: {callbacks: [{class_path: lrtrain.training.SpectralConstraints, init_args: {constraint: []}}]}": (
+        "trainer.callbacks[0].init_args.constraint: unknown key; did you mean constraints?"
     ),
 }
 CLASSES = {
@@ -144,7 +144,9 @@ OPTIMIZER = "model: {{optimizers: {{{}}}}}"
 ADAMW_RENORMALIZED = """
 model: {optimizers: {hidden: {class_path: torch.optim.AdamW}}}
 trainer:
-  callbacks: [{class_path: lrtrain.training.SpectralConstraints, init_args: {renormalize: true}}]
+  callbacks:
+    - class_path: lrtrain.training.SpectralConstraints
+      init_args: {constraints: [lrtrain.constraints.SpectralRenormalization]}
 """
 
 
@@ -170,7 +172,10 @@ trainer:
         ("seed_everything: -3", "seed_everything is -3: give 0 to"),
         ("name: ../elsewhere", "name is '../elsewhere': give the name of a folder inside"),
         ("name: ''", "name is ''"),
-        (ADAMW_RENORMALIZED, "trainer.callbacks: SpectralConstraints has renormalize: true, but"),
+        (
+            ADAMW_RENORMALIZED,
+            "trainer.callbacks: SpectralConstraints, SpectralRenormalization: the factors'",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_is_written(text: str, line: str, refuse: Refuse) -> None:

@@ -57,7 +57,7 @@ def test_gradients_are_projected_in_place_and_missing_ones_passed_over() -> None
     for p, gradient in kept.items():
         p.grad = gradient.clone()
     places = [p.grad.data_ptr() for p in kept if p.grad is not None]
-    TangentProjection({"u": u, "still": still, "v": v}).before_step(SGD([u, v, still]))
+    TangentProjection().hold({"u": u, "still": still, "v": v}).before_step(SGD([u, v, still]))
     for p, gradient in kept.items():
         assert p.grad is not None
         assert float((p.grad - gradient).norm()) > 0.1
@@ -82,7 +82,7 @@ def test_the_first_moments_are_carried_to_the_new_tangent_space(
 ) -> None:
     parameters = [nn.Parameter(basis(rows, 4, rows).float()) for rows in (14, 14, 9)][:2]
     optimizer = make(parameters)
-    constraint = StiefelRetraction({str(i): p for i, p in enumerate(parameters)}, transport=True)
+    constraint = StiefelRetraction(transport=True).hold({str(i): p for i, p in enumerate(parameters)})
     names = [name or each for each in ("exp_avg", "momentum")]
     for _ in range(3):
         for p in parameters:
@@ -102,7 +102,7 @@ def test_the_first_moments_are_carried_to_the_new_tangent_space(
 
 def test_without_transport_the_moments_stay() -> None:
     p = nn.Parameter(basis(14, 4, 0))
-    optimizer, constraint = AdamW([p], lr=0.05), StiefelRetraction({"p": p})
+    optimizer, constraint = AdamW([p], lr=0.05), StiefelRetraction().hold({"p": p})
     p.grad = torch.randn_like(p)
     constraint.before_step(optimizer)
     optimizer.step()
@@ -122,7 +122,7 @@ def test_the_weight_stays_and_is_written_as_its_singular_value_decomposition(
 ) -> None:
     u, sigma, v = triple(torch.tensor(s, dtype=torch.float64), into, out, off)
     before = weight(u, sigma, v)
-    FunctionPreservingRetraction({"w": (u, sigma, v)}).after_step()
+    FunctionPreservingRetraction().hold({"w": (u, sigma, v)}).after_step()
     scale = max(1.0, reference.norm(before))
     torch.testing.assert_close(weight(u, sigma, v), before, rtol=0, atol=1e-12 * scale)
     assert max(error(u), error(v)) <= 1e-12
@@ -133,7 +133,7 @@ def test_in_float32_the_weight_stays_and_the_bases_stay_orthonormal_over_many_st
     layers = [SpectralLinear(24, 40, rank=6), SpectralLinear(24, 40, rank=6), SpectralLinear(16, 24, rank=4)]
     triples = {str(i): layer.spectral_triples()[0] for i, layer in enumerate(layers)}
     optimizer = AdamW([p for parameters in triples.values() for p in parameters], lr=0.03)
-    constraint = FunctionPreservingRetraction(triples)
+    constraint = FunctionPreservingRetraction().hold(triples)
     for _ in range(30):
         optimizer.zero_grad()
         sum(layer(torch.randn(4, layer.in_features)).square().sum() for layer in layers).backward()  # type: ignore[union-attr]
@@ -151,7 +151,7 @@ def test_in_float32_the_weight_stays_and_the_bases_stay_orthonormal_over_many_st
 def test_a_small_step_moves_well_separated_columns_little() -> None:
     u, s, v = triple(torch.tensor([4.0, 2.0, 1.0]).double(), off=1e-4)
     old = [p.detach().clone() for p in (u, s, v)]
-    FunctionPreservingRetraction({"w": (u, s, v)}).after_step()
+    FunctionPreservingRetraction().hold({"w": (u, s, v)}).after_step()
     for p, before in zip((u, s, v), old, strict=True):
         torch.testing.assert_close(p.detach(), before, rtol=0, atol=2e-3)
 
@@ -175,7 +175,7 @@ def test_the_moments_of_the_bases_become_the_gradients_at_the_new_bases(s: list[
     parameters = triple(torch.tensor(s, dtype=torch.float64), off=off)
     direction = torch.randn(11, 14, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     optimizer = with_moments(parameters, linear_gradients(parameters, direction))
-    constraint = FunctionPreservingRetraction({"w": parameters})
+    constraint = FunctionPreservingRetraction().hold({"w": parameters})
     constraint.before_step(optimizer)
     constraint.after_step()
     expected = linear_gradients(parameters, direction)
@@ -188,7 +188,7 @@ def test_all_moments_follow_columns_that_are_reordered_or_change_their_sign() ->
     parameters = triple(torch.tensor([0.5, -3.0, 1.0, -2.0]).double())
     direction = torch.randn(11, 14, dtype=torch.float64)
     optimizer = with_moments(parameters, linear_gradients(parameters, direction))
-    constraint = FunctionPreservingRetraction({"w": parameters})
+    constraint = FunctionPreservingRetraction().hold({"w": parameters})
     constraint.before_step(optimizer)
     constraint.after_step()
     torch.testing.assert_close(parameters[1].detach(), torch.tensor([3.0, 2.0, 1.0, 0.5]).double())
@@ -205,7 +205,7 @@ def test_training_does_not_depend_on_the_order_of_the_columns(transport: bool) -
         u, s, v = triple(torch.tensor([3.0, 2.0, 1.0, 0.5]).double())
         parameters = tuple(nn.Parameter(p.detach()[..., order].clone()) for p in (u, s, v))
         optimizer = optimizer_of(parameters, 0.02)  # type: ignore[arg-type]
-        constraint = FunctionPreservingRetraction({"w": parameters}, transport)  # type: ignore[dict-item]
+        constraint = FunctionPreservingRetraction(transport).hold({"w": parameters})  # type: ignore[dict-item]
         start = weight(*parameters)
         for _ in range(6):
             optimizer.zero_grad()
@@ -221,7 +221,7 @@ def test_training_does_not_depend_on_the_order_of_the_columns(transport: bool) -
 def test_with_transport_the_moments_are_tangent_at_the_new_bases() -> None:
     parameters = triple(torch.tensor([3.0, 2.0, 1.0]).double(), off=0.1)
     optimizer = with_moments(parameters, [torch.randn_like(p) for p in parameters])
-    constraint = FunctionPreservingRetraction({"w": parameters}, transport=True)
+    constraint = FunctionPreservingRetraction(transport=True).hold({"w": parameters})
     constraint.before_step(optimizer)
     constraint.after_step()
     for p in (parameters[0], parameters[2]):
@@ -240,14 +240,14 @@ def test_the_update_of_the_weight_is_bounded_by_the_learning_rate(s: list[float]
     u, sigma, v = triple(torch.tensor(s, dtype=torch.float64))
     generator = torch.Generator().manual_seed(seed)
     optimizer = Stiefel([u, v], lr=0.3, ns_steps=5)
-    constraint = BalancedRenormalization({"w": (u, sigma, v)})
+    constraint = BalancedRenormalization().hold({"w": (u, sigma, v)})
     before = weight(u, sigma, v)
     for p in (u, v):
         p.grad = 100 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
     constraint.before_step(optimizer)
     optimizer.step()
     assert reference.norm(weight(u, sigma, v) - before) <= 1.25 * 0.3  # ‖O‖₂ ≤ 1.2 after five Newton–Schulz steps
-    FunctionPreservingRetraction({"w": (u, sigma, v)}).after_step()
+    FunctionPreservingRetraction().hold({"w": (u, sigma, v)}).after_step()
     assert reference.norm(weight(u, sigma, v) - before) <= 1.25 * 0.3
 
 
@@ -258,7 +258,7 @@ def test_a_bounded_step_is_spectrons_step_on_the_balanced_factors() -> None:
     ((v * s.detach()) @ u.mT - target).square().sum().backward()
     (a @ b.mT - target).square().sum().backward()
     stiefel, spectron = Stiefel([u, v], lr=0.2), Spectron([a, b], lr=0.2, nesterov=True)
-    BalancedRenormalization({"w": (u, s, v)}).before_step(stiefel)
+    BalancedRenormalization().hold({"w": (u, s, v)}).before_step(stiefel)
     for factor in (a, b):
         spectron.step_scale[factor] = 1 / (2 * s.detach().max().sqrt() + 1)
     stiefel.step()
@@ -271,7 +271,7 @@ def test_an_optimizer_without_column_scales_is_refused() -> None:
     half = CombinedOptimizer([Stiefel([("u", u)]), Spectron([("v", v)])])
     for optimizer in (AdamW([u, s, v]), half):
         with pytest.raises(TypeError, match="column scales for up"):
-            BalancedRenormalization({"up": (u, s, v)}).before_step(optimizer)
+            BalancedRenormalization().hold({"up": (u, s, v)}).before_step(optimizer)
 
 
 # What a model states

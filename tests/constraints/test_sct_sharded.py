@@ -48,11 +48,11 @@ def train(case: str) -> dict[str, Tensor]:
             AdamW([(name, p) for name, p in named.items() if p.ndim == 1], lr=0.05),
         ]
     )
-    constraints: list[Constraint] = [BalancedRenormalization(triples)] if bounded else []
+    constraints: list[Constraint] = [BalancedRenormalization().hold(triples)] if bounded else []
     if tangent:
-        constraints.append(TangentProjection(matrices))
+        constraints.append(TangentProjection().hold(matrices))
     constraints.append(
-        FunctionPreservingRetraction(triples, tangent) if preserving else StiefelRetraction(matrices, tangent)
+        FunctionPreservingRetraction(tangent).hold(triples) if preserving else StiefelRetraction(tangent).hold(matrices)
     )
     for _ in range(STEPS):
         for name, triple in triples.items():

@@ -32,7 +32,7 @@ def optimizers_with_retraction(model: nn.Sequential) -> list[AdamW]:
     optimizers = []
     for block in model:
         optimizer = AdamW(block.parameters(), lr=0.03)
-        retraction = StiefelRetraction(structure(block)[1])
+        retraction = StiefelRetraction().hold(structure(block)[1])
         optimizer.register_step_post_hook(lambda *_, retraction=retraction: retraction.after_step())
         optimizers.append(optimizer)
     return optimizers

@@ -37,7 +37,7 @@ def test_spectron_equals_the_plain_algorithm(
     parameters = [(nn.Parameter(a.clone()), nn.Parameter(b.clone())) for a, b in pairs]
     flat = [factor for pair in parameters for factor in pair]
     optimizer = Spectron(flat, momentum=0.9, nesterov=nesterov, orthogonalize=orthogonalize)
-    constraint = SpectralRenormalization({str(i): pair for i, pair in enumerate(parameters)})
+    constraint = SpectralRenormalization().hold({str(i): pair for i, pair in enumerate(parameters)})
     for rate in rates:
         optimizer.param_groups[0]["lr"] = rate
         for parameter, gradient in zip(flat, gradients(flat), strict=True):

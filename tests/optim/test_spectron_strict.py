@@ -67,7 +67,7 @@ def test_strict_keeps_every_update_of_the_product_below_the_learning_rate(
     rank = min(rank, out, into)
     a, b = factors(out, into, rank, singular, scale, seed)
     optimizer = Spectron([a, b], lr=1.0, precision=precision, nesterov=nesterov, strict=True)
-    constraint = SpectralRenormalization({"pair": (a, b)})
+    constraint = SpectralRenormalization().hold({"pair": (a, b)})
     for step, kind in enumerate(gradients):
         optimizer.param_groups[0]["lr"] = rate = spikes[step % len(spikes)]
         a.grad, b.grad = gradient(kind, a, seed + step), gradient(kind, b, seed - step)
@@ -86,7 +86,7 @@ def test_the_default_can_exceed_what_strict_cannot() -> None:
     for strict in (False, True):
         a, b = nn.Parameter(torch.eye(8, 5) * 100), nn.Parameter(torch.eye(8, 5) * 100)
         optimizer = Spectron([a, b], lr=1.0, strict=strict)
-        constraint = SpectralRenormalization({"pair": (a, b)})
+        constraint = SpectralRenormalization().hold({"pair": (a, b)})
         a.grad, b.grad = torch.eye(8, 5), torch.eye(8, 5)
         before = a.detach().double() @ b.detach().double().mT
         constraint.before_step(optimizer)
@@ -121,7 +121,7 @@ def test_a_step_reads_nothing_back_from_a_gpu(strict: bool, nesterov: bool, prec
         optimizer = Spectron(
             [x for pair in pairs.values() for x in pair], nesterov=nesterov, strict=strict, precision=precision
         )
-        constraint = SpectralRenormalization({name: (a, b) for name, (a, b) in pairs.items()})
+        constraint = SpectralRenormalization().hold({name: (a, b) for name, (a, b) in pairs.items()})
         for x in optimizer.param_groups[0]["params"]:
             x.grad = torch.randn_like(x)
         for _ in range(2):

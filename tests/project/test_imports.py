@@ -22,7 +22,7 @@ LAYERS = {
     "linalg": set(),
     "nn": {"linalg"},
     "optim": {"linalg"},
-    "constraints": {"linalg"},
+    "constraints": {"linalg", "optim"},
     "data": {"runtime"},
     "tracking": {"runtime"},
     "checkpoint": {"runtime"},

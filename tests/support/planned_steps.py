@@ -89,9 +89,9 @@ class Trained:
         pairs, orthonormal = structure(self.decoder)
         self.constraints: list[Constraint] = []
         if kind == "spectron":
-            self.constraints.append(SpectralRenormalization(pairs))
+            self.constraints.append(SpectralRenormalization().hold(pairs))
         if orthonormal:
-            self.constraints.append(StiefelRetraction(orthonormal))
+            self.constraints.append(StiefelRetraction().hold(orthonormal))
 
     def step(self, precision: str, micro_batches: int = 1) -> None:
         for _ in range(micro_batches):

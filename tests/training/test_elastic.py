@@ -58,7 +58,7 @@ def test_every_name_gets_its_own_state_back_bit_for_bit(
         assert len(outcome["losses"]) == 2
     assert any("momentum" in state for state in end["states"].values())
     assert any("exp_avg_sq" in state for state in end["states"].values())
-    assert end["constraints"]["renormalize"]["vectors"]
+    assert end["constraints"]["SpectralRenormalization"]["vectors"]
 
 
 def test_a_folder_holds_what_one_process_would_have_written(saved: dict[str, tuple[dict[str, Any], Path]]) -> None:

@@ -1,5 +1,6 @@
-"""SCT's switches inside a real Trainer: what is attached, what holds at every moment, what is refused."""
+"""SCT's constraints inside a real Trainer: what is attached, what holds at every moment, what is refused."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,13 @@ import torch
 from torch.optim import AdamW
 
 import reference
-from lrtrain.constraints import FunctionPreservingRetraction, StiefelRetraction
+from lrtrain.constraints import (
+    BalancedRenormalization,
+    Constraint,
+    FunctionPreservingRetraction,
+    StiefelRetraction,
+    TangentProjection,
+)
 from lrtrain.nn import SpectralLinear
 from lrtrain.optim import Optimizers, Stiefel
 from lrtrain.runtime.errors import UserError
@@ -17,36 +24,36 @@ from observers import Observer
 from spectral_runs import ADAMW, STEPS, batches, language_model, trainer
 
 STIEFEL = Optimizers(hidden=partial(Stiefel, lr=0.1), other=ADAMW, overrides={"*.s": ADAMW})
-SWITCHES = {
-    "project_gradients": {"project", "retract"},
-    "transport_momentum": {"retract"},
-    "preserve_function": {"preserve"},
-    "bound_updates": {"bound", "retract"},
+LISTS: dict[str, list[Callable[[], Constraint]]] = {
+    "project": [TangentProjection, StiefelRetraction],
+    "transport": [partial(StiefelRetraction, transport=True)],
+    "preserve": [FunctionPreservingRetraction],
+    "preserve and transport": [partial(FunctionPreservingRetraction, transport=True)],
+    "bound": [BalancedRenormalization, StiefelRetraction],
 }
+every_list = pytest.mark.parametrize("constraints", LISTS.values(), ids=LISTS)
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_each_switch_keeps_the_bases_orthonormal_at_every_moment(switch: str, tmp_path: Path) -> None:
-    own, observer = SpectralConstraints(**{switch: True}), Observer()  # type: ignore[arg-type]
+@every_list
+def test_each_list_keeps_the_bases_orthonormal_at_every_moment(
+    constraints: list[Callable[[], Constraint]], tmp_path: Path
+) -> None:
+    asked = [make() for make in constraints]
+    own, observer = SpectralConstraints(asked), Observer()
     run = trainer(tmp_path, [own, observer])
     run.fit(language_model("spectral", STIEFEL), batches(), batches(1))
-    assert own.constraints.keys() == SWITCHES[switch]
+    assert list(own.constraints.values()) == asked
+    assert list(own.constraints) == [type(one).__name__ for one in asked]
     assert observer.steps == STEPS
     assert max(max(errors) for errors in observer.errors.values()) <= 1e-5
 
 
-def test_the_switches_reach_the_constraints(tmp_path: Path) -> None:
-    own = SpectralConstraints(preserve_function=True, transport_momentum=True)
-    trainer(tmp_path, [own]).fit(language_model("spectral", STIEFEL), batches())
-    preserve = own.constraints["preserve"]
-    assert isinstance(preserve, FunctionPreservingRetraction)
-    assert preserve.transport
+def test_a_constraint_holds_what_there_is_for_it(tmp_path: Path) -> None:
+    preserve, retract = FunctionPreservingRetraction(), StiefelRetraction(transport=True)
+    trainer(tmp_path, [SpectralConstraints([preserve])]).fit(language_model("spectral", STIEFEL), batches())
     assert len(preserve.triples) == 14  # seven projections in each of two blocks
-    own = SpectralConstraints(transport_momentum=True)
-    trainer(tmp_path, [own]).fit(language_model("mixed"), batches())
-    retract = own.constraints["retract"]
-    assert isinstance(retract, StiefelRetraction)
-    assert retract.transport
+    trainer(tmp_path, [SpectralConstraints([retract])]).fit(language_model("mixed"), batches())
+    assert len(retract.parameters) == 12  # U and V of three projections in each of two blocks
 
 
 def test_the_best_combination_moves_no_weight_by_more_than_its_rates(
@@ -77,30 +84,28 @@ def test_the_best_combination_moves_no_weight_by_more_than_its_rates(
 
     monkeypatch.setattr(SpectralConstraints, "on_before_optimizer_step", before_step)
     monkeypatch.setattr(FunctionPreservingRetraction, "after_step", after_step)
-    trainer(tmp_path, [SpectralConstraints(preserve_function=True, bound_updates=True)]).fit(model, batches())
+    own = SpectralConstraints([BalancedRenormalization(), FunctionPreservingRetraction()])
+    trainer(tmp_path, [own]).fit(model, batches())
     assert len(ratios) == 14 * STEPS
     assert 0.3 < max(ratios) <= 1.3
     assert max(changes) <= 1e-5
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_a_switch_without_a_spectral_projection_is_refused_in_a_line(switch: str, tmp_path: Path) -> None:
-    own = SpectralConstraints(**{switch: True})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=rf"{switch}: true, but the model has no spectral projection") as error:
+@every_list
+def test_a_constraint_without_a_spectral_projection_is_refused_in_a_line(
+    constraints: list[Callable[[], Constraint]], tmp_path: Path
+) -> None:
+    own = SpectralConstraints([make() for make in constraints])
+    with pytest.raises(UserError, match=r"^trainer\.callbacks: .* the model has no spectral projection; use") as error:
         trainer(tmp_path, [own]).fit(language_model("low-rank"), batches())
     assert "\n" not in str(error.value)
 
 
 def test_a_bound_asked_of_adamw_is_refused_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"bound_updates: true.*lrtrain\.optim\.Stiefel") as error:
-        trainer(tmp_path, [SpectralConstraints(bound_updates=True)]).fit(language_model("spectral"), batches())
+    own = SpectralConstraints([BalancedRenormalization()])
+    with pytest.raises(UserError, match=r"BalancedRenormalization: .*lrtrain\.optim\.Stiefel") as error:
+        trainer(tmp_path, [own]).fit(language_model("spectral"), batches())
     assert "\n" not in str(error.value)
-
-
-def test_a_switch_of_the_retraction_without_retraction_is_refused() -> None:
-    for switch in ("preserve_function", "transport_momentum"):
-        with pytest.raises(UserError, match="retract: false"):
-            SpectralConstraints(retract=False, **{switch: True})  # type: ignore[arg-type]
 
 
 def test_weight_decay_on_s_alone_shrinks_s_and_nothing_else(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_dense_weights_guide_half_the_run_and_are_gone_from_it(tmp_path: Pat
     points = {step: values["spectral/guidance"] for step, values in logger.points if "spectral/guidance" in values}
     assert points == pytest.approx({step: guidance(step, GUIDED_STEPS) for step in range(STEPS)})
     (constraints,) = (c for c in run.callbacks if isinstance(c, SpectralConstraints))  # type: ignore[attr-defined]
-    assert len(constraints.constraints["renormalize"].pairs) == layers  # type: ignore[attr-defined]
+    assert len(constraints.constraints["SpectralRenormalization"].pairs) == layers  # type: ignore[attr-defined]
     plain = guided_model(projection=LowRankLinear)
     plain.configure_model()
     for step in range(1, STEPS + 1):

@@ -14,6 +14,8 @@ from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from observers import Observer, ObservingLogger, error_of, products
 from spectral_runs import ACCUMULATE, ADAMW, SPECTRON, STEPS, batches, every_kind, every_step, language_model, trainer
 
+RENORMALIZE, RETRACT = "SpectralRenormalization", "StiefelRetraction"
+
 
 @pytest.fixture
 def retractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -71,12 +73,12 @@ def test_the_model_attaches_what_its_projections_need(kind: str, tmp_path: Path)
     run = trainer(tmp_path, [])
     run.fit(language_model(kind), batches())
     (callback,) = attached(run)
-    expected = {"low-rank": {"renormalize"}, "spectral": {"retract"}, "mixed": {"renormalize", "retract"}}
+    expected = {"low-rank": {RENORMALIZE}, "spectral": {RETRACT}, "mixed": {RENORMALIZE, RETRACT}}
     assert callback.constraints.keys() == expected[kind]
 
 
 def test_the_configurations_own_callback_replaces_the_automatic_one(tmp_path: Path, retractions: list[float]) -> None:
-    own = SpectralConstraints(renormalize=False, retract=False)
+    own = SpectralConstraints([])
     run, model = trainer(tmp_path, [own]), language_model("mixed")
     run.fit(model, batches())
     assert attached(run) == [own]
@@ -87,9 +89,9 @@ def test_the_configurations_own_callback_replaces_the_automatic_one(tmp_path: Pa
 
 def test_without_renormalization_spectron_takes_longer_steps(tmp_path: Path) -> None:
     ratios = []
-    for renormalize in (None, False):
+    for constraints in (None, []):
         observer = Observer()
-        run = trainer(tmp_path, [SpectralConstraints(renormalize=renormalize), observer])
+        run = trainer(tmp_path, [SpectralConstraints(constraints), observer])
         run.fit(language_model("low-rank"), batches())
         ratios.append(max(observer.ratios))
     assert ratios[0] <= 1.3 < ratios[1]
@@ -105,8 +107,8 @@ def test_adamw_on_the_factors_gets_no_renormalization(tmp_path: Path, monkeypatc
 
 def test_renormalization_asked_of_adamw_is_refused_in_a_line(tmp_path: Path) -> None:
     model = language_model("low-rank", Optimizers(ADAMW, ADAMW))
-    with pytest.raises(UserError, match=r"renormalize: true.*lrtrain\.optim\.Spectron") as error:
-        trainer(tmp_path, [SpectralConstraints(renormalize=True)]).fit(model, batches())
+    with pytest.raises(UserError, match=r"SpectralRenormalization: .*lrtrain\.optim\.Spectron") as error:
+        trainer(tmp_path, [SpectralConstraints([SpectralRenormalization()])]).fit(model, batches())
     assert "\n" not in str(error.value)
 
 
@@ -114,7 +116,7 @@ def test_a_pair_with_another_optimizer_leaves_the_others_renormalized(tmp_path: 
     run = trainer(tmp_path, [])
     model = language_model("low-rank", Optimizers(SPECTRON, ADAMW, overrides={"*.mlp.*": ADAMW}))
     run.fit(model, batches())
-    constraint = attached(run)[0].constraints["renormalize"]
+    constraint = attached(run)[0].constraints[RENORMALIZE]
     assert isinstance(constraint, SpectralRenormalization)
     assert constraint.pairs.keys() == {name for name in products(model) if ".attention." in name}
 

@@ -34,8 +34,8 @@ def test_the_power_iterations_vectors_are_in_the_checkpoint(tmp_path: Path) -> N
     states = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["callbacks"]
     (state,) = (state for name, state in states.items() if "SpectralConstraints" in name)
     names = {f"{name}.{side}" for name in products(model) for side in "AB"}
-    assert state["renormalize"]["vectors"].keys() == names
-    assert all(float(v.norm()) == pytest.approx(1) for v in state["renormalize"]["vectors"].values())
+    assert state["SpectralRenormalization"]["vectors"].keys() == names
+    assert all(float(v.norm()) == pytest.approx(1) for v in state["SpectralRenormalization"]["vectors"].values())
 
 
 def test_the_logged_norms_are_the_exact_ones(tmp_path: Path) -> None:

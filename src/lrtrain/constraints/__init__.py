@@ -1,9 +1,10 @@
-"""What keeps factorized weights in shape: plain objects with `before_step` and `after_step`. torch alone is needed."""
+"""What keeps factorized weights in shape around an optimizer step. torch alone is needed."""
 
-from lrtrain.constraints.balance import BalancedRenormalization, column_scaled
-from lrtrain.constraints.constraint import Constraint
+from lrtrain.constraints.attached import attached
+from lrtrain.constraints.balance import BalancedRenormalization
+from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.preserve import FunctionPreservingRetraction
-from lrtrain.constraints.renormalize import SpectralRenormalization, takes_step_scale
+from lrtrain.constraints.renormalize import SpectralRenormalization
 from lrtrain.constraints.retract import StiefelRetraction
 from lrtrain.constraints.structure import spectral_triples, structure
 from lrtrain.constraints.tangent import TangentProjection
@@ -12,11 +13,11 @@ __all__ = [
     "BalancedRenormalization",
     "Constraint",
     "FunctionPreservingRetraction",
+    "NothingToHoldError",
     "SpectralRenormalization",
     "StiefelRetraction",
     "TangentProjection",
-    "column_scaled",
+    "attached",
     "spectral_triples",
     "structure",
-    "takes_step_scale",
 ]

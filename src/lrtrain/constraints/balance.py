@@ -2,19 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
+from lrtrain.constraints.structure import spectral_triples
 from lrtrain.constraints.vectors import stack_whole
+from lrtrain.optim.protocol import holders
 
 FLOOR = 1e-2
 """Singular values below this share of the largest one count as that much: their square root divides the step."""
 
 
-class BalancedRenormalization:
+class BalancedRenormalization(Constraint):
     """Before each step, gives U and V the column scales c = s^(−½) / (2 √s₁ + 1), s₁ the largest of s.
 
     In the balanced factors A = V diag(√s), B = U diag(√s) of W = A Bᵀ the gradient of A is G_V diag(s^(−½)), and a step
@@ -26,14 +29,28 @@ class BalancedRenormalization:
 
     beside what the step of s adds (max |Δs| to first order) and a retraction that changes W. Signs of s do not matter.
 
-    Args:
-        triples: name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors.
-
     Source: Spectron, arXiv 2602.12429, Algorithm 1, carried over to the parameters of SCT.
     """
 
-    def __init__(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    def __init__(self) -> None:
+        self.triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        triples, scaled = spectral_triples(model), holders(optimizer, "column_scale")
+        if not triples:
+            raise NothingToHoldError(NO_SPECTRAL)
+        for name, (u, _, v) in triples.items():
+            if u not in scaled or v not in scaled:
+                raise ValueError(
+                    f"the optimizer of U and V of {name} takes no column scales; use lrtrain.optim.Stiefel for "
+                    "model.optimizers.hidden or leave it out"
+                )
+        self.hold(triples)
+
+    def hold(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Self:
+        """Holds name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors."""
         self.triples = dict(triples)
+        return self
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
@@ -42,10 +59,10 @@ class BalancedRenormalization:
         Raises:
             TypeError: no part of the optimizer that holds U or V takes column scales.
         """
-        holders = column_scaled(optimizer)
+        scaled = holders(optimizer, "column_scale")
         by_rank: dict[tuple[int, torch.device], list[str]] = defaultdict(list)
         for name, (u, s, v) in self.triples.items():
-            if u not in holders or v not in holders:
+            if u not in scaled or v not in scaled:
                 raise TypeError(f"balanced renormalization needs an optimizer that takes column scales for {name}")
             by_rank[s.shape[0], s.device].append(name)
         for names in by_rank.values():
@@ -56,24 +73,8 @@ class BalancedRenormalization:
             )
             for name, scale in zip(names, scales.unbind(), strict=True):
                 u, _, v = self.triples[name]
-                holders[u][u] = holders[v][v] = scale
+                scaled[u].column_scale[u] = scaled[v].column_scale[v] = scale
 
-    def after_step(self) -> None:
-        """Nothing is left to do after the update."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """There is no state."""
-
-
-def column_scaled(optimizer: Optimizer) -> dict[Tensor, dict[Tensor, Tensor]]:
-    """parameter -> the `column_scale` of the optimizer that holds it, where that optimizer has one."""
-    return {
-        parameter: part.column_scale
-        for part in getattr(optimizer, "optimizers", [optimizer])
-        if isinstance(getattr(part, "column_scale", None), dict)
-        for group in part.param_groups
-        for parameter in group["params"]
-    }
+    def step_flops(self, optimizer: Optimizer) -> int:
+        """Of each s the absolute value, a bound from below, its root and the quotient; U and V are scaled twice."""
+        return sum(4 * s.numel() + 2 * (u.numel() + v.numel()) for u, s, v in self.triples.values())

@@ -2,18 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints.tangent import FIRST_MOMENTS, SECOND_MOMENTS, moments, transport
+from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
+from lrtrain.constraints.structure import spectral_triples
+from lrtrain.constraints.transport import transport
 from lrtrain.constraints.vectors import stack_whole, write_whole
 from lrtrain.linalg import local, orthonormalize_
+from lrtrain.linalg.flops import retraction_flops, tangent_flops
+from lrtrain.optim.protocol import ORDERS, moments, require_moments
 
 
-class FunctionPreservingRetraction:
+class FunctionPreservingRetraction(Constraint):
     """After each step, writes the same W = V diag(s) Uᵀ with orthonormal bases: its singular value decomposition.
 
     With U = Q_U R_U and V = Q_V R_V, W = Q_V C Q_Uᵀ of the core C = R_V diag(s) R_Uᵀ (k, k). From C = P Σ Zᵀ
@@ -31,15 +35,27 @@ class FunctionPreservingRetraction:
     change sign; in between they neglect correlations between columns, which these averages do not know.
 
     Args:
-        triples: name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors.
         transport: Also project the first moments of U and V to the new tangent space. That drops what they know of the
             update inside the span, so it belongs with gradients that are projected too (`TangentProjection`).
     """
 
-    def __init__(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]], transport: bool = False) -> None:
-        self.triples = dict(triples)
+    def __init__(self, transport: bool = False) -> None:
+        self.triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.transport = transport
         self._optimizer: Optimizer | None = None
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        triples = spectral_triples(model)
+        if not triples:
+            raise NothingToHoldError(NO_SPECTRAL)
+        named = {f"{name}.{part}": p for name, triple in triples.items() for part, p in zip("UsV", triple, strict=True)}
+        require_moments(optimizer, named, *ORDERS)
+        self.hold(triples)
+
+    def hold(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Self:
+        """Holds name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors."""
+        self.triples = dict(triples)
+        return self
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Takes note of the optimizer that holds the moments."""
@@ -70,11 +86,16 @@ class FunctionPreservingRetraction:
         if self.transport and self._optimizer is not None:
             transport(self._optimizer, [*us, *vs])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
+    def step_flops(self, optimizer: Optimizer) -> int:
+        """QR of both bases, the core 4 k³, its singular value decomposition about 22 k³, N_U and N_V 4 k³, and the
+        products of both bases and four moments, as Adam's, with k × k matrices.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """There is no state."""
+        Source: Golub, Van Loan, section 8.6, of the decomposition.
+        """
+        shapes = [(u.shape[0], v.shape[0], s.shape[0]) for u, s, v in self.triples.values()]
+        spent = sum(retraction_flops(m, k) + retraction_flops(n, k) + 30 * k**3 for m, n, k in shapes)
+        spent += sum(3 * 2 * (m + n) * k * k for m, n, k in shapes)
+        return spent + self.transport * sum(tangent_flops(m, k) + tangent_flops(n, k) for m, n, k in shapes)
 
 
 class Core(NamedTuple):
@@ -105,16 +126,16 @@ def _multiply(matrices: Sequence[Tensor], factors: Tensor) -> None:
 
 def _follow(optimizer: Optimizer, parameters: Sequence[Tensor], turns: Tensor) -> None:
     """M ← M N and v ← v (N ∘ N) for parameters (m, k) and N (n, k, k)."""
-    for names, factors in ((FIRST_MOMENTS, turns), (SECOND_MOMENTS, turns.square())):
-        found = list(moments(optimizer, parameters, names))
+    for order, factors in zip(ORDERS, (turns, turns.square()), strict=True):
+        found = moments(optimizer, parameters, order)
         if found:
             _multiply([moment for _, moment in found], factors[[index for index, _ in found]])
 
 
 def _follow_values(optimizer: Optimizer, parameters: Sequence[Tensor], shares: Tensor) -> None:
     """M ← Fᵀ M and v ← (F ∘ F)ᵀ v for parameters (k) and F (n, k, k)."""
-    for names, factors in ((FIRST_MOMENTS, shares), (SECOND_MOMENTS, shares.square())):
-        found = list(moments(optimizer, parameters, names))
+    for order, factors in zip(ORDERS, (shares, shares.square()), strict=True):
+        found = moments(optimizer, parameters, order)
         if found:
             vectors = [moment for _, moment in found]
             chosen = factors[[index for index, _ in found]]

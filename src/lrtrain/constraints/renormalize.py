@@ -1,13 +1,17 @@
 """Spectral renormalization: the step scale that bounds ‖ΔW‖₂ of W = A Bᵀ."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.structure import structure
 from lrtrain.linalg import norm_bound, pieces, spectral_norm
+from lrtrain.linalg.flops import norm_bound_flops, power_iteration_flops
+from lrtrain.optim.protocol import holders, stated
 
 FIRST_STEPS = 20
 """Power steps of the first measurement, which starts from a random vector; later calls go on from the last one."""
@@ -17,23 +21,43 @@ CACHED = 1 << 20
 """Numbers that a CPU's caches hold: a power step reads them twice."""
 
 
-class SpectralRenormalization:
+class SpectralRenormalization(Constraint):
     """Before each step, measures σ_A = ‖A‖₂ and σ_B = ‖B‖₂ and gives both factors the scale 1/(σ_A + σ_B + 1).
 
     With ‖O‖₂ ≤ 1 and ρ = η · scale ≤ 1 the product then moves by
     ‖ΔW‖₂ ≤ ρ σ_A + ρ σ_B + ρ² ≤ η. One power step a call follows the norms, the vector is kept between calls. For an
     optimizer that is `strict` the norms are upper bounds instead.
 
-    Args:
-        pairs: name -> (A, B) with A (out, r) and B (in, r), plain tensors or row-sharded DTensors.
+    It holds the pairs whose optimizer takes step scales.
 
     Source: Spectron, arXiv 2602.12429, Algorithms 1 and 3.
     """
 
-    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        self.pairs = dict(pairs)
+    def __init__(self) -> None:
+        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._vectors: dict[str, Tensor] = {}
         self._sigma: dict[str, Tensor] = {}
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        pairs, _ = structure(model)
+        if not pairs:
+            raise NothingToHoldError("the model has no pair A, B; use lrtrain.nn.LowRankLinear or leave it out")
+        scaled = holders(optimizer, "step_scale")
+        held = {name: pair for name, pair in pairs.items() if any(factor in scaled for factor in pair)}
+        for name, pair in held.items():
+            if not all(factor in scaled for factor in pair):
+                raise ValueError(f"A and B of {name} need one optimizer; change model.optimizers.overrides")
+        if not held:
+            raise NothingToHoldError(
+                "the factors' optimizer takes no step scales; use lrtrain.optim.Spectron for model.optimizers.hidden "
+                "or leave it out"
+            )
+        self.hold(held)
+
+    def hold(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Self:
+        """Holds name -> (A, B) with A (out, r) and B (in, r), plain tensors or row-sharded DTensors."""
+        self.pairs = dict(pairs)
+        return self
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Measures all factors and sets the optimizer's scales.
@@ -41,15 +65,23 @@ class SpectralRenormalization:
         Raises:
             TypeError: no part of the optimizer that holds a factor takes step scales.
         """
-        holders = self._holders(optimizer)
-        self._measure(strict={name for name, (a, _) in self.pairs.items() if getattr(holders[a], "strict", False)})
-        for name, (a, b) in self.pairs.items():
+        scaled = holders(optimizer, "step_scale")
+        for name, pair in self.pairs.items():
+            if not all(factor in scaled for factor in pair):
+                raise TypeError(f"spectral renormalization needs an optimizer that takes step scales for {name}")
+        self._measure(strict={name for name, (a, _) in self.pairs.items() if stated(scaled[a], "strict")})
+        for name, pair in self.pairs.items():
             scale = 1 / (self._sigma[f"{name}.A"] + self._sigma[f"{name}.B"] + 1)
-            holders[a].step_scale[a] = scale
-            holders[b].step_scale[b] = scale
+            for factor in pair:
+                scaled[factor].step_scale[factor] = scale
 
-    def after_step(self) -> None:
-        """Nothing is left to do after the update."""
+    def step_flops(self, optimizer: Optimizer) -> int:
+        scaled = holders(optimizer, "step_scale")
+        return sum(
+            (norm_bound_flops if stated(scaled[x], "strict") else power_iteration_flops)(*x.shape)
+            for pair in self.pairs.values()
+            for x in pair
+        )
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """name -> (σ_A, σ_B) of the last measurement, 0-d tensors."""
@@ -60,17 +92,6 @@ class SpectralRenormalization:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._vectors = dict(state_dict["vectors"])
-
-    def _holders(self, optimizer: Optimizer) -> dict[Tensor, Any]:
-        """factor -> the optimizer that holds it."""
-        holders: dict[Tensor, Any] = {}
-        for part in getattr(optimizer, "optimizers", [optimizer]):
-            if takes_step_scale(part):
-                holders |= {parameter: part for group in part.param_groups for parameter in group["params"]}
-        for name, factors in self.pairs.items():
-            if not all(factor in holders for factor in factors):
-                raise TypeError(f"spectral renormalization needs an optimizer that takes step scales for {name}")
-        return holders
 
     def _measure(self, strict: set[str]) -> None:
         factors = {f"{name}.{side}": x for name, pair in self.pairs.items() for side, x in zip("AB", pair, strict=True)}
@@ -98,8 +119,3 @@ class SpectralRenormalization:
 
 def _pieces(names: list[str], factors: Mapping[str, Tensor], most: int) -> list[list[str]]:
     return [[names[index] for index in piece] for piece in pieces([factors[name] for name in names], most)]
-
-
-def takes_step_scale(optimizer: Optimizer) -> bool:
-    """Whether an optimizer multiplies its updates by `step_scale[parameter]`."""
-    return isinstance(getattr(optimizer, "step_scale", None), dict)

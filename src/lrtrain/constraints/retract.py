@@ -1,33 +1,49 @@
 """Retraction to the Stiefel manifold: matrices with orthonormal columns."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints.tangent import transport
+from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
+from lrtrain.constraints.structure import structure
+from lrtrain.constraints.transport import transport
 from lrtrain.linalg import orthonormalize_, pieces
+from lrtrain.linalg.flops import retraction_flops, tangent_flops
+from lrtrain.optim.protocol import require_moments
 
 CACHED = 1 << 19
 """Numbers of one batch that a CPU's caches hold: a retraction reads them twice and writes them."""
 
 
-class StiefelRetraction:
+class StiefelRetraction(Constraint):
     """After each step, X ← Q of X = Q R with a positive diagonal of R. Equal shapes are handled as one batch.
 
     Args:
-        parameters: name -> X (features, k), plain tensors or row-sharded DTensors.
         transport: Also carry the optimizer's first moments to the new tangent space, M ← M − Q sym(QᵀM).
 
     Source: SCT, arXiv 2604.00733; the transport is not in the paper.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], transport: bool = False) -> None:
-        self.parameters = dict(parameters)
+    def __init__(self, transport: bool = False) -> None:
+        self.parameters: dict[str, Tensor] = {}
         self.transport = transport
         self._optimizer: Optimizer | None = None
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        _, parameters = structure(model)
+        if not parameters:
+            raise NothingToHoldError(NO_SPECTRAL)
+        if self.transport:
+            require_moments(optimizer, parameters, "first_moments")
+        self.hold(parameters)
+
+    def hold(self, parameters: Mapping[str, Tensor]) -> Self:
+        """Holds name -> X (features, k), plain tensors or row-sharded DTensors."""
+        self.parameters = dict(parameters)
+        return self
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Takes note of the optimizer that holds the moments."""
@@ -42,8 +58,6 @@ class StiefelRetraction:
         if self.transport and self._optimizer is not None:
             transport(self._optimizer, parameters)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """There is no state."""
+    def step_flops(self, optimizer: Optimizer) -> int:
+        shapes = [parameter.shape for parameter in self.parameters.values()]
+        return sum(retraction_flops(m, k) + self.transport * tangent_flops(m, k) for m, k in shapes)

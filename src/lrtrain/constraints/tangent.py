@@ -1,65 +1,43 @@
-"""Gradients and momenta in the tangent space of the Stiefel manifold."""
+"""Gradients in the tangent space of the Stiefel manifold."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.linalg import local, tangent
+from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
+from lrtrain.constraints.structure import structure
+from lrtrain.constraints.transport import project
+from lrtrain.linalg.flops import tangent_flops
 
-FIRST_MOMENTS = ("exp_avg", "momentum", "momentum_buffer")
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
-"""What the optimizers of torch and of this library call the averages of a gradient and of its squares."""
 
-
-class TangentProjection:
+class TangentProjection(Constraint):
     """Before clipping and the update, projects the gradients: G ← G − X sym(XᵀG).
 
-    What is removed would leave the manifold, and the retraction would turn it into a rotation of the basis.
-
-    Args:
-        parameters: name -> X (features, k) of orthonormal columns; one without a gradient is passed over.
+    What is removed would leave the manifold, and the retraction would turn it into a rotation of the basis. A parameter
+    without a gradient is passed over.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self) -> None:
+        self.parameters: dict[str, Tensor] = {}
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        _, parameters = structure(model)
+        if not parameters:
+            raise NothingToHoldError(NO_SPECTRAL)
+        self.hold(parameters)
+
+    def hold(self, parameters: Mapping[str, Tensor]) -> Self:
+        """Holds name -> X (features, k) of orthonormal columns."""
         self.parameters = dict(parameters)
+        return self
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Projects every gradient in place."""
         project([(p, p.grad) for p in self.parameters.values() if p.grad is not None])
 
-    def after_step(self) -> None:
-        """Nothing is left to do after the update."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """There is no state."""
-
-
-def moments(optimizer: Optimizer, parameters: Sequence[Tensor], names: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
-    """(index of the parameter, one of its averages by these names) as far as the optimizer keeps any."""
-    for index, parameter in enumerate(parameters):
-        state = optimizer.state.get(parameter, {})
-        yield from ((index, state[name]) for name in names if isinstance(state.get(name), Tensor))
-
-
-def transport(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Carries the first moments to the tangent spaces at the present parameters: M ← M − X sym(XᵀM).
-
-    Vector transport by projection (Absil, Mahony, Sepulchre, section 8.1.3). The average of the squares belongs to
-    coordinates and not to a tangent space, so it stays.
-    """
-    project([(parameters[index], moment) for index, moment in moments(optimizer, parameters, FIRST_MOMENTS)])
-
-
-@torch.no_grad()
-def project(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Z ← Z − X sym(XᵀZ) in place, for pairs (X, Z)."""
-    if pairs:
-        projected = tangent([x for x, _ in pairs], [z for _, z in pairs])
-        torch._foreach_copy_([local(z) for _, z in pairs], [local(z) for z in projected])
+    def step_flops(self, optimizer: Optimizer) -> int:
+        return sum(tangent_flops(*parameter.shape) for parameter in self.parameters.values())

@@ -1,8 +1,8 @@
 """Optimizers and schedules: ordinary torch classes, usable alone. torch alone is needed."""
 
-from lrtrain.optim.combined import CombinedOptimizer, shard_like
-from lrtrain.optim.forget import forget
+from lrtrain.optim.combined import CombinedOptimizer, forget, shard_like
 from lrtrain.optim.optimizer_in_backward import step_in_backward
+from lrtrain.optim.protocol import StatedOptimizer, UnstatedError, holders, moments, require_moments, stated
 from lrtrain.optim.schedules import WarmupCosine, WarmupStableDecay
 from lrtrain.optim.slots import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
 from lrtrain.optim.spectron import Spectron
@@ -14,12 +14,18 @@ __all__ = [
     "Optimizers",
     "Slot",
     "Spectron",
+    "StatedOptimizer",
     "Stiefel",
+    "UnstatedError",
     "WarmupCosine",
     "WarmupStableDecay",
     "build_optimizer",
     "coverage_table",
     "forget",
+    "holders",
+    "moments",
+    "require_moments",
     "shard_like",
+    "stated",
     "step_in_backward",
 ]

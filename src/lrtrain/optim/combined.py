@@ -1,6 +1,6 @@
-"""Several optimizers as one."""
+"""Several optimizers as one, and taking parameters out of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -103,3 +103,17 @@ def shard_like(value: Any, parameter: Tensor) -> Any:
     # Every process has the whole tensor, so none needs to be sent its part.
     local = value.to(parameter.device)
     return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def forget(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Removes parameters and their states from an optimizer, so that nothing of them is stepped, saved or kept alive.
+
+    Its groups stay, even when they are left empty: schedules and the parts of a `CombinedOptimizer` count them.
+    """
+    gone = set(parameters)
+    for group in optimizer.param_groups:
+        kept = [index for index, parameter in enumerate(group["params"]) if parameter not in gone]
+        for key in {"params", "param_names"} & group.keys():
+            group[key] = [group[key][index] for index in kept]
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrtrain.linalg import Coefficients, Precision, local, norm_bound, pieces, polar, with_local
+from lrtrain.linalg.flops import newton_schulz_flops, norm_bound_flops
+from lrtrain.optim.protocol import LOOK_AHEAD, MOMENTUM
 
 
 class Spectron(Optimizer):
@@ -45,6 +47,9 @@ class Spectron(Optimizer):
 
     Source: Spectron, arXiv 2602.12429, Algorithms 1 to 3.
     """
+
+    first_moments = ("momentum",)
+    second_moments = ()
 
     def __init__(
         self,
@@ -96,6 +101,14 @@ class Spectron(Optimizer):
                 self._update(chosen, self._momentum(chosen, group), group)
         self.step_scale.clear()
         return loss
+
+    def step_flops(self, group: dict[str, Any], parameter: Tensor) -> int:
+        """FLOPs of a step of one parameter, as `optim.protocol` asks for them."""
+        m, r = sorted(parameter.shape, reverse=True)
+        flops = (MOMENTUM + LOOK_AHEAD * group["nesterov"]) * parameter.numel()
+        if group["orthogonalize"]:
+            flops += newton_schulz_flops(m, r, group["ns_steps"], group["coefficients"], group["precision"])
+        return flops + self.strict * norm_bound_flops(m, r)
 
     def _create_state(self) -> None:
         for group in self.param_groups:

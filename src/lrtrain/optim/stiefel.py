@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrtrain.linalg import local, polar, process_groups, with_local
+from lrtrain.linalg.flops import newton_schulz_flops
 from lrtrain.linalg.row_sharded import all_reduce
+from lrtrain.optim.protocol import LOOK_AHEAD, MOMENTUM, SQUARES
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -46,6 +48,9 @@ class Stiefel(Optimizer):
 
     Source: Muon's update (Jordan et al., 2024) on the manifold of SCT (arXiv 2604.00733), which neither combines.
     """
+
+    first_moments = ("momentum",)
+    second_moments = ("exp_avg_sq",)
 
     def __init__(
         self,
@@ -92,6 +97,14 @@ class Stiefel(Optimizer):
                 self._update(parameters, group)
         self.column_scale.clear()
         return loss
+
+    def step_flops(self, group: dict[str, Any], parameter: Tensor) -> int:
+        """FLOPs of a step of one parameter, as `optim.protocol` asks for them."""
+        m, k = parameter.shape
+        flops = (MOMENTUM + LOOK_AHEAD * group["nesterov"]) * m * k
+        return flops + (
+            SQUARES * m * k if group["direction"] == "adam" else newton_schulz_flops(m, k, group["ns_steps"])
+        )
 
     def _create_state(self) -> None:
         for group in self.param_groups:

@@ -20,9 +20,8 @@ from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.cli.main import main
 from lrtrain.config.plan_parser import GROUPS, parse, signature
 from lrtrain.data.datamodule import TokenDataModule
-from lrtrain.linalg import orthonormalize, polar
+from lrtrain.linalg import flops, orthonormalize, polar
 from lrtrain.optim import Optimizers, Spectron, Stiefel, build_optimizer
-from lrtrain.studies.plan import flops
 from lrtrain.studies.plan.layouts import Layout, layouts
 from lrtrain.studies.plan.optimizer_bytes import slot_bytes
 from lrtrain.studies.plan.planned_model import model_of

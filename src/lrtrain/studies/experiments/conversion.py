@@ -130,7 +130,7 @@ def fine_tune(decoder: Decoder, source: Source, seed: int, steps: int, lr: float
     device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = WarmupCosine(optimizer, steps, warmup=0.05)
-    retraction = StiefelRetraction(structure(decoder)[1])
+    retraction = StiefelRetraction().hold(structure(decoder)[1])
     decoder.train()
     for batch in islice(source.batches(seed), steps):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

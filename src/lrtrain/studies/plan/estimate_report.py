@@ -30,15 +30,14 @@ def _flops(plan: Plan) -> str:
         ("backward", costs.backward),
         ("recomputation", costs.recompute),
         ("optimizer", costs.optimizer / tokens),
-        ("renormalization", costs.renormalize / tokens),
-        ("retraction", costs.retract / tokens),
+        *((name, spent / tokens) for name, spent in costs.constraints.items()),
     ]
     rows = [["FLOPs of a token", "", "share"]]
     total = plan.flops_per_token
     rows += [[name, short(value), f"{value / total:.2%}"] for name, value in parts if value]
     rows.append(["total", short(total), ""])
     rows.append(["dense forward", short(costs.dense), ""])
-    return table(rows) + f"\nsteps of {tokens:,} tokens; sequences of {plan.run.tokens:,}"
+    return "\n".join([table(rows), f"steps of {tokens:,} tokens; sequences of {plan.run.tokens:,}", *costs.notes])
 
 
 def _memory(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrtrain.linalg.batches import PIECE
-from lrtrain.optim import Slot
+from lrtrain.optim import Slot, holders
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
 
@@ -44,10 +44,10 @@ def slot_bytes(
         chosen = _some(shapes, times, PIECE if on_cpu else 0)
         # Fused kernels know no meta device, and allocate nothing on any other.
         if on_cpu or slot.optimizer.param_groups[0].get("fused"):
-            with FakeTensorMode() as fake, fake, _ReadAsOne():
+            with FakeTensorMode() as fake, fake, ReadAsOne():
                 state, most = _step(make, chosen, dtype, torch.device("cpu"))
         else:
-            with _ReadAsOne():
+            with ReadAsOne():
                 state, most = _step(make, chosen, dtype, torch.device("meta"))
         found.append((sum(shape.numel() for shape in chosen.values()), most))
     (few, least), (more, most) = found
@@ -61,7 +61,7 @@ def slot_bytes(
     )
 
 
-class _ReadAsOne(TorchDispatchMode):
+class ReadAsOne(TorchDispatchMode):
     """Reading a number of a tensor that has none gives 1 (True): a norm is moderate, a condition holds."""
 
     def __torch_dispatch__(
@@ -91,16 +91,8 @@ def _step(
     device: torch.device,
 ) -> tuple[dict[str, int], int]:
     """Bytes of state by parameter, and the peak of the second step."""
-    parameters = {name: nn.Parameter(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
-    for parameter in parameters.values():
-        parameter.grad = torch.empty_like(parameter)
-    optimizer = make(list(parameters.items()))
-    for group in optimizer.param_groups:
-        if device.type == "meta" and group.get("foreach", 0) is None and not group.get("fused"):
-            group["foreach"] = True  # what torch chooses on a GPU
-    _bounded(optimizer, parameters)
-    optimizer.step()
-    _bounded(optimizer, parameters)
+    optimizer, parameters = stepped(make, shapes, dtype, device)
+    bounded(optimizer)
     with LiveBytes() as live:
         optimizer.step()
     state = {
@@ -110,7 +102,26 @@ def _step(
     return state, live.peak
 
 
-def _bounded(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
+def stepped(
+    make: Callable[[Iterable[Any]], Optimizer],
+    shapes: Mapping[str, torch.Size],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Optimizer, dict[str, nn.Parameter]]:
+    """An optimizer after its first step, and its parameters, which have gradients."""
+    parameters = {name: nn.Parameter(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = make(list(parameters.items()))
+    for group in optimizer.param_groups:
+        if device.type == "meta" and group.get("foreach", 0) is None and not group.get("fused"):
+            group["foreach"] = True  # what torch chooses on a GPU
+    bounded(optimizer)
+    optimizer.step()
+    return optimizer, parameters
+
+
+def bounded(optimizer: Optimizer) -> None:
     """Gives a step scale to each parameter where the optimizer asks for them, as its constraint does."""
-    if isinstance(getattr(optimizer, "step_scale", None), dict):
-        optimizer.step_scale |= {p: p.new_ones(()) for p in parameters.values()}  # type: ignore[attr-defined]
+    for parameter, holder in holders(optimizer, "step_scale").items():
+        holder.step_scale[parameter] = parameter.new_ones(())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lrtrain.nn import Decoder, Projection
-from lrtrain.optim import Optimizers, Slot, build_optimizer
+from lrtrain.optim import CombinedOptimizer, Optimizers, Slot, build_optimizer
 from lrtrain.runtime.errors import UserError
 
 
@@ -18,6 +18,7 @@ class PlannedModel:
 
     decoder: Decoder
     optimizers: Optimizers
+    optimizer: CombinedOptimizer
     slots: list[Slot]
 
     @property
@@ -58,8 +59,8 @@ def planned_model(make: Callable[..., Decoder], depth: int | None, optimizers: O
     inside = {f"decoder.{name}" for name, child in decoder.named_modules() if isinstance(child, Projection)}
     hidden = {name for name in named if name.rpartition(".")[0] in inside}
     try:
-        _, slots = build_optimizer(named, hidden, optimizers)
+        optimizer, slots = build_optimizer(named, hidden, optimizers)
     except (ValueError, RuntimeError) as error:
         at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
         raise UserError(f"{at}{error}") from error
-    return PlannedModel(decoder, optimizers, slots)
+    return PlannedModel(decoder, optimizers, optimizer, slots)

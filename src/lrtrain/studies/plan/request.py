@@ -1,11 +1,13 @@
 """What is asked of a plan, read from a resolved configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
+from lrtrain.constraints import Constraint
 from lrtrain.runtime.errors import UserError
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -40,7 +42,7 @@ class Run:
         precision: A key of `PRECISIONS`.
         on_cpu: The configuration names a CPU; else memory is that of a GPU.
         recompute: Activation checkpointing.
-        constraints: Arguments of `SpectralConstraints`, if the configuration has any.
+        constraints: Those that the configuration asks for; None where it leaves them to the projections.
     """
 
     tokens: int
@@ -52,7 +54,7 @@ class Run:
     precision: str
     on_cpu: bool
     recompute: bool
-    constraints: Mapping[str, Any]
+    constraints: Sequence[Constraint] | None
 
     @property
     def step_tokens(self) -> int:
@@ -101,8 +103,15 @@ def read_run(config: Any) -> Run:
     )
 
 
-def _constraints(callbacks: Any) -> Mapping[str, Any]:
+def _constraints(callbacks: Any) -> Sequence[Constraint] | None:
+    """The constraints that `SpectralConstraints` is given, made as `fit` makes them."""
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if isinstance(callback, dict) and str(callback.get("class_path", "")).endswith("SpectralConstraints"):
-            return callback.get("init_args") or {}
-    return {}
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_argument("--constraints", type=list[Constraint] | None)
+            try:
+                given = parser.parse_object(callback.get("init_args") or {})
+            except ArgumentError as error:
+                raise UserError(f"trainer.callbacks: SpectralConstraints: {error}") from error
+            return parser.instantiate(given).constraints
+    return None

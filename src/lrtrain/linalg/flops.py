@@ -1,0 +1,45 @@
+"""FLOPs of this package's functions of a matrix (m, r) with m ≥ r, a multiply-add counted as two."""
+
+from lrtrain.linalg.newton_schulz import Coefficients, polynomials, rounds
+from lrtrain.linalg.polar import LOW_RANK, SQUARE, Precision
+
+
+def newton_schulz_flops(
+    m: int, r: int, steps: int, coefficients: Coefficients = "paper", precision: Precision = "float32"
+) -> int:
+    """`linalg.polar` of whole matrices: the products of its Gram form, or of the direct one where m is little above r.
+
+    For each Gram matrix 2 m r² and as much again for the product with X; of the r × r products S² a step, Π Q from the
+    second step of a run on, and Q S Q (two) before each further step, 2 r³ each. Directly 4 m r² + 2 r³ a step.
+    """
+    m, r = max(m, r), min(m, r)
+    if m < SQUARE[precision] * r:
+        return steps * direct_newton_schulz_flops(m, r)
+    runs = rounds(polynomials(coefficients, steps), precision if r > LOW_RANK else "float32")
+    small = sum(len(run) + 3 * (len(run) - 1) for run in runs)
+    return len(runs) * 4 * m * r * r + small * 2 * r**3
+
+
+def direct_newton_schulz_flops(m: int, r: int) -> int:
+    """One step on X itself, X (a I + b S + c S²) with S = XᵀX, as `torch.optim.Muon` does it."""
+    return 4 * m * r * r + 2 * r**3
+
+
+def power_iteration_flops(m: int, r: int) -> int:
+    """One step of `linalg.spectral_norm`: X v and Xᵀ u."""
+    return 4 * m * r
+
+
+def norm_bound_flops(m: int, r: int) -> int:
+    """`linalg.norm_bound`: the Gram matrix, squared five times."""
+    return 2 * m * r * r + 5 * 2 * r**3
+
+
+def retraction_flops(m: int, r: int) -> int:
+    """`linalg.orthonormalize` by one Cholesky step: Gram matrix 2 m r², Cholesky r³/3, inverse r³/3, X R⁻¹ 2 m r²."""
+    return 4 * m * r * r + 2 * r**3 // 3
+
+
+def tangent_flops(m: int, r: int) -> int:
+    """`linalg.tangent`: XᵀZ and X sym(XᵀZ)."""
+    return 4 * m * r * r

@@ -1,0 +1,73 @@
+"""FLOPs of an optimizer's step, counted while it runs on parameters without numbers."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from lrtrain.studies.plan.optimizer_bytes import ReadAsOne, bounded, stepped
+
+SEVERAL = {"lerp": 3, "addcmul": 3, "addcdiv": 3}
+"""Operations of a number of the result, where they are not one."""
+
+REDUCED = {"sum", "mean", "norm", "linalg_vector_norm", "amax", "amin", "max", "min", "std", "var", "dot", "cumsum"}
+"""Operators that cost about as much as there are numbers in what they are given."""
+
+FREE = {"copy", "clone", "_to_copy", "fill", "zero", "cat", "stack", "empty", "full", "zeros", "ones", "arange", "eye"}
+FREE |= {f"{name}_like" for name in FREE} | {"detach", "alias", "_local_scalar_dense", "lift_fresh", "index", "where"}
+"""Operators that move numbers or make them."""
+
+
+class MeasuredFlops(TorchDispatchMode):
+    """Counts the operators that run inside `with`: products as torch's own counter does, all else number by number.
+
+    Attributes:
+        total: FLOPs.
+        missing: Names of the operators that are not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.missing: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2].removeprefix("_foreach_").rstrip("_")
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        elif name in REDUCED:
+            self.total += _numbers(args)
+        elif _is_pointwise(func, name):
+            # In place, a list of tensors (`_foreach_…_`) comes back as nothing.
+            self.total += SEVERAL.get(name, 1) * (_numbers(result) or _numbers(args[0]))
+        elif name not in FREE and not func.is_view:
+            self.missing.add(name)
+        return result
+
+
+def _is_pointwise(func: Any, name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [func, *(getattr(packet, overload) for overload in packet.overloads())] if packet else [func]
+    return name not in FREE and any(torch.Tag.pointwise in overload.tags for overload in overloads)
+
+
+def _numbers(tensors: Any) -> int:
+    return sum(x.numel() for x in tree_leaves(tensors) if isinstance(x, Tensor))
+
+
+def measured_flops(make: Callable[[Iterable[Any]], Optimizer], shape: torch.Size) -> MeasuredFlops:
+    """FLOPs of the second step of an optimizer of one parameter."""
+    with ReadAsOne():
+        optimizer, _ = stepped(make, {"parameter": shape}, torch.float32, torch.device("meta"))
+        bounded(optimizer)
+        with MeasuredFlops() as counted:
+            optimizer.step()
+    return counted

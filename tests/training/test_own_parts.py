@@ -1,0 +1,116 @@
+"""A user's own constraint and optimizers by class path: they train, resume, and are refused in a line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import toy
+from commandline import RECIPE, arguments, refusal
+from lrtrain.cli.main import main
+
+CONFIGS = RECIPE.parent
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.shards(tmp_path_factory.mktemp("own"))
+
+
+def overlay(folder: Path, constraints: list[object] | None, hidden: str | None = None) -> list[str]:
+    """Flags that name constraints and the optimizer of the projections."""
+    settings: dict[str, object] = {}
+    if constraints is not None:
+        callback = {"class_path": "lrtrain.training.SpectralConstraints", "init_args": {"constraints": constraints}}
+        settings["trainer"] = {"callbacks": [callback]}
+    if hidden is not None:
+        settings["model"] = {"optimizers": {"hidden": {"class_path": hidden, "init_args": {"lr": 0.01}}}}
+    file = folder / "own.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return ["--config", str(file)]
+
+
+def spectral() -> list[str]:
+    return ["--config", str(CONFIGS / "methods" / "sct_reference.yaml")]
+
+
+def saved(runs: Path) -> dict:
+    return torch.load(max(runs.glob("*/*/checkpoints/*.ckpt")), weights_only=True)
+
+
+def test_an_own_constraint_and_an_own_optimizer_train_and_go_on(tmp_path: Path, shards: Path) -> None:
+    constraint = {"class_path": "own_parts.UnitColumns", "init_args": {"length": 0.5}}
+    own = overlay(tmp_path, [constraint], "own_parts.Velocity")
+    assert main(["fit", *arguments(shards, tmp_path / "runs", *own)]) == 0
+    state = saved(tmp_path / "runs")
+    assert state["callbacks"]["SpectralConstraints"] == {"UnitColumns": {"steps": 2}}
+    factors = [p for name, p in state["state_dict"].items() if name[-2:] in (".A", ".B")]
+    assert len(factors) == 28
+    for factor in factors:
+        torch.testing.assert_close(factor.norm(dim=0), torch.full(factor.shape[1:], 0.5))
+    assert main(["fit", *arguments(shards, tmp_path / "runs", *own, "--ckpt_path=last", steps=3)]) == 0
+    assert saved(tmp_path / "runs")["callbacks"]["SpectralConstraints"] == {"UnitColumns": {"steps": 3}}
+
+
+def test_a_momentum_of_another_name_is_transported_once_it_is_stated(tmp_path: Path, shards: Path) -> None:
+    transport = {"class_path": "lrtrain.constraints.StiefelRetraction", "init_args": {"transport": True}}
+    own = overlay(tmp_path, [transport], "own_parts.StatedVelocity")
+    assert main(["fit", *arguments(shards, tmp_path / "runs", *spectral(), *own)]) == 0
+    state = saved(tmp_path / "runs")
+    optimizer = state["optimizer_states"][0]
+    weights, seen = state["state_dict"], 0
+    for group in optimizer["param_groups"]:
+        for name, index in zip(group["param_names"], group["params"], strict=True):
+            if name[-2:] in (".U", ".V"):
+                velocity = optimizer["state"][index]["velocity"]
+                product = weights[name].mT @ velocity / velocity.norm()
+                torch.testing.assert_close(product, -product.mT, rtol=0, atol=1e-6)
+                seen += 1
+    assert seen == 28
+
+
+RETRACT, PRESERVE = "lrtrain.constraints.StiefelRetraction", "lrtrain.constraints.FunctionPreservingRetraction"
+TRANSPORT = {"class_path": RETRACT, "init_args": {"transport": True}}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "constraint", "says"),
+    [
+        ("own_parts.Velocity", TRANSPORT, "StiefelRetraction: Velocity, the optimizer of decoder.blocks.0."),
+        ("own_parts.OwnAdamW", TRANSPORT, "StiefelRetraction: OwnAdamW, the optimizer of decoder.blocks.0."),
+        ("own_parts.Velocity", PRESERVE, "FunctionPreservingRetraction: Velocity, the optimizer of decoder.blocks.0."),
+        ("torch.optim.Adafactor", PRESERVE, "FunctionPreservingRetraction: Adafactor, the optimizer of decoder."),
+        ("own_parts.MisstatedVelocity", TRANSPORT, "StiefelRetraction: MisstatedVelocity keeps 'velocity' for each"),
+        ("own_parts.MisstatedVelocity", PRESERVE, "FunctionPreservingRetraction: MisstatedVelocity keeps 'velocity'"),
+        (None, "own_parts.UnitColumns", "UnitColumns: the model has no factors; use lrtrain.nn.LowRankLinear or"),
+    ],
+)
+def test_what_cannot_be_held_or_followed_is_refused_in_a_line(
+    hidden: str | None,
+    constraint: object,
+    says: str,
+    tmp_path: Path,
+    shards: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = overlay(tmp_path, [constraint], hidden)
+    line = refusal(["fit", *arguments(shards, tmp_path / "runs", *spectral(), *own)], capsys)
+    assert line.startswith(f"trainer.callbacks: SpectralConstraints, {says}")
+
+
+def test_a_plain_sgd_has_no_momentum_to_transport(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = overlay(tmp_path, [TRANSPORT], "torch.optim.SGD")
+    line = refusal(["fit", *arguments(shards, tmp_path / "runs", *spectral(), *own)], capsys)
+    assert "StiefelRetraction: SGD keeps no first moment" in line
+
+
+def test_a_wrong_constraint_in_the_list_is_named(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for constraint in ("lrtrain.constraints.StiefelRetracton", "torch.nn.Linear", 3):
+        own = overlay(tmp_path, [constraint])
+        line = refusal(["fit", *arguments(shards, tmp_path / "runs", *own)], capsys)
+        assert "own.yaml: trainer.callbacks[0].init_args.constraints" in line
