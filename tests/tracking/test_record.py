@@ -17,8 +17,8 @@ import toy
 from commandline import arguments
 from lrtrain.checkpoint.single_file import read_whole
 from lrtrain.cli.main import main
-from lrtrain.runtime.errors import UserError
 from lrtrain.data.tokenizer import read_tokenizer
+from lrtrain.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ class Settings(list[Setting]):
 
 def names_data_class(argv: Sequence[str]) -> bool:
     """Whether files or flags name the class of `data`; its keys are then that class's."""
-    stated = [setting.value for setting in Settings([*argv], []) if setting.path in ("data", "data.class_path")]
+    stated = [setting.value for setting in Settings([*argv]) if setting.path in ("data", "data.class_path")]
     return any(isinstance(value, str) and not value.endswith((".yaml", ".yml")) for value in stated)
 
 

@@ -8,7 +8,6 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.tracking.logger import OWNER_PATIENCE, MLflowLogger
 from lrtrain.tracking.spool import SPOOL_NAME, Spool
