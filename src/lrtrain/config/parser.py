@@ -29,7 +29,7 @@ class Parser(ArgumentParser):
         with contextlib.chdir(self.folder):
             raise UserError(one_line(message, self.argv, [action.dest for action in self._actions])) from ex
 
-    def parse_args(self, args: Any = None, *rest: Any, **how: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, *rest: Any, **how: Any) -> Any:
         # To a class inside a class jsonargparse hands a value on as Python writes it: `--mlp.rank_ratio=None`.
         nested = args is not None and args is not self.argv
         return super().parse_args([_in_yaml(flag) for flag in args] if nested else args, *rest, **how)
