@@ -51,7 +51,7 @@ def _explain(text: str, key: str, settings: Settings) -> str:
         telling = [member for member in members if not OTHER_MEMBER.match(member.strip())]
         if telling:
             return _explain(telling[0], key, settings)
-    if any(text.startswith(f"{setting.where}: ") for setting in settings):
+    if ": unknown key; " in text or any(text.startswith(f"{setting.where}: ") for setting in settings):
         return text  # of a nested parser, explained already
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
         module, name = match.groups()
@@ -76,9 +76,9 @@ def _explain(text: str, key: str, settings: Settings) -> str:
 
 def _unknown_key(key: str, options: list[str], settings: Settings) -> str:
     """Names the first part of a dotted key that does not exist, and the nearest of those that do."""
-    above, parts = "", key.split(".")
-    for part in parts:
-        here = {name.removeprefix(above).split(".")[0] for name in options if name.startswith(above)} - {"help"}
+    above = ""
+    for part in key.split("."):
+        here = {name.removeprefix(above).split(".")[0] for name in options if name.startswith(above)}
         if part not in here:
             break
         above += f"{part}."

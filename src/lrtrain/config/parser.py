@@ -25,9 +25,10 @@ class Parser(ArgumentParser):
     folder: ClassVar[str] = "."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        names = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
         # While a file is parsed, the working directory is the file's.
         with contextlib.chdir(self.folder):
-            raise UserError(one_line(message, self.argv, [action.dest for action in self._actions])) from ex
+            raise UserError(one_line(message, self.argv, names)) from ex
 
     def parse_args(self, args: Any = None, *rest: Any, **how: Any) -> Any:
         # To a class inside a class jsonargparse hands a value on as Python writes it: `--mlp.rank_ratio=None`.
