@@ -72,9 +72,9 @@ def test_missing_data_names_the_folder_and_the_command(tmp_path: Path, refuse: R
     [
         ("absent.txt", {}, "source {} matches no file"),
         ("empty.txt", {}, "source {} holds no text"),
-        ("column.parquet", {}, "{} has no column 'text', it has txt"),
+        ("column.parquet", {}, "{}: the table has no column 'text', it has txt"),
         ("cut.parquet", {}, "cannot read {}: Parquet"),
-        ("text.jsonl", {"text_column": "body"}, "{} line 1 has no column 'body', it has text"),
+        ("text.jsonl", {"text_column": "body"}, "{}: line 1 has no column 'body', it has text"),
         ("text.jsonl", {"train_vocab_size": None, "tokenizer": "column.parquet"}, "column.parquet is not a tokenizer"),
         ("text.jsonl", {"train_vocab_size": 10}, "train_vocab_size is 10"),
         ("text.jsonl", {"tokenizer": "t.json"}, "exactly one of tokenizer and train_vocab_size"),

@@ -61,7 +61,7 @@ def add_own_data(parser: Parser, argv: list[str]) -> bool:
 
     Where nobody does, the keys of `data` are the arguments of `TokenDataModule`.
     """
-    if not names_data_class(argv):
+    if not names_data_class(with_files(argv)):
         return False
     from lightning import LightningDataModule
 
