@@ -1,5 +1,7 @@
 """A trained model out of a checkpoint: which one a path means, its decoder and its tokenizer."""
 
+import re
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,16 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
     own = checkpoint.get("lrtrain", {})
     for part in ("config", "tokenizer"):
         if not own.get(part):
-            raise UserError(f"checkpoint {path} holds no {part}: use one that lrtrain fit wrote")
-    decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
+            raise UserError(f"checkpoint {path} holds no {part}: use one that lrtrain fit wrote, with data that has one")
+    try:
+        decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
+    except ArgumentError as error:
+        if missing := re.search(r"No module named '([^']+)'", str(error)):
+            raise UserError(
+                f"checkpoint {path} needs the module {missing[1]}, which is not here: run this in the folder that has "
+                f"{missing[1].partition('.')[0]}.py"
+            ) from error
+        raise UserError(f"checkpoint {path}: its decoder cannot be made: {' '.join(str(error).split())}") from error
     prefix = "decoder."
     weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
     release_absent(decoder, weights)
