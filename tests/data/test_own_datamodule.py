@@ -1,4 +1,4 @@
-"""A LightningDataModule of the user's own, by class path, beside the YAML: trained with, evaluated, planned, resumed."""
+"""A LightningDataModule of the user's own, by class path, beside the YAML: trained with, evaluated, planned."""
 
 import json
 import os

@@ -26,6 +26,7 @@ COMMANDS = {
     "experiment": ("lrtrain.cli.experiment:main", "reproduce a figure or table of the papers, with a verdict"),
     "scaling": ("lrtrain.cli.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),
     "sweep": ("lrtrain.cli.sweep:main", "train the points of a search space and write the best one's YAML"),
+    "new": ("lrtrain.cli.new:main", "write a part of your own, its YAML and its test"),
     "sync": ("lrtrain.cli.sync:main", "send tracked points that still wait on this machine"),
 }
 

@@ -47,7 +47,7 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
     own = checkpoint.get("lrtrain", {})
     for part in ("config", "tokenizer"):
         if not own.get(part):
-            raise UserError(f"checkpoint {path} holds no {part}: use one that lrtrain fit wrote, with data that has one")
+            raise UserError(f"checkpoint {path} holds no {part}: use one of lrtrain fit, with data that has one")
     try:
         decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
     except ArgumentError as error:
