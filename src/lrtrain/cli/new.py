@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     kinds = sorted(folder.name for folder in TEMPLATES.iterdir())
     parser = Arguments(
         prog="lrtrain new",
-        description="Writes a part of your own into this folder: its file, its YAML and its test. They run as they are.",
+        description="Writes a part of your own into this folder: its file, YAML and test, which run as they are.",
         epilog="docs/extending.md explains each kind.",
     )
     parser.add_argument("kind", help=", ".join(kinds))

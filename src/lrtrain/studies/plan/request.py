@@ -72,8 +72,8 @@ def read_run(config: Any) -> Run:
     for name in ("block_size", "batch_size"):
         if not isinstance(data.get(name), int):
             raise UserError(
-                f"data.init_args.{name}: a plan counts by it, and {config.data.class_path} has no such number; give its "
-                f"class that argument ({'tokens of a sequence' if name == 'block_size' else 'sequences of a batch'})"
+                f"data.init_args.{name}: a plan counts by it, and {config.data.class_path} has no such number; give "
+                f"it that argument ({'tokens of a sequence' if name == 'block_size' else 'sequences of a batch'})"
             )
     precision = DEFAULT_PRECISION if trainer.precision is None else str(trainer.precision)
     if precision not in PRECISIONS:
