@@ -1,11 +1,14 @@
 """Settings of every test: one thread, fixed seeds, the same examples in every run; and what several files share."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from lrtrain.runtime import own_modules
 
 settings.register_profile("lrtrain", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("lrtrain")
@@ -15,6 +18,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `lrtrain` adds to the import path in a test stays with that test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(own_modules, "_folders", [])
 
 
 @pytest.fixture(scope="session")
