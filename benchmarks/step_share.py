@@ -56,16 +56,11 @@ def flops(cli: Any, block: int) -> tuple[int, int]:
         cli.model.loss(tokens).backward()
     constraints = next(c for c in cli.trainer.callbacks if type(c).__name__ == "SpectralConstraints").constraints
     optimizer = spectron_of(cli.trainer)
-    counted = {torch.ops.mkldnn._linear_pointwise: _linear_flops}  # oneDNN's product, which torch does not count
-    with FlopCounterMode(display=False, custom_mapping=counted) as stepping:
+    with FlopCounterMode(display=False) as stepping:
         for constraint in constraints.values():
             constraint.before_step(optimizer)
         optimizer.step()
     return training.get_total_flops(), stepping.get_total_flops()
-
-
-def _linear_flops(_: Any, weight_shape: torch.Size, *__: Any, out_shape: torch.Size, **___: Any) -> int:
-    return 2 * out_shape.numel() * weight_shape[-1]
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from lrtrain.linalg import (
     orthonormality_error,
     orthonormalize,
     polar,
-    product_norm,
     rank_for_energy,
     spectral_norm,
     truncated_svd,
@@ -148,27 +147,6 @@ def test_spectral_norm_computes_in_float32_and_in_float64_for_float64() -> None:
     ):
         sigma, new = spectral_norm(torch.randn(9, 5).to(dtype), v)
         assert sigma.dtype == new.dtype == expected
-
-
-# product_norm
-
-
-@given(sizes, sizes, st.integers(1, 8), seeds)
-def test_product_norm_is_the_norm_of_the_dense_product(out: int, into: int, rank: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    a, b = torch.randn(out, rank), torch.randn(into, rank)
-    torch.testing.assert_close(
-        float(product_norm((a, b))), reference.norm(a.double() @ b.double().mT), rtol=1e-9, atol=0
-    )
-
-
-@given(sizes, sizes, st.integers(1, 8), seeds)
-def test_product_norm_of_a_change_is_that_of_the_dense_difference(out: int, into: int, rank: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    a, b = torch.randn(out, rank).double(), torch.randn(into, rank).double()
-    new_a, new_b = a + 1e-3 * torch.randn_like(a), b + 1e-3 * torch.randn_like(b)
-    dense = reference.norm(new_a @ new_b.mT - a @ b.mT)
-    torch.testing.assert_close(float(product_norm((new_a, new_b), (-a, b))), dense, rtol=1e-9, atol=1e-13)
 
 
 # orthonormalize

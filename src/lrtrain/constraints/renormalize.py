@@ -9,16 +9,12 @@ from torch.optim import Optimizer
 
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.structure import structure
-from lrtrain.linalg import norm_bound, pieces, spectral_norm
+from lrtrain.linalg import norm_bound, spectral_norm
 from lrtrain.linalg.flops import norm_bound_flops, power_iteration_flops
 from lrtrain.optim.protocol import holders, stated
 
 FIRST_STEPS = 20
 """Power steps of the first measurement, which starts from a random vector; later calls go on from the last one."""
-
-
-CACHED = 1 << 20
-"""Numbers that a CPU's caches hold: a power step reads them twice."""
 
 
 class SpectralRenormalization(Constraint):
@@ -97,17 +93,14 @@ class SpectralRenormalization(Constraint):
         factors = {f"{name}.{side}": x for name, pair in self.pairs.items() for side, x in zip("AB", pair, strict=True)}
         bounded = [name for name in factors if name.rpartition(".")[0] in strict]
         followed = [name for name in factors if name not in set(bounded)]
-        for piece in _pieces(bounded, factors, CACHED):
-            bounds = norm_bound([factors[name].detach() for name in piece])
-            self._sigma |= dict(zip(piece, bounds, strict=True))
-        for piece in _pieces(followed, factors, CACHED):
-            fresh = any(name not in self._vectors for name in piece)
-            start = [self._vectors[n] if n in self._vectors else self._first_vector(factors[n]) for n in piece]
-            sigma, vectors = spectral_norm(
-                [factors[name].detach() for name in piece], start, steps=FIRST_STEPS if fresh else 1
-            )
-            self._sigma |= dict(zip(piece, sigma, strict=True))
-            self._vectors |= dict(zip(piece, vectors, strict=True))
+        fresh = any(name not in self._vectors for name in followed)
+        start = [self._vectors[n] if n in self._vectors else self._first_vector(factors[n]) for n in followed]
+        sigma, vectors = spectral_norm(
+            [factors[name].detach() for name in followed], start, steps=FIRST_STEPS if fresh else 1
+        )
+        self._vectors |= dict(zip(followed, vectors, strict=True))
+        bounds = norm_bound([factors[name].detach() for name in bounded])
+        self._sigma = dict(zip([*followed, *bounded], [*sigma, *bounds], strict=True))
 
     @staticmethod
     def _first_vector(factor: Tensor) -> Tensor:
@@ -115,7 +108,3 @@ class SpectralRenormalization(Constraint):
         generator = torch.Generator().manual_seed(0)
         vector = torch.randn(factor.shape[-1], generator=generator)
         return (vector / vector.norm()).to(factor.device)
-
-
-def _pieces(names: list[str], factors: Mapping[str, Tensor], most: int) -> list[list[str]]:
-    return [[names[index] for index in piece] for piece in pieces([factors[name] for name in names], most)]

@@ -10,12 +10,9 @@ from torch.optim import Optimizer
 from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
 from lrtrain.constraints.structure import structure
 from lrtrain.constraints.transport import transport
-from lrtrain.linalg import orthonormalize_, pieces
+from lrtrain.linalg import orthonormalize_
 from lrtrain.linalg.flops import retraction_flops, tangent_flops
 from lrtrain.optim.protocol import require_moments
-
-CACHED = 1 << 19
-"""Numbers of one batch that a CPU's caches hold: a retraction reads them twice and writes them."""
 
 
 class StiefelRetraction(Constraint):
@@ -53,8 +50,7 @@ class StiefelRetraction(Constraint):
     def after_step(self) -> None:
         """Puts every parameter back on the manifold."""
         parameters = list(self.parameters.values())
-        for piece in pieces(parameters, CACHED):
-            orthonormalize_([parameters[index] for index in piece])
+        orthonormalize_(parameters)
         if self.transport and self._optimizer is not None:
             transport(self._optimizer, parameters)
 

@@ -3,11 +3,10 @@
 Each takes one matrix, a batch, a sequence of different shapes, or DTensors whose rows are sharded (FSDP2), in one call.
 """
 
-from lrtrain.linalg.batches import pieces
 from lrtrain.linalg.gaussian import gaussian_svd
 from lrtrain.linalg.gram import gram, inner
 from lrtrain.linalg.newton_schulz import Coefficients
-from lrtrain.linalg.norm import norm_bound, product_norm, spectral_norm
+from lrtrain.linalg.norm import norm_bound, spectral_norm
 from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize, orthonormalize_
 from lrtrain.linalg.polar import Precision, polar
 from lrtrain.linalg.row_sharded import local, process_groups, with_local
@@ -25,10 +24,8 @@ __all__ = [
     "orthonormality_error",
     "orthonormalize",
     "orthonormalize_",
-    "pieces",
     "polar",
     "process_groups",
-    "product_norm",
     "rank_for_energy",
     "spectral_norm",
     "tangent",

@@ -8,36 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lrtrain.linalg.gram import as_float, gram_of
+from lrtrain.linalg.gram import as_float
 from lrtrain.linalg.row_sharded import all_reduce, all_reduce_symmetric, local, process_groups, with_local
-
-PIECE = 1 << 21
-"""Numbers that a CPU handles at once: few enough that their memory is reused instead of mapped anew."""
-
-
-MODERATE = (1e-12, 1e15)
-"""‖X‖_F between which neither XᵀX nor what it needs of small entries leaves float32's range."""
-
-
-def pieces(matrices: Sequence[Tensor], most: int = PIECE) -> list[list[int]]:
-    """Which matrices to pass to one call, as lists of indices.
-
-    On a CPU as many of one shape as have `most` numbers, or one; on a GPU, or where rows are sharded, all of them: one
-    launch, or one all-reduce, then serves all.
-    """
-    if not matrices:
-        return []
-    if matrices[0].device.type != "cpu" or process_groups(matrices[0]):
-        return [list(range(len(matrices)))]
-    found: list[list[int]] = []
-    count = 0
-    for index in sorted(range(len(matrices)), key=lambda i: tuple(matrices[i].shape)):
-        count += matrices[index].numel()
-        if not found or count > most or matrices[index].shape != matrices[found[-1][0]].shape:
-            found.append([])
-            count = matrices[index].numel()
-        found[-1].append(index)
-    return found
 
 
 class Batches:
@@ -47,9 +19,8 @@ class Batches:
         matrices: Matrices (m, r) or batches (…, m, r), plain or row-sharded DTensors; all sharded over the same groups.
 
     Attributes:
-        stacks: Tensors (n, m, r) of one shape each, float32 (float64 for float64 input); on a CPU only as many
-            matrices in one as are best handled at once. A matrix that is alone in its stack is not copied, so write
-            into a stack only after cloning it.
+        stacks: Tensors (n, m, r) of one shape each, float32 (float64 for float64 input). A matrix that is alone in its
+            stack is not copied, so write into a stack only after cloning it.
         rows: m of each stack over all processes.
         groups: The process groups over which the rows are spread.
 
@@ -65,51 +36,24 @@ class Batches:
         places: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = defaultdict(list)
         for index, x in enumerate(self.matrices):  # by the whole shape, which every process sees alike
             places[x.shape, x.dtype, x.device].append(index)
-        self._places = [part for group in places.values() for part in self._parts(group)]
+        self._places = list(places.values())
         self.rows = [self.matrices[p[0]].shape[-2] for p in self._places]
         self.stacks = [_stack([local(self.matrices[i]) for i in p]) for p in self._places]
-
-    def _parts(self, group: list[int]) -> list[list[int]]:
-        """Matrices of one shape, as they are to be stacked."""
-        first = self.matrices[group[0]]
-        size = max(1, PIECE // max(1, first.numel())) if first.device.type == "cpu" else len(group)
-        return [group[start : start + size] for start in range(0, len(group), size)]
 
     def scaled(self, indices: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """The stacks over each matrix's largest entry, and those entries (n); of all or of some stacks.
 
-        Squares below 1e-38 or above 1e38 leave float32's range. With rows spread over processes, one all-reduce. On a
-        CPU, where reading a number waits for nothing, a stack that is well within the range stays as it is, over 1.
+        Squares below 1e-38 or above 1e38 leave float32's range. With rows spread over processes, one all-reduce.
         """
         stacks = self.stacks if indices is None else [self.stacks[i] for i in indices]
-        if self._readable():
-            found = [_within_range(y) for y in stacks]
-            return [y for y, _ in found], [largest for _, largest in found]
         largest = all_reduce([_largest_entry(y) for y in stacks], self.groups, dist.ReduceOp.MAX)
-        return [_over(y, most) for y, most in zip(stacks, largest, strict=True)], largest
+        tiny = [torch.finfo(y.dtype).tiny for y in stacks]
+        scaled = [y / most.clamp_min(t)[:, None, None] for y, most, t in zip(stacks, largest, tiny, strict=True)]
+        return scaled, largest
 
-    def scaled_grams(
-        self, indices: Sequence[int] | None = None, dtype: torch.dtype | None = None
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """What `scaled` returns, and the Gram matrices (n, r, r) of those stacks over all processes.
-
-        Where reading a number waits for nothing, the Gram matrices themselves tell which stacks need scaling.
-
-        Args:
-            indices: Of the stacks, all by default.
-            dtype: Of the stacks and of the products, their own by default; Gram matrices are float32 at least.
-        """
-        if not self._readable():
-            stacks, largest = self.scaled(indices)
-            stacks = [y.to(dtype or y.dtype) for y in stacks]
-            return stacks, largest, all_reduce_symmetric([as_float(gram_of(y)) for y in stacks], self.groups)
-        raw = self.stacks if indices is None else [self.stacks[i] for i in indices]
-        found = [_gram_within_range(y, dtype or y.dtype) for y in raw]
-        return [y for y, _, _ in found], [largest for _, largest, _ in found], [gram for _, _, gram in found]
-
-    def _readable(self) -> bool:
-        """Whether the numbers of the stacks can be read without waiting."""
-        return not self.groups and bool(self.stacks) and self.stacks[0].device.type == "cpu"
+    def grams(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """YᵀY (n, r, r) of local rows Y (n, m, r), in float32 at least, summed in one all-reduce."""
+        return all_reduce_symmetric([as_float(y.mT @ y) for y in stacks], self.groups)
 
     def members(self, index: int) -> list[Tensor]:
         """The matrices of a stack."""
@@ -159,31 +103,6 @@ def _stack(rows: Sequence[Tensor]) -> Tensor:
     """(m, r) or (…, m, r) each, to one (n, m, r) in the dtype of the computation."""
     stacked = torch.stack(list(rows)) if len(rows) > 1 else rows[0].unsqueeze(0)
     return as_float(stacked.flatten(0, -3))
-
-
-def _gram_within_range(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Y (n, m, r) in a dtype, ones (n) and YᵀY; where a norm is not moderate, Y over its largest entries, and they."""
-    rows = y.to(dtype)
-    gram = as_float(gram_of(rows))
-    squares = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    if all(MODERATE[0] ** 2 < square < MODERATE[1] ** 2 for square in squares.tolist()):
-        return rows, torch.ones_like(squares), gram
-    largest = _largest_entry(y)
-    rows = _over(y, largest).to(dtype)
-    return rows, largest, as_float(gram_of(rows))
-
-
-def _within_range(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Y (n, m, r) and ones (n) where the norm of each matrix is moderate, else Y over its largest entries, and they."""
-    norms = torch.linalg.vector_norm(y, dim=(-2, -1))
-    if all(MODERATE[0] < norm < MODERATE[1] for norm in norms.tolist()):
-        return y, torch.ones_like(norms)
-    largest = _largest_entry(y)
-    return _over(y, largest), largest
-
-
-def _over(y: Tensor, largest: Tensor) -> Tensor:
-    return y / largest.clamp_min(torch.finfo(y.dtype).tiny)[:, None, None]
 
 
 def _largest_entry(y: Tensor) -> Tensor:

@@ -6,11 +6,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lrtrain.linalg.cpu import transposed_product
 from lrtrain.linalg.row_sharded import all_reduce, all_reduce_symmetric, local, process_groups
-
-WIDE = 256
-"""Columns from which a bfloat16 Gram matrix costs less in blocks."""
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -48,22 +44,3 @@ def gram(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         return gram([x])[0]
     rows = [as_float(local(a)) for a in x]
     return all_reduce_symmetric([a.mT @ a for a in rows], process_groups(x[0]) if len(x) else ())
-
-
-def gram_of(y: Tensor) -> Tensor:
-    """YᵀY (n, r, r) of the local rows Y (n, m, r), in Y's dtype."""
-    if y.dtype == torch.bfloat16 and y.device.type == "cpu":
-        return _symmetric(y)
-    return transposed_product(y, y)
-
-
-def _symmetric(y: Tensor) -> Tensor:
-    """Gram matrices one by one (batched, the turned factors would be copied), wide ones from three of four blocks."""
-    n, _, r = y.shape
-    grams, half = y.new_empty(n, r, r), r // 2 if r >= WIDE else 0
-    for rows, gram in zip(y, grams, strict=True):
-        gram[half:, half:] = rows[:, half:].mT @ rows[:, half:]
-        if half:
-            gram[:half] = rows[:, :half].mT @ rows
-            gram[half:, :half] = gram[:half, half:].mT
-    return grams

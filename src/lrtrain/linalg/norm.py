@@ -1,4 +1,4 @@
-"""Largest singular values: an estimate that follows a changing matrix, a bound that holds, and that of a product."""
+"""Largest singular values: an estimate that follows a changing matrix, and a bound that holds."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.gram import gram_of
 from lrtrain.linalg.row_sharded import all_reduce
 
 SQUARINGS = 5
@@ -73,9 +72,7 @@ def _pull(products: Sequence[Tensor], batches: Batches) -> list[Tensor]:
 
 
 def _times(y: Tensor, v: Tensor) -> Tensor:
-    """Y v (n, m) of Y (n, m, r) and v (n, r); a CPU's batched product of a matrix and a vector is the slower."""
-    if y.device.type == "cpu":
-        return torch.stack([torch.mv(*pair) for pair in zip(y.unbind(), v.unbind(), strict=True)])
+    """Y v (n, m) of Y (n, m, r) and v (n, r)."""
     return (y @ v.unsqueeze(-1)).squeeze(-1)
 
 
@@ -112,9 +109,9 @@ def norm_bound(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     if isinstance(x, Tensor):
         return norm_bound([x])[0]
     batches = Batches(x)
-    _, largest, grams = batches.scaled_grams()
+    scaled, largest = batches.scaled()
     bounds = []
-    for most, gram, m in zip(largest, grams, batches.rows, strict=True):
+    for most, gram, m in zip(largest, batches.grams(scaled), batches.rows, strict=True):
         squared = _largest_eigenvalue_bound(gram) + _gamma(m + 8, gram.dtype) * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         bounds.append(most * squared.sqrt() * (1 + 16 * torch.finfo(gram.dtype).eps))
     return batches.scatter(bounds)
@@ -125,7 +122,7 @@ def _largest_eigenvalue_bound(t: Tensor) -> Tensor:
     gamma = _gamma(t.shape[-1], t.dtype)
     sizes = []
     for number in range(SQUARINGS + 1):
-        t = t if number == 0 else gram_of(t)
+        t = t if number == 0 else t @ t
         size = torch.linalg.vector_norm(t, dim=(-2, -1)) * (1 + gamma)
         sizes.append(size)
         t = t / size.clamp_min(torch.finfo(t.dtype).tiny)[:, None, None]
@@ -139,24 +136,3 @@ def _gamma(terms: int, dtype: torch.dtype) -> float:
     """Higham's γ: the relative error of a sum of `terms` products."""
     error = terms * torch.finfo(dtype).eps / 2
     return error / (1 - error)
-
-
-@torch.no_grad()
-def product_norm(*pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """Exact ‖Σᵢ Aᵢ Bᵢᵀ‖₂ from thin factors, without forming the (out, in) product.
-
-    With A = [A₁ A₂ …] and B = [B₁ B₂ …], σ(A Bᵀ)² is the largest eigenvalue of R_A R_Bᵀ R_B R_Aᵀ for the R factors of
-    A and B; everything after the two QR is (Σr, Σr). The change of W = A Bᵀ to A' B'ᵀ is
-    `product_norm((A', B'), (-A, B))`.
-
-    Args:
-        pairs: tensors (out, r) and (in, r); computed in float64.
-
-    Returns:
-        0-d float64 tensor.
-    """
-    a = torch.cat([pair[0] for pair in pairs], dim=-1).double()
-    b = torch.cat([pair[1] for pair in pairs], dim=-1).double()
-    r_a = torch.linalg.qr(a, mode="r").R
-    r_b = torch.linalg.qr(b, mode="r").R
-    return torch.linalg.matrix_norm(r_a @ r_b.mT, ord=2)

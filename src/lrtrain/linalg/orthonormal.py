@@ -1,25 +1,17 @@
 """Orthonormal bases by QR with a positive diagonal, through the small Gram matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.cpu import times_transposed, transposed_product
-from lrtrain.linalg.gram import as_float, gram
-from lrtrain.linalg.row_sharded import all_reduce_symmetric, local
+from lrtrain.linalg.gram import gram
+from lrtrain.linalg.row_sharded import local
 
 NEAR = 0.5
 """‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
-
-
-BLOCK = 64
-"""Columns up to which a CPU's LAPACK factorizes and inverts in one piece: it makes little of larger ones."""
-
-CHUNK = 1 << 18
-"""Numbers of a matrix that are overwritten at a time."""
 
 
 @overload
@@ -50,78 +42,44 @@ def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tupl
         bases, factors = orthonormalize([x])
         return bases[0], factors[0]
     batches = Batches(x)
-    grams, near = _grams(batches)
-    results: list[tuple[Tensor, Tensor]] = []
-    for index, (y, s, is_near) in enumerate(zip(batches.stacks, grams, near, strict=True)):
-        results.append(_cholesky_step(y, s) if is_near else _general(batches, index))
-    bases = batches.scatter_rows([q for q, _ in results])
-    return bases, batches.scatter([r for _, r in results])
+    results = list(_factorized(batches))
+    return batches.scatter_rows([q for q, _ in results]), batches.scatter([r for _, r in results])
 
 
 @torch.no_grad()
 def orthonormalize_(x: Sequence[Tensor]) -> list[Tensor]:
-    """`orthonormalize` in place: X ← Q for matrices (m, r), returning each R (r, r).
-
-    Nearly orthonormal ones are overwritten a few rows at a time, so that no second copy of them is ever made.
-    """
+    """`orthonormalize` in place: X ← Q for matrices (m, r), returning each R (r, r)."""
     batches = Batches(x)
-    grams, near = _grams(batches)
     factors = []
-    for index, (s, is_near) in enumerate(zip(grams, near, strict=True)):
-        rows = [local(matrix) for matrix in batches.members(index)]
-        if is_near:
-            lower, inverses = _cholesky(s)
-            for target, inverse in zip(rows, inverses, strict=True):
-                for part in target.split(max(1, CHUNK // target.shape[-1])):
-                    part.copy_(times_transposed(as_float(part)[None], inverse[None])[0])
-            factors.append(lower.mT)
-        else:
-            q, r = _general(batches, index)
-            torch._foreach_copy_(rows, list(q.unbind()))
-            factors.append(r)
+    for index, (q, r) in enumerate(_factorized(batches)):
+        torch._foreach_copy_([local(matrix) for matrix in batches.members(index)], list(q.unbind()))
+        factors.append(r)
     return batches.scatter(factors)
 
 
-def _grams(batches: Batches) -> tuple[list[Tensor], list[bool]]:
-    """XᵀX of the stacks over all processes, and which of them are near I."""
-    grams = all_reduce_symmetric([transposed_product(y, y) for y in batches.stacks], batches.groups)
-    return grams, _all_below(NEAR, [_deviation(s) for s in grams])
+def _factorized(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Q (n, m, r), the local rows, and R (n, r, r) of each stack."""
+    grams = batches.grams(batches.stacks)
+    near = _all_below(NEAR, [_deviation(s) for s in grams])
+    for index, (y, s, is_near) in enumerate(zip(batches.stacks, grams, near, strict=True)):
+        yield _cholesky_step(y, s) if is_near else _general(batches, index)
 
 
 def _cholesky_step(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Q = Y R⁻¹ and R of S = YᵀY = RᵀR, of a stack (n, m, r)."""
-    lower, inverse = _cholesky(s)
-    return times_transposed(y, inverse), lower.mT
-
-
-def _cholesky(s: Tensor) -> tuple[Tensor, Tensor]:
-    """L and L⁻¹ of S = L Lᵀ (n, r, r); on a CPU in blocks, most of the work being products.
-
-    With S in four blocks, L₂₁ = S₂₁ L₁₁⁻ᵀ, L₂₂ L₂₂ᵀ = S₂₂ − L₂₁ L₂₁ᵀ and (L⁻¹)₂₁ = −L₂₂⁻¹ L₂₁ L₁₁⁻¹.
-    """
-    r = s.shape[-1]
-    if r <= BLOCK or s.device.type != "cpu":
-        lower = torch.linalg.cholesky_ex(s).L
-        identity = torch.eye(r, dtype=s.dtype, device=s.device)
-        return lower, torch.linalg.solve_triangular(lower, identity, upper=False)
-    half = r // 2
-    lower, inverse = torch.zeros_like(s), torch.zeros_like(s)
-    first, first_inverse = _cholesky(s[:, :half, :half])
-    corner = times_transposed(s[:, half:, :half], first_inverse)
-    second, second_inverse = _cholesky(s[:, half:, half:] - times_transposed(corner, corner))
-    lower[:, :half, :half], lower[:, half:, :half], lower[:, half:, half:] = first, corner, second
-    inverse[:, :half, :half], inverse[:, half:, half:] = first_inverse, second_inverse
-    inverse[:, half:, :half] = times_transposed(second_inverse, (corner @ first_inverse).mT).neg_()
-    return lower, inverse
+    upper = torch.linalg.cholesky_ex(s, upper=True).L
+    identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    return y @ torch.linalg.solve_triangular(upper, identity, upper=True), upper
 
 
 def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
     """QR of the matrices of one stack, of any conditioning and scale."""
-    y, largest, s = (of[0] for of in batches.scaled_grams([index]))
+    scaled, (largest,) = batches.scaled([index])
+    (y,), (s,) = scaled, batches.grams(scaled)
     lengths = s.diagonal(dim1=-2, dim2=-1).sqrt()
     safe = lengths.clamp_min(torch.finfo(s.dtype).tiny)
     first, r_first = _cholesky_step(y / safe[:, None, :], s / (safe[:, :, None] * safe[:, None, :]))
-    again = all_reduce_symmetric([transposed_product(first, first)], batches.groups)[0]
+    (again,) = batches.grams([first])
     q, r_second = _cholesky_step(first, again)
     r = r_second @ r_first * lengths[:, None, :] * largest[:, None, None]
     well = (_deviation(again) < NEAR).tolist()

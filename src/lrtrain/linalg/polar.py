@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.cpu import plus_product, times_symmetric
-from lrtrain.linalg.gram import as_float, gram_of
 from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
-from lrtrain.linalg.row_sharded import all_reduce_symmetric, process_groups
+from lrtrain.linalg.row_sharded import process_groups
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -92,8 +90,8 @@ def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
     if half:
         x = x.bfloat16()
     for a, b, c in steps:
-        gram = gram_of(x)
-        x = plus_product(x, x, plus_product(gram, gram, gram, b, c), a)
+        gram = x.mT @ x
+        x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
     return x
 
 
@@ -102,18 +100,18 @@ def _through_gram(
 ) -> list[Tensor]:
     """The Gram form for some stacks: X P in bfloat16 where `half`, S and its polynomials too if `rough`."""
     polynomial = _rough_multiplier if rough else _multiplier
-    factors, _, grams = batches.scaled_grams(indices, torch.bfloat16 if rough else None)
-    scales = [_squared_norm(gram) for gram in grams]
-    grams = [gram / scale for gram, scale in zip(grams, scales, strict=True)]
+    factors, _ = batches.scaled(indices)
+    if rough:
+        factors = [y.bfloat16() for y in factors]
     for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
-        if number:
-            grams = all_reduce_symmetric([as_float(gram_of(y)) for y in factors], batches.groups)
-        for index, (y, gram) in enumerate(zip(factors, grams, strict=True)):
-            multiplier = polynomial(gram, run)
-            if not number:
-                multiplier /= scales[index].sqrt()
+        for index, (y, gram) in enumerate(zip(factors, batches.grams(factors), strict=True)):
+            if number:
+                multiplier = polynomial(gram, run)
+            else:
+                square = _squared_norm(gram)
+                multiplier = polynomial(gram / square, run) / square.sqrt()
             dtype = torch.bfloat16 if half[index] else y.dtype
-            factors[index] = times_symmetric(y.to(dtype), multiplier.to(dtype))
+            factors[index] = y.to(dtype) @ multiplier.to(dtype)
     return factors
 
 
@@ -126,11 +124,11 @@ def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
     """P of the steps: the polynomial of S (n, r, r) with which X is to be multiplied."""
     whole: Tensor | None = None
     for number, (a, b, c) in enumerate(run):
-        step = plus_product(gram, gram, gram, b, c)
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        whole = step if whole is None else times_symmetric(whole, step)
+        whole = step if whole is None else whole @ step
         if number + 1 < len(run):
-            gram = times_symmetric(times_symmetric(step, gram), step)
+            gram = step @ gram @ step
     assert whole is not None
     return whole
 

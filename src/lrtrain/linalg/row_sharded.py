@@ -1,15 +1,11 @@
 """Matrices whose rows may be spread over processes: what is local, and how small results are summed."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
-
-Matrices = TypeVar("Matrices", Tensor, Sequence[Tensor])
-"""One matrix or batch, or a sequence of them: a function gives one result for one, and a list for a sequence."""
 
 
 def local(x: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.cpu import transposed_product
 from lrtrain.linalg.row_sharded import all_reduce
 
 
@@ -27,7 +26,7 @@ def tangent(bases: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tenso
     Source: Absil, Mahony, Sepulchre, Optimization Algorithms on Matrix Manifolds, example 3.6.2.
     """
     x, z = Batches(bases), Batches(directions)
-    products = all_reduce([transposed_product(a, b) for a, b in zip(x.stacks, z.stacks, strict=True)], x.groups)
+    products = all_reduce([a.mT @ b for a, b in zip(x.stacks, z.stacks, strict=True)], x.groups)
     return z.scatter_rows(
         [torch.baddbmm(b, a, p + p.mT, alpha=-0.5) for a, b, p in zip(x.stacks, z.stacks, products, strict=True)]
     )

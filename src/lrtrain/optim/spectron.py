@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrtrain.linalg import Coefficients, Precision, local, norm_bound, pieces, polar, with_local
+from lrtrain.linalg import Coefficients, Precision, local, norm_bound, polar, with_local
 from lrtrain.linalg.flops import newton_schulz_flops, norm_bound_flops
 from lrtrain.optim.protocol import LOOK_AHEAD, MOMENTUM
 
@@ -94,11 +94,11 @@ class Spectron(Optimizer):
         self._create_state()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters and group["lr"] != 0:
+            if not parameters:
+                continue
+            if group["lr"] != 0:
                 _check_rate(group["lr"])
-            for piece in pieces(parameters):
-                chosen = [parameters[i] for i in piece]
-                self._update(chosen, self._momentum(chosen, group), group)
+            self._update(parameters, self._momentum(parameters, group), group)
         self.step_scale.clear()
         return loss
 

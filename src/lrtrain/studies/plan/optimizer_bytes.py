@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrtrain.linalg.batches import PIECE
 from lrtrain.optim import Slot, holders
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
@@ -27,7 +26,7 @@ class SlotBytes:
 
 
 FEW = 3
-"""How many parameters of each shape are stepped at least; as many again tell how what they need grows."""
+"""How many parameters of each shape are stepped; as many again tell how what they need grows."""
 
 
 def slot_bytes(
@@ -35,13 +34,12 @@ def slot_bytes(
 ) -> SlotBytes:
     """Steps the optimizer on fake parameters, some of each shape, and carries what it needs on to all of them.
 
-    A CPU handles as many matrices as are best handled at once (`linalg.batches.PIECE`), a GPU all together (torch's
-    `foreach`, one call for all matrices); the GPU's way is that of the meta device.
+    On a GPU torch handles all parameters in one call (`foreach`); the GPU's way is that of the meta device.
     """
     shapes = dict(zip(slot.names, (p.shape for p in slot.optimizer.param_groups[0]["params"]), strict=True))
     found = []
     for times in (1, 2):
-        chosen = _some(shapes, times, PIECE if on_cpu else 0)
+        chosen = _some(shapes, times * FEW)
         # Fused kernels know no meta device, and allocate nothing on any other.
         if on_cpu or slot.optimizer.param_groups[0].get("fused"):
             with FakeTensorMode() as fake, fake, ReadAsOne():
@@ -62,7 +60,7 @@ def slot_bytes(
 
 
 class ReadAsOne(TorchDispatchMode):
-    """Reading a number of a tensor that has none gives 1 (True): a norm is moderate, a condition holds."""
+    """Reading a number of a tensor that has none gives 1 (True): Adam's step is the first, a condition holds."""
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -73,13 +71,13 @@ class ReadAsOne(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _some(shapes: Mapping[str, torch.Size], times: int, piece: int) -> dict[str, torch.Size]:
-    """Of each shape `times` as many as fill a piece, or `FEW`."""
+def _some(shapes: Mapping[str, torch.Size], most: int) -> dict[str, torch.Size]:
+    """Of each shape at most so many."""
     number: Counter[torch.Size] = Counter()
     chosen = {}
     for name, shape in shapes.items():
         number[shape] += 1
-        if number[shape] <= times * max(FEW, piece // shape.numel()):
+        if number[shape] <= most:
             chosen[name] = shape
     return chosen
 
