@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from lrtrain.constraints import Constraint, attached
 from lrtrain.nn import Projection
 from lrtrain.optim import Slot, stated
@@ -89,7 +87,7 @@ def _slot_flops(slot: Slot, model: PlannedModel, notes: list[str]) -> int:
         return sum(int(formula(group, parameter)) for group, parameter in held)
     name, spent, missing = type(slot.optimizer).__name__, 0, set[str]()
     for shape, number in Counter(parameter.shape for _, parameter in held).items():
-        each = measured_flops(model.makers[slot.pattern], torch.Size(shape))
+        each = measured_flops(model.makers[slot.pattern], shape, bool(held[0][0].get("fused")))
         spent += number * each.total
         missing |= each.missing
     lacks = f", without {', '.join(sorted(missing))}, of which no formula is known" if missing else ""

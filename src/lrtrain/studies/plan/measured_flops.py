@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from lrtrain.studies.plan.optimizer_bytes import ReadAsOne, bounded, stepped
+from lrtrain.studies.plan.optimizer_bytes import bounded, stepped, without_numbers
 
 SEVERAL = {"lerp": 3, "addcmul": 3, "addcdiv": 3}
 """Operations of a number of the result, where they are not one."""
@@ -39,16 +39,19 @@ class MeasuredFlops(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func._schema.name.partition("::")[2].removeprefix("_foreach_").rstrip("_")
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        space, _, operator = func._schema.name.partition("::")
+        name = operator.removeprefix("_foreach_").rstrip("_")
         if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+            self.total += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
         elif name in REDUCED:
             self.total += _numbers(args)
         elif _is_pointwise(func, name):
+            each = SEVERAL.get(name, 1) + (kwargs.get("alpha", 1) != 1)
             # In place, a list of tensors (`_foreach_…_`) comes back as nothing.
-            self.total += SEVERAL.get(name, 1) * (_numbers(result) or _numbers(args[0]))
-        elif name not in FREE and not func.is_view:
+            self.total += each * (_numbers(result) or _numbers(args[0]))
+        elif name not in FREE and not func.is_view and space != "profiler":
             self.missing.add(name)
         return result
 
@@ -63,10 +66,10 @@ def _numbers(tensors: Any) -> int:
     return sum(x.numel() for x in tree_leaves(tensors) if isinstance(x, Tensor))
 
 
-def measured_flops(make: Callable[[Iterable[Any]], Optimizer], shape: torch.Size) -> MeasuredFlops:
+def measured_flops(make: Callable[[Iterable[Any]], Optimizer], shape: torch.Size, fused: bool) -> MeasuredFlops:
     """FLOPs of the second step of an optimizer of one parameter."""
-    with ReadAsOne():
-        optimizer, _ = stepped(make, {"parameter": shape}, torch.float32, torch.device("meta"))
+    with without_numbers(on_cpu=fused) as device:
+        optimizer, _ = stepped(make, {"parameter": shape}, torch.float32, device)
         bounded(optimizer)
         with MeasuredFlops() as counted:
             optimizer.step()

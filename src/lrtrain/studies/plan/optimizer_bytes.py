@@ -1,7 +1,8 @@
 """What optimizers keep for each parameter and need while they step, asked of the optimizers themselves."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrtrain.optim import Slot, holders
+from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
 
@@ -40,13 +42,8 @@ def slot_bytes(
     found = []
     for times in (1, 2):
         chosen = _some(shapes, times * FEW)
-        # Fused kernels know no meta device, and allocate nothing on any other.
-        if on_cpu or slot.optimizer.param_groups[0].get("fused"):
-            with FakeTensorMode() as fake, fake, ReadAsOne():
-                state, most = _step(make, chosen, dtype, torch.device("cpu"))
-        else:
-            with ReadAsOne():
-                state, most = _step(make, chosen, dtype, torch.device("meta"))
+        with without_numbers(on_cpu or bool(slot.optimizer.param_groups[0].get("fused"))) as device:
+            state, most = _step(make, chosen, dtype, device)
         found.append((sum(shape.numel() for shape in chosen.values()), most))
     (few, least), (more, most) = found
     growth = (most - least) / (more - few) if more > few else 0.0
@@ -59,15 +56,22 @@ def slot_bytes(
     )
 
 
-class ReadAsOne(TorchDispatchMode):
-    """Reading a number of a tensor that has none gives 1 (True): Adam's step is the first, a condition holds."""
+@contextmanager
+def without_numbers(on_cpu: bool) -> Iterator[torch.device]:
+    """Inside, tensors of the device have no numbers. Fused kernels know no meta device and allocate nothing on any."""
+    with FakeTensorMode() if on_cpu else nullcontext(), _ReadAsHalf():
+        yield torch.device("cpu" if on_cpu else "meta")
+
+
+class _ReadAsHalf(TorchDispatchMode):
+    """Reading a number of a tensor that has none gives ½ (1, True): Adam's step is an early one, a condition holds."""
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
-            return 1.0 if dtype.is_floating_point else True if dtype == torch.bool else 1
+            return 0.5 if dtype.is_floating_point else True if dtype == torch.bool else 1
         return func(*args, **(kwargs or {}))
 
 
@@ -115,7 +119,13 @@ def stepped(
         if device.type == "meta" and group.get("foreach", 0) is None and not group.get("fused"):
             group["foreach"] = True  # what torch chooses on a GPU
     bounded(optimizer)
-    optimizer.step()
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise UserError(
+            f"model.optimizers: {type(optimizer).__name__} makes no step without numbers, as a plan needs it "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); plan with torch.optim.AdamW in its place"
+        ) from error
     return optimizer, parameters
 
 
