@@ -1,5 +1,6 @@
 """A user's own constraint and optimizers by class path: they train, resume, and are refused in a line."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,21 @@ def test_a_wrong_constraint_in_the_list_is_named(
         own = overlay(tmp_path, [constraint])
         line = refusal(["fit", *arguments(shards, tmp_path / "runs", *own)], capsys)
         assert "own.yaml: trainer.callbacks[0].init_args.constraints" in line
+
+
+@pytest.mark.parametrize(
+    ("constraints", "warned"),
+    [
+        (["own_parts.UnitColumns"], True),
+        (["own_parts.UnitColumns", "lrtrain.constraints.SpectralRenormalization"], False),
+        ([], False),
+    ],
+)
+def test_a_list_that_leaves_out_what_the_projections_need_is_warned_of(
+    constraints: list[object], warned: bool, tmp_path: Path, shards: Path
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["fit", *arguments(shards, tmp_path / "runs", *overlay(tmp_path, constraints))]) == 0
+    said = [line for line in map(str, (warning.message for warning in caught)) if "leaves out" in line]
+    assert [("lrtrain.constraints.SpectralRenormalization" in line) for line in said] == [True] * warned

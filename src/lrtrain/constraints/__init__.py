@@ -1,6 +1,6 @@
 """What keeps factorized weights in shape around an optimizer step. torch alone is needed."""
 
-from lrtrain.constraints.attached import attached
+from lrtrain.constraints.attached import attached, left_out
 from lrtrain.constraints.balance import BalancedRenormalization
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.preserve import FunctionPreservingRetraction
@@ -18,6 +18,7 @@ __all__ = [
     "StiefelRetraction",
     "TangentProjection",
     "attached",
+    "left_out",
     "spectral_triples",
     "structure",
 ]

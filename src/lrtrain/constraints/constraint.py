@@ -27,6 +27,9 @@ class Constraint(ABC):
     `optim.StatedOptimizer` what an optimizer says of itself.
     """
 
+    stands_in_for = ""
+    """Name of the constraint that the projections need and that a subclass takes the place of, in a list without it."""
+
     @abstractmethod
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Finds what to hold, once before training. Reads no numbers: a plan attaches to a model without any.

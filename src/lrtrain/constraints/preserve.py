@@ -39,6 +39,8 @@ class FunctionPreservingRetraction(Constraint):
             update inside the span, so it belongs with gradients that are projected too (`TangentProjection`).
     """
 
+    stands_in_for = "StiefelRetraction"
+
     def __init__(self, transport: bool = False) -> None:
         self.triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.transport = transport

@@ -4,7 +4,7 @@ from lrtrain.optim.combined import CombinedOptimizer, forget, shard_like
 from lrtrain.optim.optimizer_in_backward import step_in_backward
 from lrtrain.optim.protocol import StatedOptimizer, UnstatedError, holders, moments, require_moments, stated
 from lrtrain.optim.schedules import WarmupCosine, WarmupStableDecay
-from lrtrain.optim.slots import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
+from lrtrain.optim.slots import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage
 from lrtrain.optim.spectron import Spectron
 from lrtrain.optim.stiefel import Stiefel
 
@@ -20,7 +20,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupStableDecay",
     "build_optimizer",
-    "coverage_table",
+    "coverage",
     "forget",
     "holders",
     "moments",

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -81,28 +80,11 @@ def build_optimizer(
     return CombinedOptimizer([slot.optimizer for slot in slots]), slots
 
 
-def coverage_table(slots: list[Slot]) -> str:
-    """The table (pattern, parameters, count, optimizer, lr, weight decay) as text."""
-    rows: list[tuple[Any, ...]] = [("pattern", "parameters", "count", "optimizer", "lr", "weight decay")]
+def coverage(slots: list[Slot]) -> list[list[str]]:
+    """Who has which parameter, as rows of a table (pattern, parameters, count, optimizer, lr, weight decay)."""
+    rows = [["pattern", "parameters", "count", "optimizer", "lr", "weight decay"]]
     for slot in slots:
-        group = slot.optimizer.param_groups[0]
-        rows.append(
-            (
-                slot.pattern,
-                len(slot.names),
-                f"{slot.count:,}",
-                type(slot.optimizer).__name__,
-                f"{group.get('initial_lr', group['lr']):g}",
-                f"{group.get('weight_decay', 0):g}",
-            )
-        )
-    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
-    left = (0, 3)
-    lines = (
-        "  ".join(
-            str(cell).ljust(width) if column in left else str(cell).rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+        group, name = slot.optimizer.param_groups[0], type(slot.optimizer).__name__
+        lr, decay = group.get("initial_lr", group["lr"]), group.get("weight_decay", 0)
+        rows.append([slot.pattern, str(len(slot.names)), f"{slot.count:,}", name, f"{lr:g}", f"{decay:g}"])
+    return rows

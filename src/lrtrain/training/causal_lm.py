@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrtrain.nn import Decoder, Projection
 from lrtrain.nn.decoder import Block
 from lrtrain.nn.self_guided import release_absent, released_names, self_guided
-from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage_table
+from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.self_guidance import SelfGuidance
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
@@ -187,7 +188,7 @@ class CausalLM(L.LightningModule):
             schedule = self._schedule(optimizer, int(steps))
         except ValueError as error:
             raise UserError(f"model.schedule: {error}") from error
-        rank_zero_only(print)(coverage_table(self._slots))
+        rank_zero_only(print)(table(coverage(self._slots)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _build_optimizer(self, module: nn.Module) -> tuple[Optimizer, list[Slot]]:

@@ -56,7 +56,7 @@ def test_what_is_stated_is_about_what_is_measured(make: Any) -> None:
     optimizer = make([("p", nn.Parameter(torch.empty(SHAPE, device="meta")))])
     (group,) = optimizer.param_groups
     counted = measured_flops(make, SHAPE, fused=False)
-    assert counted.total == pytest.approx(stated(optimizer, "step_flops")(group, group["params"][0]), rel=0.25)
+    assert counted.total == pytest.approx(stated(optimizer, "step_flops")(group, group["params"][0]), rel=0.3)
     assert counted.missing == set()
 
 

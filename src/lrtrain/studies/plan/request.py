@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lrtrain.config.error_lines import one_line
 from lrtrain.constraints import Constraint
 from lrtrain.runtime.errors import UserError
 
@@ -112,6 +113,7 @@ def _constraints(callbacks: Any) -> Sequence[Constraint] | None:
             try:
                 given = parser.parse_object(callback.get("init_args") or {})
             except ArgumentError as error:
-                raise UserError(f"trainer.callbacks: SpectralConstraints: {error}") from error
+                line = one_line(str(error), [], [])
+                raise UserError(f"trainer.callbacks: SpectralConstraints: {line}") from error
             return parser.instantiate(given).constraints
     return None

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lrtrain.linalg import local
 from lrtrain.optim import CombinedOptimizer
 from lrtrain.runtime.errors import UserError
 
@@ -54,7 +54,7 @@ class NonFiniteGradients(L.Callback):
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(optimizer, CombinedOptimizer)
-        gradients = {name: _local(p.grad) for name, p in pl_module.named_parameters() if p.grad is not None}
+        gradients = {name: local(p.grad) for name, p in pl_module.named_parameters() if p.grad is not None}
         bad = _non_finite(gradients, trainer.strategy)
         self._skipping = optimizer.skip_step = bool(bad)
         if not bad:
@@ -111,10 +111,6 @@ class NonFiniteGradients(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
-
-
-def _local(gradient: Tensor) -> Tensor:
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _non_finite(gradients: dict[str, Tensor], strategy: Strategy) -> list[str]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
-from lrtrain.constraints import Constraint, attached
+from lrtrain.constraints import Constraint, attached, left_out
 from lrtrain.optim import UnstatedError
 from lrtrain.runtime.errors import UserError
 
@@ -22,7 +23,7 @@ class SpectralConstraints(L.Callback):
     Args:
         constraints: All there are, in the order they act in. Null: what the projections need, which is
             `SpectralRenormalization` of the low-rank ones where their optimizer takes step scales, and
-            `StiefelRetraction` of the spectral ones. An empty list: none.
+            `StiefelRetraction` of the spectral ones. An empty list: none. Any other that leaves one out is warned of.
 
     Raises:
         UserError: at the start of training, a constraint of the list has nothing to hold, or it needs something of an
@@ -45,6 +46,11 @@ class SpectralConstraints(L.Callback):
             if name in self.constraints:
                 self.constraints[name].load_state_dict(state)
         optimizer.register_step_post_hook(self._after_step)
+        for name in left_out(self._asked, pl_module, optimizer) if self._asked else ():
+            rank_zero_warn(
+                f"trainer.callbacks: the list of SpectralConstraints leaves out lrtrain.constraints.{name}, which this "
+                "model would have by itself; add it, unless that is meant"
+            )
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         if getattr(optimizer, "skip_step", False):
