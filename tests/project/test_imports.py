@@ -15,7 +15,6 @@ ROOT = Path(lrtrain.__file__).parent
 MODULES = {
     ".".join(("lrtrain", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
-    if "templates" not in path.parts  # texts that `lrtrain new` writes
 }
 
 LAYERS = {

@@ -5,10 +5,11 @@ import keyword
 from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments
+from lrtrain.config.recipes import shipped
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = shipped("docs/templates")
 """A folder a kind; its files are called after `my_<kind>`, and so are their classes."""
 
 

@@ -16,9 +16,14 @@ KINDS = {
 
 def folder(kind: str = "") -> Path:
     """The shipped folder of a kind: inside an installed package, beside `src/` in the repository."""
+    return shipped("configs") / kind
+
+
+def shipped(folder: str) -> Path:
+    """A folder of the repository, which a wheel carries inside the package under its last name (setup.py)."""
     package = Path(__file__).parents[1]
-    installed = package / "configs"
-    return (installed if installed.is_dir() else package.parents[1] / "configs") / kind
+    installed = package / Path(folder).name
+    return installed if installed.is_dir() else package.parents[1] / folder
 
 
 def names(kind: str = "") -> list[str]:
