@@ -1,6 +1,5 @@
 """The checkpoints of one run, files or folders of shards in `<run directory>/checkpoints`; no Lightning."""
 
-import os
 import re
 import shutil
 import sys
@@ -36,11 +35,12 @@ def resolve_ckpt_path(ckpt_path: str | None, run_dir: Path, required: bool = Fal
     folder = run_dir / FOLDER
     path, passed_over = newest_whole(folder)
     for broken, why in passed_over:
-        _tell(f"passed over {broken}: {why}")
+        print(f"passed over {broken}: {why}", file=sys.stderr)
     none = f"no {'whole ' if passed_over else ''}checkpoint under {folder}"
     if path is None and required:
         raise UserError(f"--ckpt_path last: {none}; pass the path of a checkpoint")
-    _tell(f"continuing from {path}" if path is not None else f"{none}: starting from step 0")
+    line = f"continuing from {path}" if path is not None else f"{none}: starting from step 0"
+    print(line, file=sys.stderr, flush=True)
     return path
 
 
@@ -101,9 +101,3 @@ def remove(path: Path) -> None:
     if path.suffix != PARTIAL:
         path = path.rename(path.with_name(path.name + PARTIAL))  # half removed it must not look like a checkpoint
     shutil.rmtree(path)
-
-
-def _tell(line: str) -> None:
-    """One line on stderr from one process of the node: the ranks that Lightning starts run this code too."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)

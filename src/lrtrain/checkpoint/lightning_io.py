@@ -32,10 +32,7 @@ class WholeFileIO(CheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Onto the CPU, or a file where `map_location` says; raises UserError for anything but a whole checkpoint."""
-        if Path(path).is_dir():
-            checkpoint = sharded.read(Path(path))
-        else:
-            checkpoint = wholefile.read_whole(Path(path), map_location or "cpu", weights_only=weights_only is not False)
+        checkpoint = sharded.read(Path(path), map_location or "cpu", weights_only is not False)
         if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
             raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
         return checkpoint

@@ -88,14 +88,14 @@ def fault(path: Path) -> str | None:
     return None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The checkpoint in a file or folder, on the CPU, after its checksums were compared.
+def read(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    """The checkpoint in a file, where it is told, or in a folder, on the CPU, after its checksums were compared.
 
     Raises:
         UserError: it is not a whole checkpoint of lrtrain.
     """
     if not path.is_dir():
-        return wholefile.read_whole(path)
+        return wholefile.read_whole(path, map_location, weights_only)
     if why := fault(path):
         raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
     return read_tree(path)

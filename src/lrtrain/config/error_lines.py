@@ -60,7 +60,7 @@ def _explain(text: str, key: str, settings: Settings) -> str:
         return f"{place}: the module {module} has no {name}; {near(name, public)}"
     if match := re.search(r"No module named '([^']+)'", text):
         place = _holder(match[1], key, settings)
-        return f"{place}: there is no module {match[1]}; a class path is a module path and a class name"
+        return f"{place}: there is no module {match[1]}; name one that is installed, in this folder or beside the YAML"
     if match := re.search(r"Expected '([^']+)' to be a subclass of <class '([^']+)'>", text):
         return f"{_holder(match[1], key, settings)}: {match[1]} is no {match[2]}; name a subclass of it"
     if match := re.search(r"Expected an import path or a subclass spec, but got (.*?)\. ", text):

@@ -43,24 +43,19 @@ class TokenDataModule(L.LightningDataModule):
         prepare: PrepareSpec | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("block_size", block_size, 1),
-            ("batch_size", batch_size, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"data.{name} is {value}: give at least {least}")
-        if prepare is not None:
-            prepare.check()
         self.path = path.rstrip("/") if "://" in path else str(Path(path).expanduser())
         self.block_size = block_size
         self.batch_size = batch_size
-        self.val_batch_size = val_batch_size or batch_size
+        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.prepare = prepare
+        least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1, "num_workers": 0, "seed": 0}
+        for name, bound in least.items():
+            if (value := getattr(self, name)) < bound:
+                raise UserError(f"data.{name} is {value}: give at least {bound}")
+        if prepare is not None:
+            prepare.check()
         self._manifest: Manifest | None = None
         self._training: BlockLoader | None = None
 

@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -83,7 +82,9 @@ def encode_batches(
             encoded.append(Encoded("val" if held_out(text, val_fraction) else "train", len(text.encode()), tokens))
         return encoded
 
-    with _one_thread_a_call(), ThreadPoolExecutor(workers, "encode") as pool:
+    # Our threads are the parallelism: `workers` would mean nothing if each call took every core besides.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with ThreadPoolExecutor(workers, "encode") as pool:
         running: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
         try:
             for batch in batches:
@@ -97,18 +98,3 @@ def encode_batches(
         finally:
             for _, future in running:
                 future.cancel()
-
-
-@contextmanager
-def _one_thread_a_call() -> Iterator[None]:
-    """Our threads are the parallelism: `workers` would mean nothing if each call took every core besides."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
