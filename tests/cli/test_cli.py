@@ -109,7 +109,7 @@ def test_the_options_of_the_help_exist_and_have_the_defaults_it_tells() -> None:
     from lrtrain.config.described import describe
     from lrtrain.config.train_parser import train_parser
 
-    defaults = {action.dest: action.default for action in train_parser("fit")._actions}
+    defaults = {action.dest: action.default for action in train_parser("fit", [])._actions}
     described = re.findall(r"^--(\S+) ", describe("fit", [], "all"), re.MULTILINE)
     for flag, _, default in OPTIONS:
         name = flag.split()[0].removeprefix("--")
@@ -132,11 +132,12 @@ def test_a_topic_lists_its_keys_with_meaning_value_and_the_arguments_of_the_reci
     assert "--model.optimizers.hidden.lr (float) = 0.07\n      Learning rate η: the bound on" in text
     assert "--model.optimizers.other.lr (float | Tensor) = 0.004\n      learning rate" in text
     assert "--trainer" not in text
-    callback = "{class_path: lrtrain.training.SpectralConstraints, init_args: {retract: false}}"
+    inner = "{class_path: lrtrain.constraints.StiefelRetraction, init_args: {transport: true}}"
+    callback = f"{{class_path: lrtrain.training.SpectralConstraints, init_args: {{constraints: [{inner}]}}}}"
     slot = "{class_path: torch.optim.SGD, init_args: {lr: 0.5}}"
     files = overlay(f"trainer: {{callbacks: [{callback}]}}\nmodel: {{optimizers: {{overrides: {{'*.s': {slot}}}}}}}")
     text = asked_for(*recipe, *files, "--help-all")
-    assert "--trainer.callbacks.retract (bool) = false" in text
+    assert "--trainer.callbacks.constraints.transport (bool) = true" in text
     assert "--model.optimizers.overrides.*.s.lr (float | Tensor) = 0.5" in text
     assert "--model.decoder.mlp.rank_ratio (float | null) = 0.25" in text
     assert "--data.prepare.source (list[str]) = [stdlib]" in text
@@ -239,14 +240,14 @@ def test_a_flag_takes_null_and_mappings_at_any_depth(resolve: Any, flags: list[s
 
 
 def test_a_flag_takes_a_list_of_classes_and_null_in_them(resolve: Any) -> None:
-    callback = '{"class_path": "lrtrain.training.SpectralConstraints", "init_args": {"renormalize": false}}'
+    callback = '{"class_path": "lrtrain.training.SpectralTelemetry", "init_args": {"layers": ["*.0.*"]}}'
     config, _ = resolve(
         f"--trainer.callbacks=[{callback}]",
-        "--trainer.callbacks.renormalize=null",
+        "--trainer.callbacks.layers=null",
         "--model.optimizers.other.betas=[0.8, 0.9]",
         "--model.optimizers.overrides={'*.s': {class_path: torch.optim.AdamW, init_args: {foreach: null}}}",
     )
-    assert config["trainer"]["callbacks"][0]["init_args"]["renormalize"] is None
+    assert config["trainer"]["callbacks"][0]["init_args"]["layers"] is None
     assert config["model"]["optimizers"]["other"]["init_args"]["betas"] == [0.8, 0.9]
     assert config["model"]["optimizers"]["overrides"]["*.s"]["init_args"]["foreach"] is None
 

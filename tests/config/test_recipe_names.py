@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from commandline import refusal
+from lrtrain.cli.main import main
 from lrtrain.config.recipes import KINDS, find, folder, names
 from lrtrain.runtime.errors import UserError
 
@@ -74,6 +76,16 @@ def test_an_unknown_name_gives_the_nearest(kind: str, name: str, line: str, else
     with pytest.raises(UserError) as refused:
         find(kind, name)
     assert str(refused.value).startswith(line)
+
+
+def test_studies_find_theirs_from_any_folder(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n{name} " in listed for name in names("experiments"))
+    assert main(["scaling", "plan", "tiny", "--config", "quickstart", "--out", "grid"]) == 0
+    assert Path("grid/plan.yaml").is_file()
+    sweep = ["sweep", "--space", "spectron_lr", "--config", "quickstart", "--trainer.max_stesp", "3"]
+    assert refusal(sweep, capsys) == "--trainer.max_stesp: unknown key; did you mean max_steps?"
 
 
 def test_every_shipped_file_has_one_kind() -> None:

@@ -78,7 +78,7 @@ def _begin(command: str, argv: list[str]) -> list[str]:
     """Explains what is asked for and ends, or says what begins; returns the arguments, shipped files by their paths."""
     topic, argv = asked(argv)
     if topic == "":
-        print(page(command))
+        print(page(command), flush=True)
         raise SystemExit(0)
     argv = with_files(argv)
     files = [value for flag, value in flags(argv) if flag in CONFIG]
@@ -91,6 +91,6 @@ def _begin(command: str, argv: list[str]) -> list[str]:
     if topic is not None:
         from lrtrain.config.described import describe
 
-        print(describe(command, argv, topic))
+        print(describe(command, argv, topic), flush=True)
         raise SystemExit(0)
     return argv
