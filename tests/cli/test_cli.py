@@ -174,7 +174,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     ("argv", "line"),
     [
         (["fti"], "unknown command 'fti': did you mean fit?"),
-        (["brew"], "unknown command 'brew': the commands are fit, validate"),
+        (["xyz"], "unknown command 'xyz': the commands are fit, validate"),
         (["prepare"], "the following arguments are required: --out; see lrtrain prepare --help"),
         (["prepare", "--out", "x", "--workers", "many"], "argument --workers: invalid int value: 'many'; see"),
         (["sync", "--nope"], "unrecognized arguments: --nope; see lrtrain sync --help"),

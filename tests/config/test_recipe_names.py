@@ -98,6 +98,8 @@ def test_every_shipped_file_has_one_kind() -> None:
 def test_a_build_carries_every_shipped_file(copy: Path, tmp_path: Path) -> None:
     build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "built")]
     subprocess.run(build, cwd=copy, check=True, capture_output=True)
+    ours = {path.relative_to(copy / "src") for path in (copy / "src").rglob("*") if path.suffix in (".py", ".yaml")}
+    assert ours <= {path.relative_to(tmp_path / "built") for path in (tmp_path / "built").rglob("*")}
     program = "from lrtrain.config.recipes import folder, names; print(folder(), *names())"
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "built", check=True, capture_output=True, text=True

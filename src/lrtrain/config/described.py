@@ -65,12 +65,13 @@ def _keys(options: Options, values: Namespace, above: str = "", within: str = ""
     """Keys below `above`; `within` is what leads to `values` in the names of the options."""
     for part, value in vars(values).items():
         name, option = f"{above}{part}", options.get(f"{within}{part}")
-        made = _classes(name, value)
+        items = value.items() if isinstance(value, dict) else [("", one) for one in _listed(value)]
+        made = [(f"{name}.{key}.".replace("..", "."), one) for key, one in items if _names_class(one)]
         if made:
             paths = [one.class_path for _, one in made]
-            yield Key(name, option, paths if isinstance(value, list) else paths[0] if value is made[0][1] else paths)
+            yield Key(name, option, paths if isinstance(value, list | dict) else paths[0])
             for at, one in made:
-                yield from _keys(_arguments(one.class_path), one.get("init_args") or Namespace(), f"{at}.")
+                yield from _keys(_arguments(one.class_path), one.get("init_args") or Namespace(), at)
         elif isinstance(value, Namespace):
             hint = getattr(option, "_typehint", None)
             fields = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
@@ -80,14 +81,12 @@ def _keys(options: Options, values: Namespace, above: str = "", within: str = ""
             yield Key(name, option, value)
 
 
-def _classes(name: str, value: Any) -> list[tuple[str, Namespace]]:
-    """The classes that a value names, with their keys: itself, those of a list, those of a mapping."""
-    below = [(name, value)]
-    if isinstance(value, list):
-        below = [(name, item) for item in value]
-    elif isinstance(value, dict):
-        below = [(f"{name}.{key}", item) for key, item in value.items()]
-    return [(at, item) for at, item in below if isinstance(item, Namespace) and "class_path" in item]
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _names_class(value: Any) -> bool:
+    return isinstance(value, Namespace) and "class_path" in value
 
 
 def _arguments(kind: Any) -> Options:
@@ -100,8 +99,5 @@ def _arguments(kind: Any) -> Options:
 
 
 def _type(hint: Any) -> str:
-    return (
-        hint.__name__
-        if isinstance(hint, type)
-        else re.sub(r"\b[a-z_]\w*\.", "", str(hint)).replace("NoneType", "null").replace("None", "null")
-    )
+    written = hint.__name__ if isinstance(hint, type) else re.sub(r"\b[a-z_]\w*\.", "", str(hint))
+    return re.sub(r"\bNone(Type)?\b", "null", written)

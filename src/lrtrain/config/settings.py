@@ -80,15 +80,13 @@ def with_files(argv: list[str]) -> list[str]:
     """
     if name := os.environ.get(f"{ENV_PREFIX}_CONFIG"):
         os.environ[f"{ENV_PREFIX}_CONFIG"] = _file(name)
-    found, is_file = [], False
+    found: list[str] = []
     for argument in argv:
         flag, equals, value = argument.partition("=")
-        if is_file:
-            argument = _file(argument)
-        elif equals and flag in CONFIG:
-            argument = f"{flag}={_file(value)}"
-        is_file = not is_file and argument in CONFIG
-        found.append(argument)
+        if found and found[-1] in CONFIG:
+            found.append(_file(argument))
+        else:
+            found.append(f"{flag}={_file(value)}" if equals and flag in CONFIG else argument)
     return found
 
 
