@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from lrtrain.runtime.table import table as columns
+
 RESULTS = Path(__file__).parent / "results"
 """Where a JSON goes unless `--out` names a file."""
 
@@ -81,17 +83,7 @@ def report(rows: Sequence[Mapping[str, Any]], name: str, out: Path | None = None
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of equal keys as aligned text, numbers to four significant digits."""
-    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [isinstance(value, int | float) for value in rows[0].values()]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numeric, strict=True)
-        )
-        for row in cells
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return columns([list(rows[0]), *([_text(value) for value in row.values()] for row in rows)])
 
 
 def _text(value: Any) -> str:

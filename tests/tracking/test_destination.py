@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lrtrain.cli import sync
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.delivery import Delivery
-from lrtrain.tracking.destination import quiet, redact, resolve_uri
+from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri
 from lrtrain.tracking.logger import MLflowLogger
 from lrtrain.tracking.names import flatten, legal_name
 from lrtrain.tracking.provenance import git_state
@@ -91,8 +91,8 @@ def test_a_password_is_neither_kept_nor_printed(tmp_path: Path, monkeypatch: pyt
     delivery = Delivery(tmp_path, secret)
     with pytest.raises(Exception, match="refused") as caught:
         delivery.send()
-    assert "sesame" not in delivery.reason(caught.value)
-    assert "sesame" not in delivery.reason(ValueError(f"cannot reach {secret}"))
+    assert "sesame" not in reason(caught.value, secret)
+    assert "sesame" not in reason(ValueError(f"cannot reach {secret}"), secret)
     delivery.register()
     assert "sesame" not in (tmp_path / "mlflow.json").read_text()
     assert sync._tracked_at(tmp_path) == secret

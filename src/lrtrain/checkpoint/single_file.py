@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import fsync_folder
+from lrtrain.runtime.files import replacing
 
 PARTIAL = ".partial"
 _COMMENT = re.compile(rb"\x47\x00sha256:([0-9a-f]{64})")  # the comment's length, 71, as the zip's last field, and it
@@ -67,22 +67,16 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     if where := _foreign(checkpoint, "checkpoint"):
         raise TypeError(f"{where}: only tensors, numbers, strings and built-in containers of them can be read back")
-    partial = path.with_name(path.name + PARTIAL)
     sink = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(path, path.with_name(path.name + PARTIAL)) as file:
             sink = _Sink(file)
             torch.save(checkpoint, cast(IO[bytes], sink))
             file.seek(-2, os.SEEK_END)  # the archive ends in the length of its comment, 0 until now
             comment = b"sha256:" + sink.digest.hexdigest().encode()
             file.write(len(comment).to_bytes(2, "little") + comment)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        fsync_folder(path.parent)
     except BaseException as error:
-        _discard(partial)
         cause = sink.error if sink is not None and sink.error is not None else error  # torch hides the OSError
         if isinstance(cause, OSError):
             raise UserError(_refusal(cause, checkpoint, path)) from cause
@@ -154,10 +148,3 @@ def _refusal(cause: OSError, checkpoint: Mapping[str, Any], path: Path) -> str:
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
     room = f"it needs {counter.count / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free there"
     return f"{reason} ({room}); make room, lower checkpoints.keep or set trainer.default_root_dir to another disk"
-
-
-def _discard(partial: Path) -> None:
-    try:
-        partial.unlink(missing_ok=True)
-    except OSError:  # a folder that cannot be written has nothing of ours in it
-        return

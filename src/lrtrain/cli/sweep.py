@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 
     space = read_space(options.space, options.trials, options.config, _settings(flags))
     effort = Effort(options.runs, options.jobs, options.threads, options.timeout, options.keep_checkpoints)
-    sweep(space, options.study or space.file.stem, options.storage, effort)
+    sweep(space, options.study or space.path.stem, options.storage, effort)
     return 0
 
 

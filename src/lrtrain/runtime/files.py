@@ -2,23 +2,31 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from lrtrain.runtime.errors import UserError
 
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write beside `file`, fsync, rename: after a crash the file is the old one or the new one, never half of one."""
-    beside = unfinished(file)
+    with replacing(file, unfinished(file)) as out:
+        out.write(content)
+
+
+@contextmanager
+def replacing(file: Path, beside: Path) -> Iterator[BinaryIO]:
+    """The file `beside`, written inside `with`; whole and on the disk it takes the name of `file`, else it is gone."""
     try:
         with beside.open("wb") as out:
-            out.write(content)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         beside.replace(file)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written has nothing of ours in it
+            beside.unlink(missing_ok=True)
     fsync_folder(file.parent)
 
 

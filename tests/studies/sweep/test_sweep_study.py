@@ -40,10 +40,10 @@ def unsynced(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")  # no power cut is tested: hundreds of syncs take seconds
 
 
-def space(*rates: float, sampler: str = "grid", trials: int = 0, seeds: tuple[int, ...] = ()) -> Space:
+def space(*rates: float, sampler: Any = "grid", trials: int = 0, seeds: tuple[int, ...] = ()) -> Space:
     content = {"choices": list(rates)} if rates else {"low": 1e-3, "high": 1e-1, "log": True}
     parameter = parse_parameter("s.yaml", RATE, content)
-    return Space(Path("s.yaml"), (), (parameter,), {}, "val/loss", "min", sampler, 0, trials or len(rates), seeds)
+    return Space(Path("s.yaml"), (parameter,), sampler=sampler, trials=trials or len(rates), seeds=seeds)
 
 
 def opened(runs: Path, searched: Space) -> Study:

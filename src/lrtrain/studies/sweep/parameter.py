@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
 KEYS = ("choices", "low", "high", "log", "step", "int")
-# YAML 1.1 takes 1e-3, without a point, for a string.
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 @dataclass(frozen=True)
@@ -86,20 +83,11 @@ def parse_parameter(where: str, key: str, content: object) -> Parameter:
         raise UserError(f"{at}: {str(error).replace('`', '').removesuffix('.')}") from error
 
 
-def plain(value: Any) -> Any:
-    """A number where YAML has read one like 1e-3 as a string; lists and mappings in depth."""
-    if isinstance(value, str) and EXPONENT.fullmatch(value):
-        return float(value)
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
 def _choices(at: str, key: str, content: Mapping[str, Any]) -> Parameter:
     if len(content) > 1:
         other = next(name for name in content if name != "choices")
         raise UserError(f"{at}: choices and {other} exclude each other: leave one out")
-    choices = plain(content["choices"])
+    choices = content["choices"]
     if not isinstance(choices, list) or not choices:
         raise UserError(f"{at}.choices: expected a list of values, got {choices!r}")
     stored = [_stored(choice) for choice in choices]
@@ -110,7 +98,7 @@ def _choices(at: str, key: str, content: Mapping[str, Any]) -> Parameter:
 
 
 def _number(at: str, content: Mapping[str, Any], name: str, whole: bool) -> Any:
-    value = plain(content[name])
+    value = content[name]
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (whole and value != int(value)):
         raise UserError(f"{at}.{name}: expected a {'whole ' if whole else ''}number, got {value!r}")

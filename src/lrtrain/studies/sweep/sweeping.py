@@ -63,7 +63,7 @@ def check(space: Space) -> str:
         UserError: a key or value of the space that the configuration does not take, with where it stands in the file.
     """
     if not space.configs:
-        raise UserError(f"{space.file}: configs: names no recipe; add one there, or give --config")
+        raise UserError(f"{space.path}: configs: names no recipe; add one there, or give --config")
     try:
         base = checked(space.configs, space.overrides)
     except UserError as error:
@@ -113,4 +113,4 @@ def _write_best(study: Study, file: Path) -> str | None:
 
 def _in_file(space: Space, part: str, key: str, error: UserError) -> UserError:
     """What is said about a flag, as said about the space file."""
-    return UserError(f"{space.file}: {part}.{key}: {str(error).removeprefix('--').removeprefix(f'{key}: ')}")
+    return UserError(f"{space.path}: {part}.{key}: {str(error).removeprefix('--').removeprefix(f'{key}: ')}")
