@@ -117,7 +117,7 @@ def test_a_wrong_flag_is_refused(flags: list[str], start: str, refuse: Refuse) -
 
 
 def test_a_missing_space_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(["sweep", "--space", "none.yaml"], capsys).startswith("the file none.yaml does not exist")
+    assert refusal(["sweep", "--space", "none.yaml"], capsys).startswith("configuration file none.yaml does not exist")
 
 
 @pytest.mark.parametrize("file", SPACES, ids=lambda path: path.stem)
