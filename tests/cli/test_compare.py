@@ -1,6 +1,5 @@
 """`lrtrain compare` over runs that `lrtrain fit` tracked."""
 
-import json
 import re
 import statistics
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import toy
 from commandline import arguments, refusal
 from lrtrain.cli.main import main
+from lrtrain.tracking.recorded import recorded
 from tracked import make_logger
 
 
@@ -29,11 +29,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(runs: Path) -> list[float]:
     """The last held-out loss of each finished run, from the runs' own records."""
-    found = []
-    for run in ("a/0001", "a/0002"):
-        records = [json.loads(line) for line in (runs / run / "metrics.jsonl").read_text().splitlines()]
-        found.append([r["metrics"]["val/loss"] for r in records if "val/loss" in r.get("metrics", {})][-1])
-    return found
+    found = [recorded(runs / run) for run in ("a/0001", "a/0002")]
+    return [run.last["val/loss"] for run in found if run is not None]
 
 
 def test_the_table_has_mean_and_standard_deviation_of_the_finished_runs(

@@ -74,7 +74,7 @@ def test_progress_shows_loss_speed_and_the_time_left_as_lines_and_as_a_bar(
 ) -> None:
     fit = ["fit", *arguments(shards, tmp_path, "--trainer.enable_progress_bar=true", steps=4)]
     assert main(fit) == 0
-    (line,) = capsys.readouterr().err.splitlines()
+    _announced, line = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"step 4/4  loss \d\.\d{3}  val \d\.\d{3}  [\d,]+ tok/s  \d+ s left", line)
 
     master, slave = pty.openpty()
