@@ -122,7 +122,7 @@ def _largest_eigenvalue_bound(t: Tensor) -> Tensor:
     gamma = _gamma(t.shape[-1], t.dtype)
     sizes = []
     for number in range(SQUARINGS + 1):
-        t = t if number == 0 else t @ t
+        t = t if number == 0 else t.mT @ t  # symmetric only up to rounding
         size = torch.linalg.vector_norm(t, dim=(-2, -1)) * (1 + gamma)
         sizes.append(size)
         t = t / size.clamp_min(torch.finfo(t.dtype).tiny)[:, None, None]
