@@ -54,7 +54,7 @@ def results(xs: list[Tensor]) -> dict[str, list[Tensor]]:
     orthonormalize_(place)
     return {
         "gram": gram(xs),
-        "inner": inner(xs, [x * 2 for x in xs]),
+        "inner": [inner(x, x * 2) for x in xs],
         "polar": full(polar(xs)),
         "polar of many steps": full(polar(xs, steps=9, coefficients="polar_express")),
         "sigma": sigma,

@@ -4,18 +4,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lrtrain.linalg import gathered, spread
 
 
 def stack_whole(vectors: Sequence[Tensor]) -> Tensor:
     """Vectors (k) as a tensor (n, k) that every process holds whole, with one gathering for all."""
-    stacked = torch.stack(list(vectors))
-    return stacked.full_tensor() if isinstance(stacked, DTensor) else stacked
+    return gathered(torch.stack(list(vectors)))
 
 
 def write_whole(vectors: Sequence[Tensor], values: Tensor) -> None:
     """Writes values (n, k), which every process holds whole, into vectors (k); nothing is communicated."""
     for vector, value in zip(vectors, values.unbind(), strict=True):
-        if isinstance(vector, DTensor):
-            value = distribute_tensor(value, vector.device_mesh, vector.placements, src_data_rank=None)
-        vector.copy_(value)
+        vector.copy_(spread(value, vector))

@@ -9,13 +9,14 @@ from lrtrain.linalg.newton_schulz import Coefficients
 from lrtrain.linalg.norm import norm_bound, spectral_norm
 from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize, orthonormalize_
 from lrtrain.linalg.polar import Precision, polar
-from lrtrain.linalg.row_sharded import local, process_groups, with_local
+from lrtrain.linalg.row_sharded import gathered, local, process_groups, spread, with_local
 from lrtrain.linalg.tangent_space import tangent
 from lrtrain.linalg.truncate import rank_for_energy, truncated_svd
 
 __all__ = [
     "Coefficients",
     "Precision",
+    "gathered",
     "gaussian_svd",
     "gram",
     "inner",
@@ -28,6 +29,7 @@ __all__ = [
     "process_groups",
     "rank_for_energy",
     "spectral_norm",
+    "spread",
     "tangent",
     "truncated_svd",
     "with_local",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrtrain.linalg.gram import as_float
 from lrtrain.linalg.row_sharded import all_reduce, all_reduce_symmetric, local, process_groups, with_local
@@ -58,24 +57,6 @@ class Batches:
     def members(self, index: int) -> list[Tensor]:
         """The matrices of a stack."""
         return [self.matrices[place] for place in self._places[index]]
-
-    def whole(self, index: int, number: int) -> Tensor:
-        """All rows (m, r) of matrix `number` of a stack; gathered where they are spread."""
-        if not self.groups:
-            return self.stacks[index][number]
-        return as_float(self._sharded(index, number).full_tensor())
-
-    def rows_of(self, whole: Tensor, index: int, number: int) -> Tensor:
-        """The counterpart of `whole`: this process's rows of a result (m, …) that every process holds whole."""
-        if not self.groups:
-            return whole
-        like = self._sharded(index, number)
-        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
-
-    def _sharded(self, index: int, number: int) -> DTensor:
-        matrix = self.members(index)[number]
-        assert isinstance(matrix, DTensor)
-        return matrix
 
     def gather(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Small tensors (…, k), one for each matrix, stacked as the matrices are: (n, k)."""

@@ -5,10 +5,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrtrain.linalg.gram import as_float, gram, inner
-from lrtrain.linalg.row_sharded import local, with_local
+from lrtrain.linalg.row_sharded import gathered, local, spread, with_local
 
 DEAD = 1e-3
 """Share of the largest singular value up to which a direction is dead."""
@@ -113,7 +112,7 @@ class ThinProduct(Measured):
         return left, right
 
     def output_rms(self, x: Tensor) -> Tensor:
-        inside = self._lengths[:, None] * inner(self._right, _laid_out(x.double().mT, self._right))
+        inside = self._lengths[:, None] * inner(self._right, spread(x.double().mT, self._right))
         squares = (inside * (self._left_gram @ inside)).sum().clamp_min(0)
         return (squares / (x.shape[0] * self._rows)).sqrt()
 
@@ -126,7 +125,7 @@ class DenseMatrix(Measured):
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        whole = matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
+        whole = gathered(matrix)
         self._exact = min(whole.shape) <= EXACT
         self._whole = whole.double() if self._exact else as_float(whole)
         self._tall = self._whole if whole.shape[0] >= whole.shape[1] else self._whole.mT
@@ -170,13 +169,6 @@ def _double(x: Tensor) -> Tensor:
 
 def _beside(x: Tensor, y: Tensor) -> Tensor:
     return with_local(torch.cat([local(x), local(y)], dim=-1), x)
-
-
-def _laid_out(whole: Tensor, like: Tensor) -> Tensor:
-    """A matrix that every process holds, with the rows of each process where `like` has them; no communication."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _eigenvalues(s: Tensor) -> Tensor:

@@ -14,23 +14,15 @@ def as_float(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-@overload
-def inner(x: Tensor, y: Tensor) -> Tensor: ...
-@overload
-def inner(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]: ...
 @torch.no_grad()
-def inner(x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+def inner(x: Tensor, y: Tensor) -> Tensor:
     """XᵀY of matrices X (…, m, k) and Y (…, m, r), whole or with rows sharded in the same way.
-
-    For sequences XᵢᵀYᵢ, with one all-reduce for all of them.
 
     Returns:
         (…, k, r), a plain tensor that every process holds whole; float32 (float64 for float64 inputs).
     """
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return inner([x], [y])[0]
-    products = [as_float(local(a)).mT @ as_float(local(b)) for a, b in zip(x, y, strict=True)]
-    return all_reduce(products, process_groups(x[0]) if len(x) else ())
+    (product,) = all_reduce([as_float(local(x)).mT @ as_float(local(y))], process_groups(x))
+    return product
 
 
 @overload

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
-from lrtrain.linalg.gram import gram
-from lrtrain.linalg.row_sharded import local
+from lrtrain.linalg.gram import as_float, gram
+from lrtrain.linalg.row_sharded import gathered, local, spread
 
 NEAR = 0.5
 """‖QᵀQ − I‖_F up to which one Cholesky step gives an orthonormal basis to rounding."""
@@ -90,11 +90,12 @@ def _general(batches: Batches, index: int) -> tuple[Tensor, Tensor]:
 
 def _householder(batches: Batches, index: int, number: int) -> tuple[Tensor, Tensor]:
     """Q (the local rows) and R of one matrix, by Householder's QR with the signs of R's diagonal made positive."""
-    matrix = batches.whole(index, number)
-    largest = torch.linalg.vector_norm(matrix, ord=torch.inf).clamp_min(torch.finfo(matrix.dtype).tiny)
-    q, r = torch.linalg.qr(matrix / largest)
+    matrix = batches.members(index)[number] if batches.groups else batches.stacks[index][number]
+    whole = as_float(gathered(matrix))
+    largest = torch.linalg.vector_norm(whole, ord=torch.inf).clamp_min(torch.finfo(whole.dtype).tiny)
+    q, r = torch.linalg.qr(whole / largest)
     sign = torch.where(r.diagonal() < 0, -1.0, 1.0).to(r)
-    return batches.rows_of(q * sign, index, number), r * sign[:, None] * largest
+    return local(spread(q * sign, matrix)), r * sign[:, None] * largest
 
 
 def _deviation(s: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 def local(x: Tensor) -> Tensor:
@@ -32,6 +32,18 @@ def with_local(rows: Tensor, like: Tensor) -> Tensor:
     shape = torch.Size((like.shape[0], *rows.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+
+
+def gathered(x: Tensor) -> Tensor:
+    """x whole on every process; x itself where it is not a DTensor."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def spread(whole: Tensor, like: Tensor) -> Tensor:
+    """The counterpart of `gathered`: a tensor that every process holds, laid out as `like`; nothing is communicated."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def process_groups(x: Tensor) -> tuple[dist.ProcessGroup, ...]:

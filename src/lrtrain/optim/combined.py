@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from lrtrain.linalg import spread
 
 
 class CombinedOptimizer(Optimizer):
@@ -100,9 +102,7 @@ def shard_like(value: Any, parameter: Tensor) -> Any:
     whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
     if not whole or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
-    # Every process has the whole tensor, so none needs to be sent its part.
-    local = value.to(parameter.device)
-    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return spread(value.to(parameter.device), parameter)
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:

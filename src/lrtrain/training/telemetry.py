@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lrtrain.linalg import local, orthonormality_error, with_local
+from lrtrain.linalg import gathered, local, orthonormality_error, with_local
 from lrtrain.linalg.diagnostics import (
     DenseMatrix,
     ThinProduct,
@@ -194,5 +193,4 @@ def _thin(weight: Weight) -> tuple[Tensor, Tensor]:
     if len(weight) == 2:
         return weight[0], weight[1]
     u, s, v = weight
-    scale = s.full_tensor() if isinstance(s, DTensor) else s
-    return with_local(local(v).double() * scale.double(), v), u
+    return with_local(local(v).double() * gathered(s).double(), v), u
