@@ -18,8 +18,9 @@ SEVERAL = {"lerp": 3, "addcmul": 3, "addcdiv": 3}
 REDUCED = {"sum", "mean", "norm", "linalg_vector_norm", "amax", "amin", "max", "min", "std", "var", "dot", "cumsum"}
 """Operators that cost about as much as there are numbers in what they are given."""
 
-FREE = {"copy", "clone", "_to_copy", "fill", "zero", "cat", "stack", "empty", "full", "zeros", "ones", "arange", "eye"}
-FREE |= {f"{name}_like" for name in FREE} | {"detach", "alias", "_local_scalar_dense", "lift_fresh", "index", "where"}
+MOVED = {"copy", "clone", "cat", "stack", "where", "gather", "index", "index_select", "detach", "alias", "_to_copy"}
+MADE = {"empty", "full", "zeros", "ones", "arange", "eye", "fill", "zero", "_local_scalar_dense", "_unsafe_view"}
+FREE = MOVED | MADE | {f"{name}_like" for name in MADE} | {"lift_fresh"}
 """Operators that move numbers or make them."""
 
 
