@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from lrtrain.nn import Decoder, LowRankLinear, SelfGuidedLinear
-from lrtrain.nn.self_guided import guidance, guide, release, release_absent, released_names
+from lrtrain.nn.projection import before_load, deleted_parameters
+from lrtrain.nn.self_guided import guidance, guide, release
 from lrtrain.optim import CombinedOptimizer, Spectron, Stiefel, forget
 from quadratic import matrices, quadratic
 
@@ -218,7 +219,7 @@ def test_a_released_model_is_a_low_rank_one() -> None:
     guide(model, 10, 10)
     last = model.eval()(x)
     assert len(release(model)) == 3
-    assert released_names(model) == {"0.W", "1.W", "2.W"}
+    assert deleted_parameters(model) == {"0.W", "1.W", "2.W"}
     assert release(model) == []
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(plain(x), last)
@@ -232,13 +233,13 @@ def test_a_state_without_dense_weights_makes_a_model_release_its_own() -> None:
     guide(saved, 3, 10)
     for state, left in ((saved.state_dict(), 3), (_released(saved), 0)):
         model = stack()
-        release_absent(model, state)
+        before_load(model, state)
         model.load_state_dict(state)
         assert sum(layer.W is not None for layer in model.children()) == left
         assert [layer.alpha for layer in model.children() if layer.alpha is not None] == [guidance(3, 10)] * left
     other = stack()
-    release_absent(other, {"0.weight": torch.ones(())})
-    assert released_names(other) == set(), "a state of another architecture says nothing"
+    before_load(other, {"0.weight": torch.ones(())})
+    assert deleted_parameters(other) == set(), "a state of another architecture says nothing"
 
 
 def _released(model: nn.Module) -> dict[str, Tensor]:

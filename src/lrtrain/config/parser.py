@@ -35,6 +35,16 @@ class Parser(ArgumentParser):
         nested = args is not None and args is not self.argv
         return super().parse_args([_in_yaml(flag) for flag in args] if nested else args, *rest, **how)
 
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
+        # A class that takes another's place keeps the arguments that fit it, as jsonargparse finds by trying each: one
+        # with a ${…}, which has no value yet, would not.
+        try:
+            return super()._check_value_key(action, value, key, cfg, append)
+        except Exception:
+            if "${" not in repr(value):
+                raise
+            return value
+
 
 def new_parser(command: str) -> Parser:
     """A parser of what every run has beside the arguments of its classes."""

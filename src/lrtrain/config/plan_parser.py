@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrtrain.config.parser import Parser, add_own_data, new_parser, read
-from lrtrain.nn import Decoder
+from lrtrain.nn import Decoder, LossCallable
 from lrtrain.optim import Optimizers
 
 GROUPS = {
@@ -29,6 +29,7 @@ TYPED: dict[str, Any] = {
     "model.decoder": Callable[[], Decoder],
     "model.optimizers": Optimizers,
     "model.schedule": Callable[[Optimizer, int], LRScheduler],
+    "model.loss": LossCallable | None,
     "model.activation_checkpointing": bool,
     "trainer.callbacks": list[dict[str, Any]] | dict[str, Any] | None,
     "data.block_size": int,

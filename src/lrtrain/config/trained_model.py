@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
 from lrtrain.checkpoint.lightning_io import WholeFileIO, check_architecture
 from lrtrain.nn import Decoder
-from lrtrain.nn.self_guided import release_absent
+from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
 from lrtrain.training.causal_lm import DecoderCallable
 
@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
         raise UserError(f"checkpoint {path}: its decoder cannot be made: {' '.join(str(error).split())}") from error
     prefix = "decoder."
     weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    release_absent(decoder, weights)
+    before_load(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights)
     return decoder.eval(), Tokenizer.from_str(own["tokenizer"])

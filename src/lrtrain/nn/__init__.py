@@ -3,9 +3,9 @@
 from lrtrain.nn.decoder import Decoder, KVCache
 from lrtrain.nn.dense import DenseLinear
 from lrtrain.nn.factorized import FactorizedProjection
-from lrtrain.nn.loss import next_token_loss
+from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
-from lrtrain.nn.projection import LinearCallable, Projection
+from lrtrain.nn.projection import LinearCallable, Projection, as_projections, projections
 from lrtrain.nn.sampling import sample
 from lrtrain.nn.self_guided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
@@ -16,10 +16,13 @@ __all__ = [
     "FactorizedProjection",
     "KVCache",
     "LinearCallable",
+    "LossCallable",
     "LowRankLinear",
     "Projection",
     "SelfGuidedLinear",
     "SpectralLinear",
+    "as_projections",
     "next_token_loss",
+    "projections",
     "sample",
 ]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrtrain.nn.loss import next_token_loss
-from lrtrain.nn.projection import LinearCallable, Projection
+from lrtrain.nn.loss import LossCallable, next_token_loss
+from lrtrain.nn.projection import LinearCallable, as_projections, projections
 
 KVCache = list[tuple[Tensor, Tensor] | None]
 """For each block the keys and values (B, K, S, E) of the tokens seen so far; `[None] * depth` to begin with."""
@@ -20,7 +20,8 @@ class Decoder(nn.Module):
     """Token ids to hidden states; `head_VD` turns these into logits.
 
     The decoder never names a parameterization: `attention` and `mlp` make the projections, each called as
-    (in_features, out_features).
+    (in_features, out_features). They may be `Projection`s or any modules of that shape. A subclass that makes more of
+    them does it through `as_projections`.
 
     Args:
         vocab_size: Tokens of the vocabulary.
@@ -65,6 +66,7 @@ class Decoder(nn.Module):
             raise ValueError(f"width must be a multiple of 2 · heads, got width {width} with {heads} heads")
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+        attention, mlp = as_projections(attention), as_projections(mlp)
         self.width = width
         self.rope_base = rope_base
         self.head_width = width // heads
@@ -99,11 +101,16 @@ class Decoder(nn.Module):
             x_BTD = block(x_BTD, rope_TE, cache, index)
         return self.norm(x_BTD)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean next-token loss, in nats, of int64 tokens and the tokens that follow them, both (B, T)."""
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, own: LossCallable | None = None) -> Tensor:
+        """Mean next-token loss, in nats, of int64 tokens and the tokens that follow them, both (B, T).
+
+        Another loss takes its place with `own`, called as (hidden_BTD, head_VD, targets_BT, tokens_BT).
+        """
         # Not self(…): under FSDP this method gathers the weights as forward does, and they must not be gathered twice.
         hidden_BTD = self.forward(tokens_BT)
-        return next_token_loss(hidden_BTD.flatten(0, 1), self.head_VD, targets_BT.flatten())
+        if own is not None:
+            return own(hidden_BTD, self.head_VD, targets_BT, tokens_BT)
+        return next_token_loss(hidden_BTD, self.head_VD, targets_BT)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states."""
@@ -115,15 +122,14 @@ class Decoder(nn.Module):
         Projections, output head, and 4·T·D a block for attention's two products; as usual (arXiv 2204.02311,
         appendix B) the causal mask is not discounted and element-wise work not counted.
         """
-        projections = sum(m.flops_per_token for m in self.modules() if isinstance(m, Projection))
-        return projections + 2 * self.head_VD.numel() + 4 * tokens * self.width * len(self.blocks)
+        inside = sum(one.flops_per_token for one in projections(self).values())
+        return inside + 2 * self.head_VD.numel() + 4 * tokens * self.width * len(self.blocks)
 
     def dense_equivalent(self) -> int:
         """Parameters of the same decoder with every projection dense."""
         total = sum(p.numel() for p in self.parameters())
-        for module in self.modules():
-            if isinstance(module, Projection):
-                total += module.in_features * module.out_features - sum(p.numel() for p in module.parameters())
+        for one in projections(self).values():
+            total += one.in_features * one.out_features - sum(p.numel() for p in one.parameters())
         return total
 
 

@@ -1,5 +1,6 @@
 """Cross-entropy of next tokens straight from the hidden states."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,11 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+LossCallable = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
+"""(hidden_BTD, head_VD, targets_BT, tokens_BT) -> a 0-d tensor. In YAML the path of a function or a class."""
+
 CHUNK_LOGITS = 2**26
 """Logits held at once: 2²⁶ float32 values are 256 MiB."""
 
 
-def next_token_loss(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+def next_token_loss(hidden: Tensor, head_VD: Tensor, targets: Tensor) -> Tensor:
     """Mean −log softmax(h Eᵀ)[target] in nats, as a float32 scalar (float64 for float64 inputs).
 
     Tokens are taken in chunks of at most `CHUNK_LOGITS` logits, and the gradient of a chunk's logits, softmax − onehot,
@@ -21,10 +25,11 @@ def next_token_loss(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Te
     loss rounded to bfloat16: 10.19 where float32 gives 10.50.)
 
     Args:
-        hidden_ND: (tokens, width), any floating dtype.
+        hidden: (…, width), any floating dtype.
         head_VD: (vocabulary, width).
-        targets_N: (tokens), int64.
+        targets: (…), int64.
     """
+    hidden_ND, targets_N = hidden.flatten(0, -2), targets.flatten()
     with_gradients = torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)
     return _NextTokenLoss.apply(hidden_ND, head_VD, targets_N, with_gradients)
 

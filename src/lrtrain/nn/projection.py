@@ -1,10 +1,13 @@
 """What the decoder, the optimizers and the constraints may know of a projection."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 LinearCallable = Callable[[int, int], nn.Module]
 """(in_features, out_features) -> a projection. In YAML a class path with the remaining arguments."""
@@ -14,8 +17,18 @@ class Projection(nn.Module, ABC):
     """A linear map y = W x without bias, however W is written.
 
     A new parameterization is one file with one subclass; its structure is stated as data (`factor_pairs`,
-    `orthonormal`, `spectral_triples`), so that no optimizer and no constraint has to know the class.
+    `orthonormal`, `spectral_triples`), so that no optimizer and no constraint has to know the class. A map that is not
+    linear, or has no W, is a plain `nn.Module` (`as_projections`); it may state any of what is stated here.
+
+    Attributes:
+        training_callback: Class path of the Lightning callback that it trains with; `CausalLM` attaches it.
+        deletable: Names of parameters that training may delete.
+        not_compiled: Why `model.compile` is refused; empty where it is not.
     """
+
+    training_callback: ClassVar[str] = ""
+    deletable: ClassVar[tuple[str, ...]] = ()
+    not_compiled: ClassVar[str] = ""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -47,6 +60,9 @@ class Projection(nn.Module, ABC):
         """Triples (U, s, V) with U (in, r), s (r), V (out, r) whose product V diag(s) Uᵀ is the weight."""
         return []
 
+    def before_load(self, saved: Collection[str]) -> None:
+        """Takes the form in which a state was saved, from the names that the state has of this projection."""
+
     @property
     @abstractmethod
     def flops_per_token(self) -> int:
@@ -54,3 +70,87 @@ class Projection(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def as_projections(linear: LinearCallable) -> LinearCallable:
+    """Makes the same modules, each of which `projections` then finds.
+
+    A plain module gets `in_features`, `out_features` and `flops_per_token` where it does not state them; the FLOPs are
+    those of the matrix products in its forward pass.
+
+    Raises:
+        ValueError: when called, what is made is no module of these features, or must state its FLOPs itself.
+    """
+
+    def make(in_features: int, out_features: int) -> nn.Module:
+        try:
+            module = linear(in_features, out_features)
+        except TypeError as error:
+            raise ValueError(f"a projection is made of (in_features, out_features): {error}") from error
+        if isinstance(module, Projection):
+            return module
+        name = f"{type(module).__module__}.{type(module).__qualname__}"
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{name} is no torch.nn.Module, and a projection is one")
+        stated: Any = module
+        stated.is_projection, stated.in_features, stated.out_features = True, in_features, out_features
+        if not hasattr(module, "flops_per_token"):
+            stated.flops_per_token = _counted_flops(module, name, in_features, out_features)
+        return module
+
+    return make
+
+
+def _counted_flops(module: nn.Module, name: str, in_features: int, out_features: int) -> int:
+    """FLOPs of the matrix products for one token, from a forward pass without data."""
+    state = {key: torch.empty_like(x, device="meta") for key, x in module.state_dict(keep_vars=True).items()}
+    x = torch.empty(1, 1, in_features, device="meta")
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            y = functional_call(module, state, (x,))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the FLOPs of {name} cannot be counted ({reason}): state flops_per_token in it") from error
+    if y.shape != (1, 1, out_features):
+        raise ValueError(f"{name} makes {tuple(y.shape)} of (1, 1, {in_features}): expected (1, 1, {out_features})")
+    flops = counter.get_total_flops()
+    if not flops:
+        raise ValueError(f"{name} has no matrix product whose FLOPs could be counted: state flops_per_token in it")
+    return flops
+
+
+def projections(module: nn.Module) -> dict[str, Any]:
+    """name -> projection, in the module's order: each `Projection`, and what else `as_projections` made.
+
+    All have `in_features`, `out_features` and `flops_per_token`, plain modules perhaps no more. One inside another is
+    a part of that one.
+    """
+    found: dict[str, Any] = {}
+    inside: str | None = None
+    for name, child in module.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if isinstance(child, Projection) or getattr(child, "is_projection", False):
+            found[name] = child
+            inside = f"{name}." if name else ""
+    return found
+
+
+def hidden_parameters(module: nn.Module) -> set[str]:
+    """Names of the projections' parameters, which the slot `hidden` trains."""
+    return {name for path, child in projections(module).items() for name, _ in child.named_parameters(prefix=path)}
+
+
+def deleted_parameters(module: nn.Module) -> set[str]:
+    """Names of the parameters that training has deleted."""
+    stated = [(path, child, getattr(child, "deletable", ())) for path, child in module.named_modules()]
+    return {f"{path}.{name}" for path, child, names in stated for name in names if getattr(child, name) is None}
+
+
+def before_load(module: nn.Module, saved: Iterable[str]) -> None:
+    """Lets every projection take the form in which a state of the module was saved, from the state's names."""
+    names = list(saved)
+    for path, child in module.named_modules():
+        if adapt := getattr(child, "before_load", None):
+            start = f"{path}." if path else ""
+            adapt({name.removeprefix(start) for name in names if name.startswith(start)})

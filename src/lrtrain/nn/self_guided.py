@@ -2,8 +2,8 @@
 
 import math
 import random
-from collections.abc import Container
-from typing import Self
+from collections.abc import Collection
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,11 @@ class SelfGuidedLinear(LowRankLinear):
     Source: self-guided training, arXiv 2406.16450, section 3.
     """
 
+    training_callback: ClassVar[str] = "lrtrain.training.SelfGuidance"
+    deletable: ClassVar[tuple[str, ...]] = ("W",)
+    not_compiled: ClassVar[str] = (
+        "self-guided projections compute something else in every step, and each would be compiled anew"
+    )
     W: nn.Parameter | None
     alpha: Tensor | None
 
@@ -81,6 +86,11 @@ class SelfGuidedLinear(LowRankLinear):
         self.W = self.alpha = None
         return released
 
+    def before_load(self, saved: Collection[str]) -> None:
+        """Deletes W where a state has the factors alone: it was saved after the release."""
+        if "A" in saved and "W" not in saved:
+            self.release()
+
     @property
     def flops_per_token(self) -> int:
         """Of the training forward pass in this step: with the dense part unless it is skipped, or deleted."""
@@ -115,18 +125,6 @@ def guide(module: nn.Module, step: int, guided_steps: int, seed: int = 0) -> flo
 def release(module: nn.Module) -> list[nn.Parameter]:
     """Deletes all dense weights and returns them; they are freed once the optimizer forgets them (`optim.forget`)."""
     return [weight for layer in self_guided(module).values() for weight in layer.release()]
-
-
-def release_absent(module: nn.Module, state: Container[str]) -> None:
-    """Deletes every dense weight that a state dict with the layer's factors lacks: it was saved after the release."""
-    for name, layer in self_guided(module).items():
-        if f"{name}.A" in state and f"{name}.W" not in state:
-            layer.release()
-
-
-def released_names(module: nn.Module) -> set[str]:
-    """What the dense weights that were deleted were called."""
-    return {f"{name}.W" for name, layer in self_guided(module).items() if layer.W is None}
 
 
 def self_guided(module: nn.Module) -> dict[str, SelfGuidedLinear]:

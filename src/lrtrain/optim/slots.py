@@ -58,11 +58,14 @@ def build_optimizer(
         deleted: Names of parameters that training has deleted: an override may match these alone.
 
     Raises:
-        ValueError: an override that matches no parameter or has a slot's name, or an optimizer refuses its parameters.
+        ValueError: an override that matches no parameter or has a slot's name, no parameter is hidden, or an optimizer
+            refuses its parameters.
     """
     for slot in ("hidden", "other"):
         if slot in optimizers.overrides:
             raise ValueError(f"optimizers.overrides: {slot!r} is a slot, not a pattern: set optimizers.{slot}")
+    if not hidden & named_parameters.keys():
+        raise ValueError("optimizers.hidden has nothing to train: the model's projections have no trainable parameter")
     makers = {**optimizers.overrides, "hidden": optimizers.hidden, "other": optimizers.other}
     members: dict[str, list[str]] = {pattern: [] for pattern in makers}
     for name in named_parameters:

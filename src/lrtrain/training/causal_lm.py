@@ -1,6 +1,7 @@
 """The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
 
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,12 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrtrain.nn import Decoder, Projection
+from lrtrain.nn import Decoder, LossCallable
 from lrtrain.nn.decoder import Block
-from lrtrain.nn.self_guided import release_absent, released_names, self_guided
+from lrtrain.nn.projection import before_load, deleted_parameters, hidden_parameters
 from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
-from lrtrain.training.callbacks.self_guidance import SelfGuidance
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.fsdp import FSDP
@@ -38,6 +38,8 @@ class CausalLM(L.LightningModule):
         decoder: Makes the decoder; called inside `configure_model`.
         optimizers: Which optimizer has which parameter.
         schedule: Makes the learning-rate schedule from the optimizer and the run's number of optimizer steps.
+        loss: What training minimizes, called as (hidden_BTD, head_VD, targets_BT, tokens_BT); null is the next-token
+            loss, which validation measures in any case.
         activation_checkpointing: Keep each block's input alone and compute the rest again in the backward pass: less
             memory, a third more computation.
         compile: Compile each block (`torch.compile`); the first steps take longer.
@@ -48,6 +50,7 @@ class CausalLM(L.LightningModule):
         decoder: DecoderCallable,
         optimizers: Optimizers,
         schedule: ScheduleCallable,
+        loss: LossCallable | None = None,
         activation_checkpointing: bool = False,
         compile: bool = False,
     ) -> None:
@@ -55,6 +58,7 @@ class CausalLM(L.LightningModule):
         self._make_decoder = decoder
         self._optimizers = optimizers
         self._schedule = schedule
+        self._loss = (loss,)  # in a tuple: the module of a loss is no part of the model
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
         self.decoder: Decoder | None = None
@@ -71,6 +75,18 @@ class CausalLM(L.LightningModule):
             UserError: a value out of range.
         """
         decoder = self._decoder_on("meta")
+        _training_callbacks(decoder)
+        loss = self._loss[0]
+        if loss is not None:
+            try:
+                inspect.signature(loss).bind(*range(4))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"model.loss: called as (hidden, head, targets, tokens): {error}") from error
+        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+            raise UserError(
+                f"model.loss: the parameters of {type(loss).__name__} are neither trained nor saved: "
+                "call requires_grad_(False) on it"
+            )
         makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
         for slot, make in makers.items():
             _check_optimizer(f"model.optimizers.{slot}", make)
@@ -87,11 +103,11 @@ class CausalLM(L.LightningModule):
             return
         self.decoder = self._decoder_on("cpu")  # a device's own generator would draw other weights
         for block in self.decoder.blocks:
-            assert isinstance(block, Block)
-            block.recompute = self._activation_checkpointing
+            if isinstance(block, Block):
+                block.recompute = self._activation_checkpointing
             if self._compile:
                 # The method, not the module: the gathering of weights around it stays outside the graph.
-                block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+                block.forward = torch.compile(block.forward)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):
             self.trainer.strategy.shard(self.decoder)
 
@@ -101,31 +117,35 @@ class CausalLM(L.LightningModule):
                 decoder = self._make_decoder()
         except ValueError as error:
             raise UserError(f"model.decoder: {error}") from error
-        if self._compile and self_guided(decoder):
+        for module in decoder.modules():
+            if self._compile and (reason := getattr(module, "not_compiled", "")):
+                raise UserError(f"model.compile is true: {reason}; set it to false")
+        if self._activation_checkpointing and not all(isinstance(block, Block) for block in decoder.blocks):
             raise UserError(
-                "model.compile is true: self-guided projections compute something else in every step, and each would "
-                "be compiled anew; set it to false"
+                f"model.activation_checkpointing is true: the blocks of {type(decoder).__name__} are no "
+                "lrtrain.nn.decoder.Block, which knows how; set it to false"
             )
         return decoder
 
     def setup(self, stage: str) -> None:
         """Refuses a strategy that cuts factors up, and data of another vocabulary, before anything is computed."""
         check_strategy(self.trainer.strategy)
+        if isinstance(self._loss[0], nn.Module):
+            self._loss[0].to(self.trainer.strategy.root_device)
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "check"):
             data.check(self.check())
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What the projections need, and telemetry, except for what the configuration brings itself."""
-        needed: list[L.Callback] = [SpectralConstraints(), SpectralTelemetry()]
-        if self_guided(self.decoder or self._decoder_on("meta")):
-            needed.append(SelfGuidance())
+        needed: list[type[L.Callback]] = [SpectralConstraints, SpectralTelemetry]
+        needed += _training_callbacks(self.decoder or self._decoder_on("meta"))
         own = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [callback for callback in needed if not any(isinstance(one, type(callback)) for one in own)]
+        return [kind() for kind in needed if not any(isinstance(one, kind) for one in own)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Deletes the dense weights of self-guided projections that had been deleted when the checkpoint was saved."""
-        release_absent(self, checkpoint["state_dict"])
+        """Lets the projections take the form that they had when the checkpoint was saved."""
+        before_load(self, checkpoint["state_dict"])
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V)."""
@@ -138,7 +158,8 @@ class CausalLM(L.LightningModule):
         return self.decoder.loss(batch[:, :-1], batch[:, 1:])
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
+        assert self.decoder is not None
+        loss = self.decoder.loss(batch[:, :-1], batch[:, 1:], self._loss[0])
         self.log("train/loss", self._mean(loss.detach()), prog_bar=True)
         return loss
 
@@ -194,13 +215,23 @@ class CausalLM(L.LightningModule):
     def _build_optimizer(self, module: nn.Module) -> tuple[Optimizer, list[Slot]]:
         """The optimizer of a module's parameters: those of its projections are `hidden`."""
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        inside = {name for name, child in module.named_modules() if isinstance(child, Projection)}
-        hidden = {name for name in named if name.rpartition(".")[0] in inside}
         try:
-            return build_optimizer(named, hidden, self._optimizers, released_names(module))
+            return build_optimizer(named, hidden_parameters(module), self._optimizers, deleted_parameters(module))
         except ValueError as error:
             at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
             raise UserError(f"{at}{error}") from error
+
+
+def _training_callbacks(decoder: Decoder) -> list[type[L.Callback]]:
+    """The callbacks that the projections train with, each once."""
+    found: dict[type[L.Callback], None] = {}
+    for module in decoder.modules():
+        if path := getattr(module, "training_callback", ""):
+            try:
+                found[pkgutil.resolve_name(path)] = None
+            except (ValueError, ImportError, AttributeError) as error:
+                raise UserError(f"{type(module).__name__}.training_callback is {path!r}: {error}") from error
+    return list(found)
 
 
 def _check_optimizer(key: str, make: OptimizerCallable) -> None:

@@ -1,4 +1,4 @@
-"""What an optimizer step does to chosen projections of a model, measured through their factors. Needs torch alone."""
+"""Measures what an optimizer step does to chosen projections of a model, through their factors. Needs torch alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,13 +17,23 @@ from lrtrain.linalg.diagnostics import (
     stable_rank,
     thin_change,
 )
-from lrtrain.nn import Projection
+from lrtrain.nn import projections
 
 PAPERS_BLOCK = 4
 """The block, from 0, whose attention output projection Spectron's paper shows."""
 
 Weight = tuple[Tensor, ...]
 """(A, B), (U, s, V) or (W,): the parameters of one weight, as a `Projection` states them."""
+
+LayerFigures = Callable[[nn.Module], Mapping[str, float]]
+"""(projection) -> figures of it, by name."""
+
+
+MEASURED = (
+    *("update_norm", "update_over_lr", "update_over_weight", "output_change_rms", "weight_norm", "sigma_A", "sigma_B"),
+    *("orthonormality_error", "effective_rank", "stable_rank", "dead_directions"),
+)
+"""The names of the figures of `Telemetry`."""
 
 
 class Telemetry:
@@ -56,25 +66,31 @@ class Telemetry:
     Args:
         module: The model.
         layers: Patterns (`*.attention.output`) of names of projections; None for those of `default_layers`.
+        figures: More figures of each chosen projection after the step; called without gradients, on every process.
 
     Attributes:
         layers: Names of the chosen projections.
+        without_weight: Those of them that state no weight: of these there are only the figures given here.
 
     Raises:
-        ValueError: a pattern that matches no projection.
+        ValueError: a pattern that matches no projection; after a step, two figures of one name.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str] | None = None) -> None:
-        projections = {name: child for name, child in module.named_modules() if isinstance(child, Projection)}
+    def __init__(
+        self, module: nn.Module, layers: Sequence[str] | None = None, figures: Sequence[LayerFigures] = ()
+    ) -> None:
+        found = projections(module)
         for pattern in layers or ():
-            if not any(fnmatchcase(name, pattern) for name in projections):
-                names = ", ".join(list(projections)[:8])
+            if not any(fnmatchcase(name, pattern) for name in found):
+                names = ", ".join(list(found)[:8])
                 raise ValueError(f"the pattern {pattern!r} matches no projection; the first ones are {names}")
         if layers is None:
-            self.layers = default_layers(projections)
+            self.layers = default_layers(found)
         else:
-            self.layers = [name for name in projections if any(fnmatchcase(name, pattern) for pattern in layers)]
+            self.layers = [name for name in found if any(fnmatchcase(name, pattern) for pattern in layers)]
         self._module = module
+        self._more = figures
+        self.without_weight = [layer for layer in self.layers if not self._weights(layer)]
         self._inputs: dict[str, Tensor] = {}
         self._before: dict[str, Weight] = {}
         self._rates: dict[str, float] = {}
@@ -118,37 +134,52 @@ class Telemetry:
             for name, weight in self._weights(layer):
                 found = _figures(self._before[name], weight, self._rates[name], self._inputs.get(layer))
                 figures[name] = {key: float(value) for key, value in found.items()}
-            orthonormal = self._projection(layer).orthonormal()
-            if orthonormal:
-                figures[layer]["orthonormality_error"] = max(float(orthonormality_error(x)) for x in orthonormal)
+            own = self._own_figures(layer)
+            if own:
+                figures.setdefault(layer, {}).update(own)
         self.forget()
         return figures
+
+    def _own_figures(self, layer: str) -> dict[str, float]:
+        """What is measured of a projection and not of a weight."""
+        projection: Any = self._module.get_submodule(layer)
+        found: dict[str, float] = {}
+        if orthonormal := _stated(projection, "orthonormal"):
+            found["orthonormality_error"] = max(float(orthonormality_error(x)) for x in orthonormal)
+        for more in self._more:
+            for key, value in more(projection).items():
+                if key in found or key in MEASURED:
+                    raise ValueError(f"the figure {key!r} of {layer} has the name of another: give it its own")
+                found[key] = float(value)
+        return found
 
     def forget(self) -> None:
         """Drops copies and inputs, as when a step is skipped."""
         self._inputs, self._before, self._rates = {}, {}, {}
 
-    def _projection(self, layer: str) -> Projection:
-        projection = self._module.get_submodule(layer)
-        assert isinstance(projection, Projection)
-        return projection
-
     def _weights(self, layer: str) -> list[tuple[str, Weight]]:
         """Names and parameters of a projection's weights, which may change their kind between two steps."""
-        projection = self._projection(layer)
-        found: list[Weight] = [*projection.factor_pairs(), *projection.spectral_triples()]
-        found = found or [(projection.materialize(),)]
+        projection: Any = self._module.get_submodule(layer)
+        found: list[Weight] = [*_stated(projection, "factor_pairs"), *_stated(projection, "spectral_triples")]
+        if not found and hasattr(projection, "materialize"):
+            found = [(projection.materialize(),)]
         return [(f"{layer}.{index}" if index else layer, weight) for index, weight in enumerate(found)]
 
 
-def default_layers(projections: Mapping[str, Projection]) -> list[str]:
+def _stated(projection: nn.Module, name: str) -> list[Any]:
+    """What a projection states of its structure; a plain module may state nothing."""
+    statement: Any = getattr(projection, name, None)
+    return statement() if statement else []
+
+
+def default_layers(projections: Mapping[str, nn.Module]) -> list[str]:
     """Attention output projections of the first, the fifth, the middle and the last block, as far as there are these.
 
     The down projections of the same blocks join them where they are of another class. A model of other names gets its
     first, fifth, middle and last projection.
     """
     chosen: list[str] = []
-    classes: set[type[Projection]] = set()
+    classes: set[type[nn.Module]] = set()
     for ending in ("attention.output", "mlp.down"):
         names = [name for name in projections if name.endswith(ending)]
         if names and type(projections[names[0]]) not in classes:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lrtrain.nn import Decoder
+from lrtrain.nn import Decoder, LossCallable
 from lrtrain.nn.decoder import Block, rotary_angles
 from lrtrain.nn.loss import CHUNK_LOGITS
+from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
 
@@ -70,12 +71,29 @@ class Activations:
         tokens: Of one sequence.
         weights: dtype of the parameters.
         compute: Autocast's dtype; None without autocast.
+        loss: What training minimizes; None is the next-token loss.
 
     `stay` says that gradients are there already: those of an earlier micro-batch, or buffers that always are.
+
+    Raises:
+        UserError: blocks that are not alike or not `nn.decoder.Block`s, or a loss that needs data.
     """
 
-    def __init__(self, decoder: Decoder, tokens: int, weights: torch.dtype, compute: torch.dtype | None) -> None:
-        self.decoder, self.tokens, self.weights, self.compute = decoder, tokens, weights, compute
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokens: int,
+        weights: torch.dtype,
+        compute: torch.dtype | None,
+        loss: LossCallable | None = None,
+    ) -> None:
+        self.decoder, self.tokens, self.weights, self.compute, self.loss = decoder, tokens, weights, compute, loss
+        shapes = [{name: p.shape for name, p in block.named_parameters()} for block in decoder.blocks]
+        if any(found != shapes[0] for found in shapes) or not isinstance(decoder.blocks[0], Block):
+            raise UserError(
+                f"model.decoder: {type(decoder).__name__} has blocks that differ or are no lrtrain.nn.decoder.Block: "
+                "lrtrain plan measures the memory of one such block for all"
+            )
         self._blocks: dict[tuple[bool, bool], BlockBytes] = {}
         self._ends: dict[tuple[int, bool], EndBytes] = {}
 
@@ -124,7 +142,7 @@ class Activations:
         finally:
             self.decoder.blocks = blocks
         peaks: list[int] = []
-        with FakeTensorMode() as fake, fake:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, fake:  # a loss may hold weights
             self._materialize(decoder, stay)
             with LiveBytes() as live:
 
@@ -133,8 +151,8 @@ class Activations:
 
                 decoder.embedding.register_forward_hook(watch)
                 batch = torch.zeros(1, tokens + 1, dtype=torch.int64)
-                with self._autocast():
-                    loss = decoder.loss(batch[:, :-1], batch[:, 1:])
+                with self._autocast(), loss_errors():
+                    loss = decoder.loss(batch[:, :-1], batch[:, 1:], self.loss)
                 kept, forward = live.now, live.restart()
                 loss.backward()
                 return kept, forward, peaks[0], live.peak
@@ -161,3 +179,13 @@ class Activations:
     def _autocast(self) -> Iterator[None]:
         with torch.autocast("cpu", dtype=self.compute, enabled=self.compute is not None):
             yield
+
+
+@contextmanager
+def loss_errors() -> Iterator[None]:
+    """Turns what a loss raises without data into a UserError."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"model.loss: it cannot be measured without data: {type(error).__name__}: {text}") from error

@@ -4,23 +4,29 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
 from lrtrain.constraints import Constraint, attached
-from lrtrain.nn import Projection
+from lrtrain.nn import Decoder, LossCallable, projections
 from lrtrain.optim import Slot, stated
 from lrtrain.runtime.errors import UserError
+from lrtrain.studies.plan.activations import loss_errors
 from lrtrain.studies.plan.measured_flops import measured_flops
 from lrtrain.studies.plan.planned_model import PlannedModel
 
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs. The first four are of a token, `optimizer` and `constraints` of an optimizer step.
+    """FLOPs. The first five are of a token, `optimizer` and `constraints` of an optimizer step.
 
     Attributes:
         forward: Projections, head and attention.
         dense: The same with dense projections.
         backward: Twice the forward pass (arXiv 2204.02311, appendix B).
         recompute: The blocks' forward pass once more, with activation checkpointing.
+        loss: What a loss of one's own takes in both passes beyond the next-token loss.
         optimizer: Averages, orthogonalization and updates.
         constraints: Of each, by its name.
         notes: What was measured, and what is not counted.
@@ -30,6 +36,7 @@ class Costs:
     dense: int
     backward: int
     recompute: int
+    loss: int
     optimizer: int
     constraints: dict[str, int]
     notes: list[str]
@@ -41,7 +48,7 @@ class Costs:
 
     def per_token(self, tokens: int) -> float:
         """All there is, with optimizer steps of some tokens."""
-        return self.token + self.recompute + (self.optimizer + sum(self.constraints.values())) / tokens
+        return self.token + self.recompute + self.loss + (self.optimizer + sum(self.constraints.values())) / tokens
 
 
 def costs(model: PlannedModel, tokens: int, recompute: bool, constraints: Sequence[Constraint] | None) -> Costs:
@@ -58,9 +65,8 @@ def costs(model: PlannedModel, tokens: int, recompute: bool, constraints: Sequen
     """
     decoder = model.decoder
     forward = decoder.flops_per_token(tokens)
-    saved = sum(
-        2 * m.in_features * m.out_features - m.flops_per_token for m in decoder.modules() if isinstance(m, Projection)
-    )
+    parts = projections(decoder).values()
+    saved = sum(2 * part.in_features * part.out_features - part.flops_per_token for part in parts)
     notes: list[str] = []
     try:
         found = attached(constraints, decoder, model.optimizer)
@@ -68,11 +74,13 @@ def costs(model: PlannedModel, tokens: int, recompute: bool, constraints: Sequen
         raise UserError(f"trainer.callbacks: SpectralConstraints, {error}") from error
     of_constraints = {name: constraint.step_flops(model.optimizer) for name, constraint in found.items()}
     notes += [f"{name} is not counted: it has no step_flops" for name, spent in of_constraints.items() if spent is None]
+    head = 2 * decoder.head_VD.numel()
     return Costs(
         forward=forward,
         dense=forward + saved,
         backward=2 * forward,
-        recompute=forward - 2 * decoder.head_VD.numel() if recompute else 0,
+        recompute=forward - head if recompute else 0,
+        loss=0 if model.loss is None else _loss_flops(decoder, model.loss, tokens) - 3 * head,
         optimizer=sum(_slot_flops(slot, model, notes) for slot in model.slots),
         constraints={name: spent for name, spent in of_constraints.items() if spent is not None},
         notes=list(dict.fromkeys(notes)),
@@ -93,3 +101,15 @@ def _slot_flops(slot: Slot, model: PlannedModel, notes: list[str]) -> int:
     lacks = f", without {', '.join(sorted(missing))}, of which no formula is known" if missing else ""
     notes.append(f"{name}: FLOPs measured on a step, since it states no step_flops{lacks}")
     return spent
+
+
+def _loss_flops(decoder: Decoder, loss: LossCallable, tokens: int) -> int:
+    """FLOPs of a token in a loss's forward and backward pass, those of its matrix products on fake tensors."""
+    vocabulary, width = decoder.head_VD.shape
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, fake, loss_errors():
+        hidden = torch.empty(1, tokens, width, requires_grad=True)
+        head = torch.empty(vocabulary, width, requires_grad=True)
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            loss(hidden, head, ids, ids).backward()
+    return counter.get_total_flops() // tokens

@@ -114,7 +114,7 @@ def make_plan(
     slots = [(s.pattern, slot_bytes(s, model.makers[s.pattern], run.on_cpu, weights)) for s in model.slots]
     memory = MemoryModel(
         model.decoder,
-        Activations(model.decoder, run.tokens, weights, compute),
+        Activations(model.decoder, run.tokens, weights, compute, model.loss),
         [slot for _, slot in slots],
         accumulates=run.accumulate > 1,
     )

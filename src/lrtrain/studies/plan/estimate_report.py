@@ -29,6 +29,7 @@ def _flops(plan: Plan) -> str:
         ("forward", costs.forward),
         ("backward", costs.backward),
         ("recomputation", costs.recompute),
+        ("loss", costs.loss),
         ("optimizer", costs.optimizer / tokens),
         *((name, spent / tokens) for name, spent in costs.constraints.items()),
     ]

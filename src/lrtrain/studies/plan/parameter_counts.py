@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lrtrain.nn import Decoder, Projection
+from lrtrain.nn import Decoder, projections
 
 KINDS = ("embedding", "head", "norms", "attention", "mlp")
+OTHER = "other"
+"""What a decoder of one's own has beside these."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Kind:
     """A kind of parameters.
 
     Attributes:
-        name: One of `KINDS`.
+        name: One of `KINDS`, or `OTHER`.
         form: How its weights are written: the projections' classes, `dense` for what is no projection, `tied` for a
             head that is the embedding.
         parameters: Their number.
@@ -29,29 +31,30 @@ class Kind:
 
 def parameters_by_kind(decoder: Decoder) -> list[Kind]:
     """Every parameter of a decoder, on any device, counted under one kind."""
-    count = dict.fromkeys(KINDS, 0)
-    dense = dict.fromkeys(KINDS, 0)
-    forms: dict[str, dict[str, None]] = {name: {} for name in KINDS}
-    projections = {name: m for name, m in decoder.named_modules() if isinstance(m, Projection)}
-    for name, projection in projections.items():
+    count = dict.fromkeys((*KINDS, OTHER), 0)
+    dense = dict.fromkeys((*KINDS, OTHER), 0)
+    forms: dict[str, dict[str, None]] = {name: {} for name in count}
+    inside: set[Tensor] = set()
+    for name, projection in projections(decoder).items():
         kind = _kind(name)
         dense[kind] += projection.in_features * projection.out_features
         forms[kind][type(projection).__name__] = None
+        inside |= set(projection.parameters())
     for name, parameter in decoder.named_parameters():
-        owner = name.rpartition(".")[0]
         kind = _kind(name)
-        if owner not in projections:
-            dense[kind] += parameter.numel()
         count[kind] += parameter.numel()
-    form = {name: ", ".join(forms[name]) or "dense" for name in KINDS}
+        if parameter not in inside:
+            dense[kind] += parameter.numel()
+    form = {name: ", ".join(forms[name]) or "dense" for name in count}
     if decoder.head is None:
         form["head"] = "tied"
-    return [Kind(name, form[name], count[name], dense[name]) for name in KINDS]
+    return [Kind(name, form[name], count[name], dense[name]) for name in count if name in KINDS or count[name]]
 
 
 def _kind(name: str) -> str:
     parts = name.split(".")
-    return next((kind for kind in ("embedding", "head", "attention", "mlp") if kind in parts), "norms")
+    known = next((kind for kind in ("embedding", "head", "attention", "mlp") if kind in parts), None)
+    return known or ("norms" if any("norm" in part for part in parts) else OTHER)
 
 
 def spread(decoder: Decoder) -> tuple[list[Tensor], list[Tensor]]:

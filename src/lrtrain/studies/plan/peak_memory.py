@@ -4,6 +4,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from lrtrain.nn import Decoder
 from lrtrain.studies.plan.activations import Activations
 from lrtrain.studies.plan.layouts import Layout
@@ -19,7 +21,7 @@ class Memory:
     """Bytes of one process. The kinds need not be there at once: `peak` is the most at any moment, in `phase`.
 
     Attributes:
-        weights: Parameters, with those that are gathered from other processes.
+        weights: Parameters, with those that are gathered from other processes, and what a loss of one's own holds.
         gradients: All of them, as the optimizer finds them.
         optimizer: Its state.
         activations: Between forward and backward pass.
@@ -79,6 +81,8 @@ class MemoryModel:
         self.state = sum(slot.state for slot in optimizers)
         self.step = max(slot.step for slot in optimizers)
         self.activations, self.accumulates = activations, accumulates
+        held = activations.loss.state_dict().values() if isinstance(activations.loss, nn.Module) else ()
+        self.loss = sum(tensor.nbytes for tensor in held)
 
     def at(self, sequences: int, layout: Layout, recompute: bool) -> Memory:
         """The memory with micro-batches of some sequences, with activation checkpointing or without."""
@@ -90,6 +94,7 @@ class MemoryModel:
         kept, forward, backward = (part(sequences) for part in (parts.kept, parts.forward, parts.backward))
         embedded = tokens * self.width * self.item
         weights, gradients, state = (part * share for part in (self.weights, self.weights, self.state))
+        weights += self.loss
         block_gradients, end_gradients = self.block * share, float(self.early)
         if sharded:
             # The gathered matrices take the place of autocast's copies.
@@ -108,7 +113,7 @@ class MemoryModel:
                 embedded + blocks * max(kept, block_gradients) + end_gradients + backward,
                 self.depth * block_gradients + ends.bottom,
             ),
-            "optimizer": (2 * self.weights + self.state + self.step) * share,
+            "optimizer": (2 * self.weights + self.state + self.step) * share + self.loss,
         }
         phase = max(moments, key=lambda name: moments[name])
         return Memory(

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 
-from lrtrain.nn import Decoder, Projection
+from lrtrain.nn import Decoder, LossCallable
+from lrtrain.nn.projection import hidden_parameters
 from lrtrain.optim import CombinedOptimizer, Optimizers, Slot, build_optimizer
 from lrtrain.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a plan is made of; nothing in it takes memory."""
+    """What a plan is made of; nothing in it takes memory, but for what a loss of one's own holds."""
 
     decoder: Decoder
     optimizers: Optimizers
     optimizer: CombinedOptimizer
     slots: list[Slot]
+    loss: LossCallable | None = None
 
     @property
     def makers(self) -> dict[str, Callable[..., Any]]:
@@ -34,17 +36,20 @@ def model_of(parser: Any, config: Any) -> PlannedModel:
     if decoder.class_path == "lrtrain.nn.Decoder":
         depth = decoder.init_args.depth
     made = parser.instantiate(config).model
-    return planned_model(made.decoder, depth, made.optimizers)
+    return planned_model(made.decoder, depth, made.optimizers, made.loss)
 
 
-def planned_model(make: Callable[..., Decoder], depth: int | None, optimizers: Optimizers) -> PlannedModel:
-    """Builds both, as training does.
+def planned_model(
+    make: Callable[..., Decoder], depth: int | None, optimizers: Optimizers, loss: LossCallable | None = None
+) -> PlannedModel:
+    """Builds decoder and optimizers, as training does.
 
     Args:
         make: Makes the decoder; takes `depth` where that is not None.
         depth: Blocks, if the decoder is known to make them alike: one is then made and copied, which takes a fraction
             of the time.
         optimizers: Which optimizer has which parameter.
+        loss: What training minimizes; None is the next-token loss.
 
     Raises:
         UserError: a value out of range, or an override that matches nothing.
@@ -56,11 +61,10 @@ def planned_model(make: Callable[..., Decoder], depth: int | None, optimizers: O
         raise UserError(f"model.decoder: {error}") from error
     decoder.blocks.extend(copy.deepcopy(decoder.blocks[0]) for _ in range((depth or 1) - 1))
     named = {f"decoder.{name}": p for name, p in decoder.named_parameters() if p.requires_grad}
-    inside = {f"decoder.{name}" for name, child in decoder.named_modules() if isinstance(child, Projection)}
-    hidden = {name for name in named if name.rpartition(".")[0] in inside}
+    hidden = {f"decoder.{name}" for name in hidden_parameters(decoder)}
     try:
         optimizer, slots = build_optimizer(named, hidden, optimizers)
     except (ValueError, RuntimeError) as error:
         at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
         raise UserError(f"{at}{error}") from error
-    return PlannedModel(decoder, optimizers, optimizer, slots)
+    return PlannedModel(decoder, optimizers, optimizer, slots, loss)

@@ -1,10 +1,12 @@
 """The telemetry inside a Lightning training step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrtrain.constraints import structure
@@ -38,12 +40,19 @@ class SpectralTelemetry(L.Callback):
         layers: Patterns of projections' names, such as `*.attention.output`; null for the attention output projections
             of the first, the fifth, the middle and the last block.
         every_n_steps: Optimizer steps between two measurements; 0 for none.
+        figures: Functions of one's own, (projection) -> {name: figure}, logged as `spectral/<layer>/<name>`. With
+            sharded weights every process calls them, and must get the same figures.
 
     Raises:
         UserError: `every_n_steps` is negative, or a pattern matches no projection.
     """
 
-    def __init__(self, layers: list[str] | None = None, every_n_steps: int = 25) -> None:
+    def __init__(
+        self,
+        layers: list[str] | None = None,
+        every_n_steps: int = 25,
+        figures: list[Callable[[nn.Module], dict[str, float]]] | None = None,
+    ) -> None:
         if every_n_steps < 0:
             raise UserError(
                 f"trainer.callbacks: SpectralTelemetry has every_n_steps: {every_n_steps}: give at least 1, or 0 for "
@@ -51,6 +60,7 @@ class SpectralTelemetry(L.Callback):
             )
         self.layers = layers
         self.every_n_steps = every_n_steps
+        self.figures = figures or []
         self.measured: dict[str, float] = {}
         self._telemetry: Telemetry | None = None
         self._tokens: Tensor | None = None
@@ -58,11 +68,18 @@ class SpectralTelemetry(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._probed = self._stepping = False
-        if self.every_n_steps:
-            try:
-                self._telemetry = Telemetry(pl_module, self.layers)
-            except ValueError as error:
-                raise UserError(f"trainer.callbacks: SpectralTelemetry.layers: {error}") from error
+        if not self.every_n_steps:
+            return
+        try:
+            self._telemetry = Telemetry(pl_module, self.layers, self.figures)
+        except ValueError as error:
+            raise UserError(f"trainer.callbacks: SpectralTelemetry.layers: {error}") from error
+        if names := self._telemetry.without_weight:
+            kind = type(pl_module.get_submodule(names[0])).__name__
+            rank_zero_warn(
+                f"SpectralTelemetry: {', '.join(names)}: {kind} states no weight (factor_pairs, spectral_triples or "
+                f"materialize), so {'only its own figures are' if self.figures else 'nothing of it is'} logged"
+            )
 
     def _due(self, trainer: L.Trainer) -> bool:
         return self.every_n_steps > 0 and (trainer.global_step + 1) % self.every_n_steps == 0
@@ -98,7 +115,10 @@ class SpectralTelemetry(L.Callback):
         if self._telemetry is None or not self._stepping:
             return
         self._stepping = False
-        figures = self._telemetry.after_step()
+        try:
+            figures = self._telemetry.after_step()
+        except ValueError as error:
+            raise UserError(f"trainer.callbacks: SpectralTelemetry.figures: {error}") from error
         self.measured = {}
         for key in LARGEST:
             values = [found[key] for found in figures.values() if key in found]
