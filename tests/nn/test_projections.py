@@ -60,22 +60,21 @@ def test_forward_is_the_product_with_the_materialized_weight(cls: type, into: in
     torch.testing.assert_close(layer(x), x @ layer.materialize().mT, rtol=1e-4, atol=1e-5)
 
 
-@every
+@every_factorized
 @shapes
 def test_a_dense_weight_is_reproduced_at_full_rank(cls: type, into: int, out: int) -> None:
     weight = torch.randn(out, into)
-    full = {"rank": min(into, out)} if cls in FACTORIZED else {}
-    layer = cls.from_dense(weight, **full)
+    layer = cls.from_dense(weight, rank=min(into, out))
     assert (layer.in_features, layer.out_features) == (into, out)
     torch.testing.assert_close(layer.materialize(), weight, rtol=0, atol=2e-5)
     assert all(p.dtype == torch.float32 and p.is_leaf and p.requires_grad for p in layer.parameters())
 
 
-@every
+@every_factorized
 def test_from_dense_draws_no_random_numbers_and_is_a_copy(cls: type) -> None:
     weight = torch.randn(24, 16)
     kept, state = weight.clone(), torch.get_rng_state()
-    layer = cls.from_dense(weight, **({"rank": 16} if cls in FACTORIZED else {}))
+    layer = cls.from_dense(weight, rank=16)
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -211,12 +210,6 @@ def test_every_ratio_gives_a_rank_that_a_rank_argument_accepts(into: int, out: i
     rank = resolve_rank(into, out, None, ratio)
     assert resolve_rank(into, out, rank, None) == rank
     assert rank == min(into, out) or abs(rank - ratio * into) <= 0.5 or rank == 1
-
-
-def test_dense_refuses_a_rank_and_an_energy() -> None:
-    for wrong in ({"rank": 4}, {"energy": 0.5}):
-        with pytest.raises(ValueError, match="rank and energy"):
-            DenseLinear.from_dense(torch.randn(24, 16), **wrong)
 
 
 # Initialization

@@ -130,8 +130,8 @@ class Empty(nn.Module):
         return x @ self.weight.mT
 
 
-class Extended(Decoder):
-    """A decoder with a weight that is neither a projection nor a norm."""
+class Uncounted(Decoder):
+    """A decoder with a weight that is neither a projection nor a norm, and of which its FLOPs know nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,3 +139,10 @@ class Extended(Decoder):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.extra(super().forward(*args, **kwargs))
+
+
+class Extended(Uncounted):
+    """The same, counted."""
+
+    def flops_per_token(self, tokens: int) -> int:
+        return super().flops_per_token(tokens) + 2 * self.width**2

@@ -140,7 +140,7 @@ def test_a_loss_by_class_path_with_its_arguments(
     assert line("--model.loss=lrtrain.nn.next_token_loss") == (
         "model.loss: called as (hidden, head, targets, tokens): too many positional arguments"
     )
-    assert line("--model.loss=own_modules.Nothing") == "--model.loss: the module own_modules has no Nothing; check it"
+    assert line("--model.loss=own_modules.Nothing").startswith("--model.loss: the module own_modules has no Nothing;")
 
 
 # The decoder
@@ -158,6 +158,14 @@ def test_a_decoder_of_ones_own_keeps_the_recipes_arguments(named: str, shards: P
     assert isinstance(decoder, own_modules.Scaled)
     assert (decoder.hidden_scale, decoder.width, len(decoder.blocks)) == (0.5, 64, 2)
     assert decoder.blocks[0].mlp.down.rank == 24  # type: ignore[union-attr]  # a quarter of 96, by the recipe's ${…}
+
+
+def test_a_decoder_that_computes_more_than_it_states_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(["fit", *arguments(shards, tmp_path, "--model.decoder=own_modules.Uncounted")], capsys)
+    assert line.startswith("model.decoder: Uncounted computes ")
+    assert line.endswith("override it")
 
 
 # Figures of a layer

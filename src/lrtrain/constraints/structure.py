@@ -1,30 +1,27 @@
 """What a model's projections state of themselves."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
 def structure(module: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """What there is to constrain in a model: name -> (A, B), and name -> orthonormal parameter.
 
-    Asks every submodule that has `factor_pairs` and `orthonormal`, whatever its class.
+    Asks every submodule that has `factor_pairs` or `orthonormal`, whatever its class.
     """
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    orthonormal: dict[str, Tensor] = {}
-    for name, child in module.named_modules():
-        if not hasattr(child, "factor_pairs"):
-            continue
-        for index, pair in enumerate(child.factor_pairs()):
-            pairs[f"{name}.{index}" if index else name] = pair
-        for index, parameter in enumerate(child.orthonormal()):
-            orthonormal[f"{name}.{index}"] = parameter
-    return pairs, orthonormal
+    pairs, orthonormal = (_stated(module, what) for what in ("factor_pairs", "orthonormal"))
+    named_pairs = {f"{name}.{index}" if index else name: pair for name, index, pair in pairs}
+    return named_pairs, {f"{name}.{index}": parameter for name, index, parameter in orthonormal}
 
 
 def spectral_triples(module: nn.Module) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """name -> (U, s, V) of every submodule that has `spectral_triples`, whatever its class."""
-    triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    for name, child in module.named_modules():
-        if hasattr(child, "spectral_triples"):
-            for index, triple in enumerate(child.spectral_triples()):
-                triples[f"{name}.{index}" if index else name] = triple
-    return triples
+    triples = _stated(module, "spectral_triples")
+    return {f"{name}.{index}" if index else name: triple for name, index, triple in triples}
+
+
+def _stated(module: nn.Module, what: str) -> list[tuple[str, int, Any]]:
+    """(name, index, statement) of every submodule that has a method of that name."""
+    modules = module.named_modules()
+    return [(name, *item) for name, child in modules for item in enumerate(getattr(child, what, list)())]

@@ -7,7 +7,9 @@ one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.projection import LinearCallable, as_projections, projections
@@ -131,6 +133,25 @@ class Decoder(nn.Module):
         for one in projections(self).values():
             total += one.in_features * one.out_features - sum(p.numel() for p in one.parameters())
         return total
+
+
+def check_flops(decoder: Decoder, tokens: int = 8) -> None:
+    """Counts a subclass's matrix products; it is to be on the meta device.
+
+    Raises:
+        ValueError: they are more than its `flops_per_token` says.
+    """
+    if type(decoder) is Decoder:
+        return
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        decoder.logits(decoder(ids))
+    counted, stated = counter.get_total_flops() // tokens, decoder.flops_per_token(tokens)
+    if counted > 1.01 * stated:
+        raise ValueError(
+            f"{type(decoder).__name__} computes {counted:,} FLOPs a token, and its flops_per_token({tokens}) says "
+            f"{stated:,}: override it"
+        )
 
 
 class Block(nn.Module):

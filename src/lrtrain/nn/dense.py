@@ -1,7 +1,5 @@
 """The dense projection: the baseline that the factorized ones are compared with."""
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,18 +25,6 @@ class DenseLinear(Projection):
 
     def materialize(self) -> Tensor:
         return self.weight
-
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
-        """A dense copy; rank and energy say nothing about a dense weight and are refused."""
-        if rank is not None or energy is not None:
-            raise ValueError("DenseLinear keeps the whole weight: leave rank and energy out")
-        with torch.device("meta"):  # the random initialization would be thrown away
-            layer = cls(weight.shape[1], weight.shape[0])
-        layer.to_empty(device=weight.device)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-        return layer
 
     @property
     def flops_per_token(self) -> int:

@@ -35,6 +35,7 @@ class FactorizedProjection(Projection):
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
+        """The best approximation of a dense weight (out, in), at a given rank or share of Σσ²."""
         with torch.device("meta"):  # the random initialization would be thrown away
             layer = cls(weight.shape[1], weight.shape[0], rank=rank_of_dense(weight, rank, energy))
         layer.to_empty(device=weight.device)

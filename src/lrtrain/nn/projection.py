@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,6 @@ class Projection(nn.Module, ABC):
     @abstractmethod
     def materialize(self) -> Tensor:
         """The dense weight W (out_features, in_features) that this projection stands for."""
-
-    @classmethod
-    @abstractmethod
-    def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
-        """The best approximation of a dense weight (out, in), at a given rank or share of Σσ²."""
 
     def factor_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Pairs (A, B) with A (out, r) and B (in, r) whose product A Bᵀ is the weight."""

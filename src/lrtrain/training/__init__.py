@@ -4,30 +4,7 @@ Names are imported when they are asked for: `training.telemetry` does without Li
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
-    from lrtrain.training.callbacks.self_guidance import SelfGuidance
-    from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
-    from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
-    from lrtrain.training.callbacks.step_progress import StepProgress
-    from lrtrain.training.callbacks.throughput import Throughput
-    from lrtrain.training.causal_lm import CausalLM
-    from lrtrain.training.fsdp import FSDP
-    from lrtrain.training.telemetry import Telemetry
-
-__all__ = [
-    "FSDP",
-    "CausalLM",
-    "NonFiniteGradients",
-    "SelfGuidance",
-    "SpectralConstraints",
-    "SpectralTelemetry",
-    "StepProgress",
-    "Telemetry",
-    "Throughput",
-]
+from typing import Any
 
 _PLACES = {
     "FSDP": "fsdp",
@@ -40,6 +17,8 @@ _PLACES = {
     "Telemetry": "telemetry",
     "Throughput": "callbacks.throughput",
 }
+
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:

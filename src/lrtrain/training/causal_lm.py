@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrtrain.nn import Decoder, LossCallable
-from lrtrain.nn.decoder import Block
+from lrtrain.nn.decoder import Block, check_flops
 from lrtrain.nn.projection import before_load, deleted_parameters, hidden_parameters
 from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage
 from lrtrain.runtime.errors import UserError
@@ -115,6 +115,8 @@ class CausalLM(L.LightningModule):
         try:
             with torch.device(device):
                 decoder = self._make_decoder()
+            if device == "meta":
+                check_flops(decoder)
         except ValueError as error:
             raise UserError(f"model.decoder: {error}") from error
         for module in decoder.modules():

@@ -29,13 +29,6 @@ LayerFigures = Callable[[nn.Module], Mapping[str, float]]
 """(projection) -> figures of it, by name."""
 
 
-MEASURED = (
-    *("update_norm", "update_over_lr", "update_over_weight", "output_change_rms", "weight_norm", "sigma_A", "sigma_B"),
-    *("orthonormality_error", "effective_rank", "stable_rank", "dead_directions"),
-)
-"""The names of the figures of `Telemetry`."""
-
-
 class Telemetry:
     """Measures the weights of some projections after an optimizer step, and what that step changed.
 
@@ -134,24 +127,17 @@ class Telemetry:
             for name, weight in self._weights(layer):
                 found = _figures(self._before[name], weight, self._rates[name], self._inputs.get(layer))
                 figures[name] = {key: float(value) for key, value in found.items()}
-            own = self._own_figures(layer)
-            if own:
-                figures.setdefault(layer, {}).update(own)
+            projection: Any = self._module.get_submodule(layer)
+            of_layer = figures.setdefault(layer, {})
+            orthonormal: list[Tensor] = getattr(projection, "orthonormal", list)()
+            if orthonormal:
+                of_layer["orthonormality_error"] = max(float(orthonormality_error(x)) for x in orthonormal)
+            for key, value in (item for more in self._more for item in more(projection).items()):
+                if key in of_layer:
+                    raise ValueError(f"the figure {key!r} of {layer} has the name of another: give it its own")
+                of_layer[key] = float(value)
         self.forget()
         return figures
-
-    def _own_figures(self, layer: str) -> dict[str, float]:
-        """What is measured of a projection and not of a weight."""
-        projection: Any = self._module.get_submodule(layer)
-        found: dict[str, float] = {}
-        if orthonormal := _stated(projection, "orthonormal"):
-            found["orthonormality_error"] = max(float(orthonormality_error(x)) for x in orthonormal)
-        for more in self._more:
-            for key, value in more(projection).items():
-                if key in found or key in MEASURED:
-                    raise ValueError(f"the figure {key!r} of {layer} has the name of another: give it its own")
-                found[key] = float(value)
-        return found
 
     def forget(self) -> None:
         """Drops copies and inputs, as when a step is skipped."""
@@ -160,16 +146,12 @@ class Telemetry:
     def _weights(self, layer: str) -> list[tuple[str, Weight]]:
         """Names and parameters of a projection's weights, which may change their kind between two steps."""
         projection: Any = self._module.get_submodule(layer)
-        found: list[Weight] = [*_stated(projection, "factor_pairs"), *_stated(projection, "spectral_triples")]
+        found: list[Weight] = []
+        for what in ("factor_pairs", "spectral_triples"):
+            found += getattr(projection, what, list)()
         if not found and hasattr(projection, "materialize"):
             found = [(projection.materialize(),)]
         return [(f"{layer}.{index}" if index else layer, weight) for index, weight in enumerate(found)]
-
-
-def _stated(projection: nn.Module, name: str) -> list[Any]:
-    """What a projection states of its structure; a plain module may state nothing."""
-    statement: Any = getattr(projection, name, None)
-    return statement() if statement else []
 
 
 def default_layers(projections: Mapping[str, nn.Module]) -> list[str]:

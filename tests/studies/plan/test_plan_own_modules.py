@@ -65,6 +65,7 @@ def test_a_decoder_of_ones_own_is_counted_whole(tmp_path: Path) -> None:
     deeper = planned(tmp_path, "--model.decoder=own_modules.Extended")
     others = [kind for kind in deeper["parameters"]["kinds"] if kind["name"] == "other"]
     assert [kind["parameters"] for kind in others] == [64 * 64]
+    assert deeper["flops"]["forward"] == usual["flops"]["forward"] + 2 * 64 * 64
     assert deeper["parameters"]["total"] == usual["parameters"]["total"] + 64 * 64
 
 
@@ -73,6 +74,7 @@ def test_a_decoder_of_ones_own_is_counted_whole(tmp_path: Path) -> None:
     [
         (["--model.loss=own_modules.reading_loss"], "model.loss: it cannot be measured without data"),
         (["--model.decoder=own_modules.Unlike"], "model.decoder: Unlike has blocks that differ"),
+        (["--model.decoder=own_modules.Uncounted"], "model.decoder: Uncounted computes "),
         (["--model.decoder.mlp=own_modules.Scale"], "model.decoder: own_modules.Scale has no matrix product"),
         (["--model.decoder.mlp=own_modules.Narrow"], "model.decoder: own_modules.Narrow makes"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lrtrain.nn import Decoder, LossCallable
+from lrtrain.nn.decoder import check_flops
 from lrtrain.nn.projection import hidden_parameters
 from lrtrain.optim import CombinedOptimizer, Optimizers, Slot, build_optimizer
 from lrtrain.runtime.errors import UserError
@@ -57,6 +58,7 @@ def planned_model(
     try:
         with torch.device("meta"):
             decoder = make() if depth is None or depth < 1 else make(depth=1)
+        check_flops(decoder)
     except ValueError as error:
         raise UserError(f"model.decoder: {error}") from error
     decoder.blocks.extend(copy.deepcopy(decoder.blocks[0]) for _ in range((depth or 1) - 1))
