@@ -196,10 +196,12 @@ def test_a_layer_without_a_weight_has_the_figures_of_ones_own_alone() -> None:
 
 
 def test_a_figure_with_the_name_of_another_is_refused() -> None:
-    model = Decoder(50, 32, 1, 2, 48, own_modules.CoLA, own_modules.CoLA)
+    model = Decoder(50, 32, 1, 2, 48, partial(LowRankLinear, rank=4), own_modules.CoLA)
     for figures in ([own_modules.clashing], [own_modules.square, own_modules.square]):
+        telemetry = Telemetry(model, ["*.output"], figures)
+        telemetry.before_step(SGD(model.parameters(), lr=0.1))
         with pytest.raises(ValueError, match="has the name of another"):
-            Telemetry(model, ["*.output"], figures).after_step()
+            telemetry.after_step()
 
 
 def test_figures_by_path(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
