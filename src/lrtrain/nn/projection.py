@@ -18,7 +18,7 @@ class Projection(nn.Module, ABC):
 
     A new parameterization is one file with one subclass; its structure is stated as data (`factor_pairs`,
     `orthonormal`, `spectral_triples`), so that no optimizer and no constraint has to know the class. A map that is not
-    linear, or has no W, is a plain `nn.Module` (`as_projections`); it may state any of what is stated here.
+    linear, or has no W, is a plain `nn.Module`, which may have any of the same methods and attributes.
 
     Attributes:
         training_callback: Class path of the Lightning callback that it trains with; `CausalLM` attaches it.
@@ -56,7 +56,7 @@ class Projection(nn.Module, ABC):
         return []
 
     def before_load(self, saved: Collection[str]) -> None:
-        """Takes the form in which a state was saved, from the names that the state has of this projection."""
+        """Prepares for loading a state; `saved` has its names of this projection, which may lack deleted parameters."""
 
     @property
     @abstractmethod
@@ -68,13 +68,13 @@ class Projection(nn.Module, ABC):
 
 
 def as_projections(linear: LinearCallable) -> LinearCallable:
-    """Makes the same modules, each of which `projections` then finds.
+    """Marks what `linear` makes as projections, so that `projections` finds them.
 
-    A plain module gets `in_features`, `out_features` and `flops_per_token` where it does not state them; the FLOPs are
-    those of the matrix products in its forward pass.
+    A plain module is given `in_features` and `out_features` and, where it states none, `flops_per_token`: those of the
+    matrix products in its forward pass.
 
     Raises:
-        ValueError: when called, what is made is no module of these features, or must state its FLOPs itself.
+        ValueError: (by the result) not a module of these features, or one whose FLOPs cannot be counted.
     """
 
     def make(in_features: int, out_features: int) -> nn.Module:
@@ -115,10 +115,10 @@ def _counted_flops(module: nn.Module, name: str, in_features: int, out_features:
 
 
 def projections(module: nn.Module) -> dict[str, Any]:
-    """name -> projection, in the module's order: each `Projection`, and what else `as_projections` made.
+    """Finds name -> projection, in the module's order: each `Projection`, and what `as_projections` marked.
 
-    All have `in_features`, `out_features` and `flops_per_token`, plain modules perhaps no more. One inside another is
-    a part of that one.
+    All have `in_features`, `out_features` and `flops_per_token`; a plain module may have nothing else. A projection
+    inside another one is left out, as a part of it.
     """
     found: dict[str, Any] = {}
     inside: str | None = None
@@ -143,7 +143,7 @@ def deleted_parameters(module: nn.Module) -> set[str]:
 
 
 def before_load(module: nn.Module, saved: Iterable[str]) -> None:
-    """Lets every projection take the form in which a state of the module was saved, from the state's names."""
+    """Calls `before_load` of every projection inside a module, with its part of the names of a state."""
     names = list(saved)
     for path, child in module.named_modules():
         if adapt := getattr(child, "before_load", None):

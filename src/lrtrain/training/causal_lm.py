@@ -146,7 +146,7 @@ class CausalLM(L.LightningModule):
         return [kind() for kind in needed if not any(isinstance(one, kind) for one in own)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lets the projections take the form that they had when the checkpoint was saved."""
+        """Prepares the projections for the checkpoint's weights."""
         before_load(self, checkpoint["state_dict"])
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ LayerFigures = Callable[[nn.Module], Mapping[str, float]]
 """(projection) -> figures of it, by name."""
 
 
+class SameNameError(ValueError):
+    """Two figures of a layer have one name."""
+
+
 class Telemetry:
     """Measures the weights of some projections after an optimizer step, and what that step changed.
 
@@ -66,7 +70,7 @@ class Telemetry:
         without_weight: Those of them that state no weight: of these there are only the figures given here.
 
     Raises:
-        ValueError: a pattern that matches no projection; after a step, two figures of one name.
+        ValueError: a pattern that matches no projection.
     """
 
     def __init__(
@@ -121,6 +125,9 @@ class Telemetry:
         """The figures of each weight since `before_step`; copies and inputs are forgotten.
 
         A second weight of one projection has its number behind the name (`.1`).
+
+        Raises:
+            SameNameError: a figure given to the class has the name of another.
         """
         figures: dict[str, dict[str, float]] = {}
         for layer in self.layers:
@@ -134,7 +141,7 @@ class Telemetry:
                 of_layer["orthonormality_error"] = max(float(orthonormality_error(x)) for x in orthonormal)
             for key, value in (item for more in self._more for item in more(projection).items()):
                 if key in of_layer:
-                    raise ValueError(f"the figure {key!r} of {layer} has the name of another: give it its own")
+                    raise SameNameError(f"the figure {key!r} of {layer} has the name of another: give it its own")
                 of_layer[key] = float(value)
         self.forget()
         return figures

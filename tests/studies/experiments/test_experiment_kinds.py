@@ -15,6 +15,7 @@ from lrtrain.nn import Decoder, DenseLinear
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.experiments import measured_memory as memory
 from lrtrain.studies.experiments.conversion import Task, convert, converted_parameters
+from own_modules import CoLA
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,8 @@ def test_a_conversion_of_full_rank_changes_nothing_and_its_size_is_known() -> No
     assert converted_parameters(decoder, Task(energy=0.5)) is None
     with pytest.raises(UserError, match=r"ranks: rank must be between 1 and .* = 16, got 17"):
         convert(decoder, Task(rank=17))
+    with pytest.raises(UserError, match=r"source: CoLA \(mlp.gate\) has no dense weight"):
+        convert(Decoder(50, 16, 2, 2, 24, DenseLinear, CoLA), Task(rank=4))
 
 
 def test_real_dense_models_are_converted_and_fine_tuned(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.constraints import StiefelRetraction, structure
-from lrtrain.nn import Decoder, Projection, SpectralLinear
+from lrtrain.nn import Decoder, SpectralLinear, projections
 from lrtrain.optim import WarmupCosine
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
@@ -83,7 +83,7 @@ def convert(decoder: Decoder, task: Task) -> Decoder:
     """A copy whose MLP projections are spectral, the best approximations of the dense ones; attention stays.
 
     Raises:
-        UserError: the rank is larger than a weight's smaller side.
+        UserError: the rank is larger than a weight's smaller side, or a projection has no dense weight.
     """
     converted = copy.deepcopy(decoder)
     if task == Task():
@@ -91,8 +91,13 @@ def convert(decoder: Decoder, task: Task) -> Decoder:
     for block in converted.blocks:
         mlp: Any = block.mlp
         for name in ("gate", "up", "down"):
+            dense = getattr(mlp, name)
+            if not hasattr(dense, "materialize"):
+                raise UserError(
+                    f"source: {type(dense).__name__} (mlp.{name}) has no dense weight that could be converted"
+                )
             try:
-                spectral = SpectralLinear.from_dense(getattr(mlp, name).materialize(), task.rank, task.energy)
+                spectral = SpectralLinear.from_dense(dense.materialize(), task.rank, task.energy)
             except ValueError as error:
                 raise UserError(f"ranks: {error}") from error
             setattr(mlp, name, spectral)
@@ -104,7 +109,7 @@ def converted_parameters(decoder: Decoder, task: Task) -> int | None:
     total = sum(p.numel() for p in decoder.parameters())
     if task.energy is not None or task.rank is None:
         return total if task == Task() else None
-    mlp = [m for name, m in decoder.named_modules() if isinstance(m, Projection) and ".mlp." in name]
+    mlp = [one for name, one in projections(decoder).items() if ".mlp." in name]
     dense = sum(m.in_features * m.out_features for m in mlp)
     return total - dense + sum(task.rank * (m.in_features + m.out_features + 1) for m in mlp)
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lrtrain.constraints import structure
 from lrtrain.linalg import orthonormality_error
 from lrtrain.runtime.errors import UserError
-from lrtrain.training.telemetry import Telemetry
+from lrtrain.training.telemetry import SameNameError, Telemetry
 
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 128
 """At most so many sequences of a batch, and tokens of each, are the probe."""
@@ -44,7 +44,7 @@ class SpectralTelemetry(L.Callback):
             sharded weights every process calls them, and must get the same figures.
 
     Raises:
-        UserError: `every_n_steps` is negative, or a pattern matches no projection.
+        UserError: `every_n_steps` is negative, a pattern matches no projection, or two figures have one name.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class SpectralTelemetry(L.Callback):
         self._stepping = False
         try:
             figures = self._telemetry.after_step()
-        except ValueError as error:
+        except SameNameError as error:
             raise UserError(f"trainer.callbacks: SpectralTelemetry.figures: {error}") from error
         self.measured = {}
         for key in LARGEST:
