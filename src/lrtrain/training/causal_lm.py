@@ -1,6 +1,5 @@
 """The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
 
-import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +15,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrtrain.nn import Decoder, LossCallable
 from lrtrain.nn.decoder import Block, check_flops
 from lrtrain.nn.projection import before_load, deleted_parameters, hidden_parameters
-from lrtrain.optim import OptimizerCallable, Optimizers, Slot, build_optimizer, coverage
+from lrtrain.optim import Optimizers, Slot, build_optimizer, coverage
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.fsdp import FSDP
+from lrtrain.training.part_checks import check_loss, check_optimizer
 from lrtrain.training.strategy_check import check_strategy
 from lrtrain.training.token_loss import TokenLoss
 
@@ -76,20 +76,10 @@ class CausalLM(L.LightningModule):
         """
         decoder = self._decoder_on("meta")
         _training_callbacks(decoder)
-        loss = self._loss[0]
-        if loss is not None:
-            try:
-                inspect.signature(loss).bind(*range(4))
-            except (TypeError, ValueError) as error:
-                raise UserError(f"model.loss: called as (hidden, head, targets, tokens): {error}") from error
-        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-            raise UserError(
-                f"model.loss: the parameters of {type(loss).__name__} are neither trained nor saved: "
-                "call requires_grad_(False) on it"
-            )
+        check_loss(self._loss[0])
         makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
         for slot, make in makers.items():
-            _check_optimizer(f"model.optimizers.{slot}", make)
+            check_optimizer(f"model.optimizers.{slot}", make)
         optimizer, _ = self._build_optimizer(nn.ModuleDict({"decoder": decoder}))
         try:
             self._schedule(optimizer, 1)
@@ -234,16 +224,3 @@ def _training_callbacks(decoder: Decoder) -> list[type[L.Callback]]:
             except (ValueError, ImportError, AttributeError) as error:
                 raise UserError(f"{type(module).__name__}.training_callback is {path!r}: {error}") from error
     return list(found)
-
-
-def _check_optimizer(key: str, make: OptimizerCallable) -> None:
-    """Raises UserError, under the configuration's key, for an optimizer whose values or kind cannot work."""
-    try:
-        optimizer = make([("check", nn.Parameter(torch.zeros(2, 2)))])
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{key}: {error}") from error
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UserError(
-            f"{key}: {type(optimizer).__name__} computes the loss several times a step; name another optimizer"
-        )
