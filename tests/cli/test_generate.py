@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import toy
 from commandline import arguments, refusal
+from lrtrain.checkpoint.single_file import read_whole, write_whole
 from lrtrain.cli.main import main
 from lrtrain.config.trained_model import load
 
@@ -123,3 +125,18 @@ def test_standard_input_that_is_no_text_is_one_line(
 ) -> None:
     type_in(b"\xff\xfe\xfd", monkeypatch)
     assert refusal(["generate", str(runs)], capsys).startswith("standard input is not text in UTF-8")
+
+
+def test_a_module_that_is_not_here_is_named_with_what_to_do(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = (runs / "first").rglob("*.ckpt")
+    checkpoint = read_whole(file)
+    config = yaml.safe_load(checkpoint["lrtrain"]["config"])
+    config["model"]["decoder"]["init_args"]["mlp"] = {"class_path": "absent_part.Projection"}
+    checkpoint["lrtrain"]["config"] = yaml.safe_dump(config)
+    write_whole(checkpoint, tmp_path / "own.ckpt")
+    line = refusal(["generate", str(tmp_path / "own.ckpt"), "--prompt", "x"], capsys)
+    assert line.endswith(
+        "needs the module absent_part, which is not here: run this in the folder that has absent_part.py"
+    )

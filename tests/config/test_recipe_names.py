@@ -14,7 +14,17 @@ from lrtrain.config.recipes import KINDS, find, folder, names
 from lrtrain.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-PACKED = ("src", "configs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
+PACKED = (
+    "src",
+    "configs",
+    "docs/templates",
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+)
 
 
 @pytest.fixture
@@ -107,6 +117,9 @@ def test_a_build_carries_every_shipped_file(copy: Path, tmp_path: Path) -> None:
     place, *recipes = found.stdout.split()
     assert Path(place) == tmp_path / "built/lrtrain/configs"
     assert recipes == names()
+    new = "import sys; sys.path.insert(0, '.'); from lrtrain.cli.main import main; main(['new', 'optimizer', 'mine'])"
+    subprocess.run([sys.executable, "-c", new], cwd=tmp_path / "built", check=True)
+    assert (tmp_path / "built" / "mine.yaml").is_file()
 
 
 @pytest.mark.slow
