@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.config.error_lines import one_line
-from lrtrain.config.settings import ENV_PREFIX, names_data_class, with_files
+from lrtrain.config.settings import ENV_PREFIX, with_files
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import find_own_modules
 
@@ -64,21 +64,6 @@ def new_parser(command: str) -> Parser:
         "--seed_everything", type=int, default=0, help="Seed of the initial weights and of every random draw."
     )
     return parser
-
-
-def add_own_data(parser: Parser, argv: list[str]) -> bool:
-    """Lets `data` be any LightningDataModule where files or flags name its class; returns whether they do.
-
-    Where nobody does, the keys of `data` are the arguments of `TokenDataModule`.
-    """
-    if not names_data_class(with_files(argv)):
-        return False
-    from lightning import LightningDataModule
-
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-    # Of the recipe below the file that names the class.
-    parser.set_defaults({"data": {"class_path": "lrtrain.data.TokenDataModule"}})
-    return True
 
 
 def read(parser: Parser, argv: list[str]) -> Namespace:

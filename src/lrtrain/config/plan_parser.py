@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrtrain.config.parser import Parser, add_own_data, new_parser, read
+from lrtrain.config.own_data import add_own_data
+from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.nn import Decoder, LossCallable
 from lrtrain.optim import Optimizers
 

@@ -58,12 +58,6 @@ class Settings(list[Setting]):
         return f"--{key}"
 
 
-def names_data_class(argv: Sequence[str]) -> bool:
-    """Whether files or flags name the class of `data`; its keys are then that class's."""
-    stated = [setting.value for setting in Settings([*argv]) if setting.path in ("data", "data.class_path")]
-    return any(isinstance(value, str) and not value.endswith((".yaml", ".yml")) for value in stated)
-
-
 def flags(argv: list[str]) -> Iterator[tuple[str, str]]:
     """The flags of a command line with their values; the value is empty where there is none."""
     for index, argument in enumerate(argv):

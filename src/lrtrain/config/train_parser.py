@@ -12,7 +12,8 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
-from lrtrain.config.parser import Parser, add_own_data, new_parser, read
+from lrtrain.config.own_data import add_own_data
+from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.config.run_directory import resolve_run
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError

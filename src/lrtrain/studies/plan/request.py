@@ -8,6 +8,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lrtrain.config.error_lines import one_line
+from lrtrain.config.own_data import data_sizes
 from lrtrain.constraints import Constraint
 from lrtrain.runtime.errors import UserError
 
@@ -69,19 +70,14 @@ def read_run(config: Any) -> Run:
     Raises:
         UserError: a precision that is not known, or a number below 1.
     """
-    trainer, data = config.trainer, config.data.get("init_args", config.data)
-    for name in ("block_size", "batch_size"):
-        if not isinstance(data.get(name), int):
-            raise UserError(
-                f"data.init_args.{name}: a plan counts by it, and {config.data.class_path} has no such number; give "
-                f"it that argument ({'tokens of a sequence' if name == 'block_size' else 'sequences of a batch'})"
-            )
+    trainer = config.trainer
+    block_size, batch_size = data_sizes(config.data)
     precision = DEFAULT_PRECISION if trainer.precision is None else str(trainer.precision)
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision is {precision}: a plan knows {', '.join(PRECISIONS)}")
     sizes = {
-        "data.block_size": data.block_size,
-        "data.batch_size": data.batch_size,
+        "data.block_size": block_size,
+        "data.batch_size": batch_size,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         "trainer.num_nodes": trainer.num_nodes,
     }
@@ -91,8 +87,8 @@ def read_run(config: Any) -> Run:
     per_node = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
     strategy = trainer.strategy if isinstance(trainer.strategy, dict) else {}
     return Run(
-        tokens=data.block_size,
-        batch=data.batch_size,
+        tokens=block_size,
+        batch=batch_size,
         accumulate=trainer.accumulate_grad_batches,
         steps=trainer.max_steps if trainer.max_steps > 0 else None,
         devices=per_node * trainer.num_nodes,

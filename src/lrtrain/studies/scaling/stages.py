@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from lrtrain.config.checked import checked
+from lrtrain.config.own_data import data_sizes
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
@@ -45,10 +46,11 @@ def plan_grid(file: Path, name: str, configs: Sequence[str] = (), overrides: Map
     overrides = {**grid.overrides, **(overrides or {})}
     grid = replace(grid, configs=tuple(configs or grid.configs), overrides=overrides)
     recipe = yaml.safe_load(checked([Path(config) for config in grid.configs], overrides))
-    data, trainer = recipe["data"], recipe["trainer"]
+    trainer = recipe["trainer"]
+    block_size, batch_size = data_sizes(recipe["data"])
     devices = _devices(trainer["devices"])
     micro_batches = trainer["accumulate_grad_batches"]
-    tokens_per_step = data["batch_size"] * data["block_size"] * micro_batches * devices * trainer["num_nodes"]
+    tokens_per_step = batch_size * block_size * micro_batches * devices * trainer["num_nodes"]
     lr = None
     if grid.lr == "searched":
         lr = recipe["model"]["optimizers"]["hidden"].get("init_args", {}).get("lr")
@@ -157,7 +159,7 @@ def _sizes(grid: Grid, recipe: dict[str, Any]) -> dict[Shape, Size]:
                 built = build_decoder({**decoder, "init_args": {**decoder["init_args"], **own}})
         except ValueError as error:
             raise UserError(f"dial {shape.dial} with model.decoder of the recipe: {error}") from error
-        sizes[shape] = size_of(built, recipe["data"]["block_size"])
+        sizes[shape] = size_of(built, data_sizes(recipe["data"])[0])
     return sizes
 
 
