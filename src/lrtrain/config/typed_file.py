@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -15,10 +15,10 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
 if TYPE_CHECKING:
-    Count = int
-    Index = int
-    Positive = float
-    Share = float
+    Count: TypeAlias = int
+    Index: TypeAlias = int
+    Positive: TypeAlias = float
+    Share: TypeAlias = float
 else:
     from jsonargparse.typing import NonNegativeInt as Index
     from jsonargparse.typing import PositiveInt as Count
@@ -53,10 +53,18 @@ def typed(kind: type[Kind], content: Any, file: Path, where: str = "", **given: 
     return complete(kind, {**stated((kind,), content, file, where, tuple(given)), **given}, file, where)
 
 
-def stated(kinds: Iterable[Any], content: Any, file: Path, where: str = "", but: Iterable[str] = ()) -> dict[str, Any]:
+def stated(
+    kinds: Iterable[Any],
+    content: Any,
+    file: Path,
+    where: str = "",
+    but: Iterable[str] = (),
+    beside: Iterable[str] = (),
+) -> dict[str, Any]:
     """The values that a mapping states of the fields of some dataclasses, all `but` some, each of its field's type.
 
-    Paths are relative to the file and must exist.
+    Paths are relative to the file and must exist. `beside` are keys that the caller has taken out, for the hint of near
+    ones.
 
     Raises:
         UserError: it is no mapping, has a key that is no field, or a value of another type.
@@ -65,7 +73,7 @@ def stated(kinds: Iterable[Any], content: Any, file: Path, where: str = "", but:
     values = {}
     for key, value in mapping(content, file, where).items():
         if key not in types:
-            raise UserError(f"{file}: {_path(where, key)}: unknown key; {near(str(key), types)}")
+            raise UserError(f"{file}: {_path(where, key)}: unknown key; {near(str(key), [*types, *beside])}")
         values[key] = _value(types[key], value, file, where, key)
     return values
 
