@@ -161,19 +161,16 @@ class Activations:
         """Puts fake parameters in the place of those on the meta device, tied ones once."""
         made: dict[Tensor, nn.Parameter] = {}
         for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is None:
-                    continue
+            for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
                 if parameter not in made:
                     made[parameter] = nn.Parameter(
                         torch.empty(parameter.shape, dtype=self.weights), requires_grad=parameter.requires_grad
                     )
                     if stay:
                         made[parameter].grad = torch.empty_like(made[parameter])
-                part._parameters[name] = made[parameter]
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                setattr(part, name, made[parameter])
+            for name, buffer in list(part.named_buffers(recurse=False, remove_duplicate=False)):
+                setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
