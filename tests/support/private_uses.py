@@ -22,7 +22,8 @@ def private_uses(root: Path) -> set[tuple[str, str]]:
     name that a class shares with the private ones of a foreign base class, be it on purpose or not.
     """
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.py"))}
-    own = {node.name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    classes = (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    own = {inner.name for node in classes for inner in node.body if isinstance(inner, ast.FunctionDef)}
     found = set()
     for path, tree in trees.items():
         pieces = {piece for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values}

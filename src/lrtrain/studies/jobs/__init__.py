@@ -1,4 +1,4 @@
-"""A training run as a process of its own, never done twice, and the search of a learning rate over such runs."""
+"""Many training runs, each a process of its own: jobs, learning-rate searches, and studies over a search space."""
 
 from lrtrain.studies.jobs.launch import Job, Outcome, train, train_all
 from lrtrain.studies.jobs.search import around
