@@ -50,6 +50,12 @@ assert "lightning" not in sys.modules
     assert losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"])
+def test_links_lead_to_files(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / page).parent.joinpath(link).is_file(), link
+
+
 def test_every_file_and_command_that_it_names_exists() -> None:
     for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:ya?ml|md|png)", README):
         assert (ROOT / path).is_file(), path
