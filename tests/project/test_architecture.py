@@ -58,7 +58,7 @@ def test_every_file_is_there_with_a_few_words() -> None:
         entries = re.split(r"\s+·\s+", text.strip())
         listed["." if package == "lrtrain" else package] = [re.match(r"`([^`]+)`", e).group(1) for e in entries]  # type: ignore[union-attr]
         complaints += [f"{package}/: say what {e} is" for e in entries if re.fullmatch(r"`[^`]+`\s*", e)]
-    for folder in sorted({path.parent for path in SOURCES.rglob("*.py")}):
+    for folder in sorted({path.parent for path in SOURCES.rglob("__init__.py")}):
         package = folder.relative_to(SOURCES).as_posix()
         there = {path.name for path in folder.glob("*.py")} - ({"__init__.py"} if package != "." else set())
         names = listed.pop(package, [])

@@ -21,7 +21,8 @@ def private_uses(root: Path) -> set[tuple[str, str]]:
     A private name is an attribute of another object, an import, a text that is such a name (for `getattr`), or a
     name that a class shares with the private ones of a foreign base class, be it on purpose or not.
     """
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.py"))}
+    modules = [path for path in sorted(root.rglob("*.py")) if (path.parent / "__init__.py").is_file()]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules}
     classes = (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     own = {inner.name for node in classes for inner in node.body if isinstance(inner, ast.FunctionDef)}
     found = set()
