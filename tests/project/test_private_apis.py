@@ -268,12 +268,6 @@ def test_torch_gives_the_store_of_the_process_group() -> None:
         distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
-def test_onednn_multiplies_by_a_transposed_matrix() -> None:
-    x, y = torch.randn(5, 3), torch.randn(4, 3)
-    torch.testing.assert_close(torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], ""), x @ y.T)
-
-
 def test_foreach_functions_do_to_lists_what_their_namesakes_do_to_tensors() -> None:
     def lists() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         torch.manual_seed(1)
