@@ -1,11 +1,10 @@
 """`lrtrain scaling`: plan an isoFLOP grid, train it, and fit scaling laws to its losses."""
 
 import argparse
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from lrtrain.cli.arguments import Arguments
+from lrtrain.cli.arguments import Arguments, positive, settings
 from lrtrain.config.recipes import find
 from lrtrain.runtime.errors import UserError
 
@@ -33,8 +32,8 @@ def main(argv: list[str]) -> int:
     run = commands.add_parser("run", allow_abbrev=False, help="train every point; goes on where it stopped")
     run.add_argument("folder", type=Path, help="folder of the plan")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
-    run.add_argument("--jobs", type=int, default=1, help="points trained at a time (default 1)")
-    run.add_argument("--threads", type=int, default=1, help="threads of a run (default 1)")
+    run.add_argument("--jobs", type=positive, default=1, help="points trained at a time (default 1)")
+    run.add_argument("--threads", type=positive, default=1, help="threads of a run (default 1)")
     run.add_argument("--only", nargs="+", metavar="POINT", help="train these points alone, as on one of many machines")
     fit = commands.add_parser("fit", allow_abbrev=False, help="fit the laws; writes fit.json and fit.png")
     fit.add_argument("points", type=Path, help="folder of the plan, or a CSV with budget, parameters, tokens, loss")
@@ -50,15 +49,17 @@ def main(argv: list[str]) -> int:
 
 
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from lrtrain.studies.scaling.grid import table
+    from lrtrain.studies.scaling.grid import check_override, points_table
     from lrtrain.studies.scaling.stages import plan_grid
 
-    overrides = dict(_overrides(rest))
+    overrides = settings(rest)
+    for key in overrides:
+        check_override(key, f"--{key}")
     plan = plan_grid(
         arguments.grid, arguments.out.resolve().name, [str(file) for file in arguments.config or ()], overrides
     )
     plan.save(arguments.out)
-    print(table(plan.points))
+    print(points_table(plan.points))
     print(f"{plan.tokens_per_step:,} tokens a step; train with: lrtrain scaling run {arguments.out}")
     return 0
 
@@ -66,9 +67,6 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     from lrtrain.studies.scaling.stages import train_grid
 
-    for name in ("jobs", "threads"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: give at least 1")
     train_grid(arguments.folder, arguments.runs, arguments.jobs, arguments.threads, _say, arguments.only)
     if arguments.only is None:
         print(f"fit with: lrtrain scaling fit {arguments.folder}")
@@ -84,33 +82,11 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--resamples {arguments.resamples}: an interval needs at least 100")
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: give at least 0")
-    fit_laws(
-        arguments.points,
-        print,
-        arguments.parameters,
-        arguments.confidence,
-        arguments.resamples,
-        arguments.seed,
-        arguments.out,
-    )
+    of = arguments
+    fit = fit_laws(of.points, print, of.parameters, of.confidence, of.resamples, of.seed, of.out)
+    print(f"verdict: {fit['verdict']}")
     return 0
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _overrides(rest: list[str]) -> Iterator[tuple[str, str]]:
-    """The settings among the arguments, --key=value or --key value."""
-    from lrtrain.studies.scaling.grid import check_override
-
-    pending = iter(rest)
-    for argument in pending:
-        flag, equals, value = argument.partition("=")
-        if not flag.startswith("--"):
-            raise UserError(f"{argument}: stands alone; a setting is --key value, as in --data.block_size 64")
-        if not equals and (value := next(pending, "")) == "":
-            raise UserError(f"{flag}: lacks its value, as in --data.block_size 64")
-        key = flag.removeprefix("--")
-        check_override(key, flag)
-        yield key, value

@@ -1,14 +1,11 @@
 """`lrtrain sweep`: trains the points of a search space and writes the best one's YAML."""
 
-import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from lrtrain.cli.arguments import Arguments
+from lrtrain.cli.arguments import Arguments, positive, settings
 from lrtrain.config.recipes import find
-from lrtrain.runtime.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +16,7 @@ def main(argv: list[str]) -> int:
     from lrtrain.studies.sweep.sweeping import sweep
     from lrtrain.studies.sweep.trials import Effort
 
-    space = read_space(options.space, options.trials, options.config, _settings(flags))
+    space = read_space(options.space, options.trials, options.config, settings(flags))
     effort = Effort(options.runs, options.jobs, options.threads, options.timeout, options.keep_checkpoints)
     sweep(space, options.study or space.path.stem, options.storage, effort)
     return 0
@@ -44,34 +41,10 @@ def _arguments() -> Arguments:
     )
     parser.add_argument("--study", help="name of the study (default: the space file's)")
     parser.add_argument("--storage", help="database URL of the studies (default: sqlite, <runs>/sweeps.db)")
-    parser.add_argument(
-        "--trials", type=_positive, help="number of points, instead of the space's; may be raised later"
-    )
-    parser.add_argument("--jobs", type=_positive, default=1, help="trials at a time on this machine (default 1)")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of one trial (default 1)")
+    parser.add_argument("--trials", type=positive, help="number of points, instead of the space's; may be raised later")
+    parser.add_argument("--jobs", type=positive, default=1, help="trials at a time on this machine (default 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of one trial (default 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
     parser.add_argument("--timeout", type=float, default=math.inf, help="seconds after which no new trial begins")
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep the checkpoints of trials that ended")
     return parser
-
-
-def _settings(flags: list[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` by key."""
-    found: dict[str, Any] = {}
-    waiting = iter(flags)
-    for argument in waiting:
-        flag, equals, value = argument.partition("=")
-        if not flag.startswith("--"):
-            raise UserError(f"{argument}: stands alone; every argument is an option, as in --trainer.max_steps 100")
-        if not equals:
-            value = next(waiting, "")
-            if not value or value.startswith("--"):
-                raise UserError(f"{flag}: expected a value")
-        found[flag.removeprefix("--")] = value
-    return found
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text}")
-    return int(text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, ge
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lrtrain.config.recipes import find
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
@@ -63,7 +64,7 @@ def stated(
 ) -> dict[str, Any]:
     """The values that a mapping states of the fields of some dataclasses, all `but` some, each of its field's type.
 
-    Paths are relative to the file and must exist. `beside` are keys that the caller has taken out, for the hint of near
+    Paths are relative to the file and must exist, or be the name of a shipped recipe or overlay. `beside` are keys that the caller has taken out, for the hint of near
     ones.
 
     Raises:
@@ -145,6 +146,11 @@ def _parser(hint: Any) -> ArgumentParser:
 
 def _existing(name: Path, file: Path, where: str, key: str) -> Path:
     path = Path(os.path.normpath(file.parent / name))
+    if not path.is_file() and name.suffix != ".yaml":
+        try:
+            return find("", name)
+        except UserError as error:
+            raise UserError(f"{file}: {_path(where, key)}: {error}") from error
     if not path.is_file():
         raise UserError(f"{file}: {_path(where, key)}: the file {path} does not exist: correct the path")
     return path

@@ -11,11 +11,16 @@ import yaml
 from commandline import refusal
 from lrtrain.cli.main import main
 from lrtrain.studies.experiments.arms import Arm, arms_of, with_rate
-from lrtrain.studies.experiments.definition import SCALES, load, names
+from lrtrain.studies.experiments.experiment_file import find, load, names
 from lrtrain.studies.plan.counted import counted
 
 FOLDER = Path(__file__).parents[3] / "configs" / "experiments"
 NAMES = names(FOLDER)
+SHIPPED = [
+    (name, scale)
+    for name in NAMES
+    for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales", [None])
+]
 PUBLISHED = {
     "optimizers": {"spectron": 296_930_560, "adamw": 296_930_560},
     "equal_flops": {"spectron": 453_846_528, "dense": 777_856_512},
@@ -33,17 +38,17 @@ PUBLISHED = {
 
 @cache
 def arms(name: str, scale: str) -> dict[str, Arm]:
-    return {arm.variant.name: arm for arm in arms_of(load(FOLDER, name, scale), counted)}
+    return {arm.variant.name: arm for arm in arms_of(load(find(name, FOLDER), scale), counted)}
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "scale"), SHIPPED)
 def test_an_experiment_is_planned(name: str, scale: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", name, "--scale", scale, "--plan", "--folder", str(FOLDER)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{name} ({scale}): ")
     assert len(out.splitlines()) > 3
-    assert load(FOLDER, name, scale).checks or load(FOLDER, name, scale).kind != "training"
+    definition = load(find(name, FOLDER), scale)
+    assert definition.checks or definition.kind != "training"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -67,7 +72,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
 def test_equal_flops_are_equal(scale: str) -> None:
     planned = arms("equal_flops", scale)
     mine, dense = (planned[name].cost for name in ("spectron", "dense"))
@@ -75,6 +80,16 @@ def test_equal_flops_are_equal(scale: str) -> None:
     assert mine.steps % mine.every == 0
     assert mine.steps * mine.flops * mine.tokens == pytest.approx(dense.steps * dense.flops * dense.tokens, rel=0.04)
     assert planned["spectron"].settings["trainer.max_steps"] == mine.steps
+
+
+@pytest.mark.parametrize("scale", ["quickstart", "larger"])
+def test_the_dense_decoders_of_the_sct_table_equal_the_spectral_one(scale: str) -> None:
+    planned = arms("sct_table", scale)
+    like, costs = planned["bounded"].cost, {name: arm.cost for name, arm in planned.items() if name.startswith("dense")}
+    assert len(costs) == 7
+    for name, cost in costs.items():
+        of = "parameters" if name.endswith("parameters") else "flops"
+        assert getattr(cost, of) == pytest.approx(getattr(like, of), rel=0.005)
 
 
 def test_the_learning_rate_goes_where_it_is_named() -> None:
@@ -89,10 +104,12 @@ def test_the_learning_rate_goes_where_it_is_named() -> None:
 def test_the_list_has_a_claim_and_a_time_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", "--folder", str(FOLDER)]) == 0
     heads, *lines, _, total = capsys.readouterr().out.splitlines()
-    assert heads.split() == ["experiment", "tiny", "claim"]
+    assert heads.split() == ["experiment", "scale", "time", "claim"]
     assert [line.split()[0] for line in lines] == NAMES
-    assert all(int(line.split()[1]) > 0 for line in lines)
-    whole, summed = int(total.split("about ")[1].split()[0]), sum(int(line.split()[1]) for line in lines)
+    times = [int(line.split()[2]) for line in lines if load(find(line.split()[0], FOLDER)).source]
+    assert len(times) > 10
+    assert min(times) > 0
+    whole, summed = int(total.split("about ")[1].split()[0]), sum(times)
     assert whole < min(summed, 120)
 
 
@@ -122,14 +139,17 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("titel", "t", "titel: unknown key; did you mean title?"),
         ("title", None, "title: expected a text, got None"),
         ("kind", "trainin", "kind: expected one of training, isoflop, memory, conversion, got 'trainin'"),
-        ("scales", {}, "no scale tiny: there are "),
+        ("scales", {"": {"configs": ["quickstart.yaml"]}}, "variants.one.tiny: unknown key; "),
         ("scales.tiny.seeds", 0, "scales.tiny.seeds: expected a whole number of at least 1, got 0"),
-        ("scales.tiny.configs", [], "scales.tiny.configs: expected a recipe, got []"),
+        ("scales.tiny.configs", [], "scales.tiny.configs: expected a recipe, got ()"),
         ("scales.tiny.overlays", ["absent.yaml"], "absent.yaml does not exist: correct the path"),
         ("variants", {}, "variants: expected the variants to train, got {}"),
         ("variants.one.tiny.lr", 0, "variants.one.tiny.lr: expected a number above 0, got 0"),
         ("variants.one.tiny.equal_flops", "too", "equal_flops: no variant 'too' of own steps: did you mean two?"),
-        ("variants.one", {"paper": {"lr": 1}}, "variants.one.tiny: expected what the variant is"),
+        ("variants.one", {"tinny": {"lr": 1}}, "variants.one.tinny: unknown key; did you mean tiny?"),
+        ("variants.one.tiny", {}, "variants.one.tiny.lr: expected a number above 0, got nothing"),
+        ("variants.one.label", "two", "variants: two are labeled 'two'"),
+        ("seeds", "many", "seeds: expected a whole number of at least 1, got 'many'"),
         ("variants.one", 3, "variants.one: expected keys with their values, got 3"),
         ("figure", [{"metric": "val/loss", "over": "stepz"}], "figure[0].over: expected one of steps"),
         ("checks", [{"order": ["one"]}], "checks[0].order: expected two variants or more"),
@@ -161,11 +181,11 @@ def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, capsys: pytest
         refusal(["experiment", "optimizer", *flags], capsys)
         == f"no experiment 'optimizer' in {FOLDER}: did you mean optimizers?"
     )
-    assert (
-        refusal(["experiment", "ablation", "--scale", "huge", *flags], capsys) == "--scale huge: there are tiny, paper"
-    )
+    line = refusal(["experiment", "ablation", "--scale", "huge", *flags], capsys)
+    assert line == f"{FOLDER}/ablation.yaml: no scale huge: there are tiny, paper"
     for flag in ("--seeds", "--jobs", "--threads"):
-        assert refusal(["experiment", "ablation", flag, "0", *flags], capsys) == f"{flag} 0: give at least 1"
+        line = refusal(["experiment", "ablation", flag, "0", *flags], capsys)
+        assert line.startswith(f"argument {flag}: expected a whole number, at least 1, got 0")
     assert refusal(["experiment", "--folder", str(tmp_path)], capsys).startswith(f"no experiments in {tmp_path}: ")
     (tmp_path / "broken.yaml").write_text("a: [")
     assert "is not valid YAML" in refusal(["experiment", "broken", "--folder", str(tmp_path)], capsys)

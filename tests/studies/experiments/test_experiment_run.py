@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pretend_fit
 import toy
@@ -50,6 +51,40 @@ def test_an_experiment_ends_with_table_figure_numbers_and_verdict(
     assert set(good["searched"]) == {"0.02", "0.04", "0.08"}
     assert good["seeds"][0]["last val/loss"] < bad["seeds"][0]["last val/loss"]
     assert (results.parent / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_experiment_of_ones_own_is_a_file_anywhere_with_nothing_claimed(
+    log: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path, shards)
+    content = yaml.safe_load((tmp_path / "experiments/widths.yaml").read_text())
+    mine = {**content["scales"]["tiny"], "seeds": 3, "search": False}
+    mine["variants"] = {
+        "good": {"label": "narrow", "settings": {"model.decoder.width": 56}, "lr": 0.04},
+        "bad": {"settings": {"model.decoder.width": 128}, "lr": 0.04},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["experiment", "../mine.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mine\nvariant ")
+    assert "paper" not in out
+    assert "verdict: narrow 13." in out
+    assert " < bad 13." in out
+    assert len(log.read_text().splitlines()) == 6
+    found = json.loads(Path("runs/experiments/mine/results.json").read_text())
+    assert found["p"]["narrow"]["bad"] < 0.05
+    assert Path("runs/experiments/mine/figure.png").exists()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**mine, "checks": [{"order": ["bad", "good"]}]}))
+    assert main(["experiment", "../mine.yaml"]) == 0
+    assert "verdict: does not hold: bad 13." in capsys.readouterr().out
+    assert len(log.read_text().splitlines()) == 6
 
 
 def test_what_has_finished_is_not_trained_again_and_more_seeds_are_added(

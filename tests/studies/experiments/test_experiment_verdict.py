@@ -11,7 +11,7 @@ import stand_in_fit
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.experiments.definition import LOSS, Check
 from lrtrain.studies.experiments.records import value
-from lrtrain.studies.experiments.verdict import Finding, below, judge, overall
+from lrtrain.studies.experiments.verdict import Finding, compared, judge, overall, welch
 from lrtrain.studies.jobs import Outcome
 
 LABELS = {"a": "Spectron", "b": "self-guided", "c": "AdamW"}
@@ -19,7 +19,7 @@ NARROW = {"a": [3.00, 3.01, 3.02], "b": [3.20, 3.21, 3.22], "c": [3.50, 3.52, 3.
 
 
 def found(kind: str, values: dict[str, list], *variants: str, low: float | None = None, high: float | None = None):  # type: ignore[no-untyped-def]
-    check = Check(kind, variants or ("a", "b"), LOSS, "last", low, high, False)
+    check = Check(kind, variants or ("a", "b"), between=(low, high))
     return judge(check, lambda name, metric, statistic: values[name], LABELS)
 
 
@@ -95,14 +95,33 @@ def test_the_verdict_is_the_worst_finding_of_the_papers_claims() -> None:
     assert overall([good], "other data") == ("not comparable", "not comparable: other data (in these runs: rep)")
 
 
+def test_what_is_of_no_paper_holds_or_does_not() -> None:
+    good, unclear = Finding("reproduced", "rep"), Finding("not comparable", "not")
+    assert overall([good], of_a_paper=False)[1] == "holds: rep"
+    assert overall([good, unclear], of_a_paper=False)[1] == "cannot be told: rep; not"
+    assert overall([Finding("not reproduced", "bad")], of_a_paper=False)[1] == "does not hold: bad"
+
+
+def test_variants_that_nothing_is_claimed_of_are_told_by_their_means() -> None:
+    text, p = compared({"second": [3.20, 3.21, 3.22], "first": [3.00, 3.01, 3.02], "third": [3.21, 3.23, 3.22]})
+    assert text.startswith("first 3.0100 ± 0.01 < second 3.2100 ± 0.01 (p = ")
+    assert " ≈ third 3.2200 ± 0.01 (p = 0.29)" in text
+    assert (
+        p["first"]["second"] == p["second"]["first"] == pytest.approx(2 * welch([3.00, 3.01, 3.02], [3.20, 3.21, 3.22]))
+    )
+    assert compared({"a": [3.0], "b": [4.0]})[0] == "a 3.0000 ? b 4.0000 (one seed has no spread)"
+    assert compared({"a": [3.0, None], "b": [4.0, 4.1]})[0].endswith("; not all runs of a have a value")
+    assert compared({"a": [3.0, 3.1], "b": [math.inf]})[1]["b"]["a"] == 0
+
+
 losses = st.lists(st.floats(1, 10), min_size=2, max_size=5)
 
 
 @given(losses, losses)
 def test_of_two_orders_at_most_one_is_significant(first: list[float], second: list[float]) -> None:
-    assert not (below(first, second) < 0.05 and below(second, first) < 0.05)
+    assert not (welch(first, second) < 0.05 and welch(second, first) < 0.05)
     shifted = [loss + 100 for loss in first]
-    assert below(first, shifted) < below(shifted, first)
+    assert welch(first, shifted) < welch(shifted, first)
 
 
 def run_with(folder: Path, **series: list[float]) -> Outcome:
@@ -140,4 +159,4 @@ def test_the_test_is_welchs(second: list[float]) -> None:
 
     first = [3.0, 3.1, 2.9]
     expected = ttest_ind(first, second, equal_var=False, alternative="less").pvalue
-    assert below(first, second) == pytest.approx(expected, rel=1e-9)
+    assert welch(first, second) == pytest.approx(expected, rel=1e-9)

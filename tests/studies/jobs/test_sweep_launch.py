@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 import stand_in_fit
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.jobs import Job, around, launch, train, train_all
-from lrtrain.studies.jobs.past import past
+from lrtrain.studies.jobs import Job, Repeated, around, best_over_seeds, launch, train, train_best
+from lrtrain.studies.jobs.past import past, remember
 from stand_in_fit import RATE
 
 STAND_IN = (sys.executable, stand_in_fit.__file__)
@@ -78,8 +77,8 @@ def test_a_diverged_job_is_infinitely_bad_and_not_repeated(tmp_path: Path) -> No
 
 
 def test_a_loss_that_is_no_number_has_diverged(tmp_path: Path) -> None:
-    (tmp_path / "toy/0001").mkdir(parents=True)
-    (tmp_path / "toy/0001/config.yaml").write_text(f"{RATE}: 0.01\n")
+    remember(job(tmp_path))
+    (tmp_path / "toy/0001").mkdir()
     stand_in_fit.record(tmp_path / "toy/0001", step=1, metrics={"val/loss": "NaN"})
     stand_in_fit.record(tmp_path / "toy/0001", status="FINISHED")
     outcome = train(job(tmp_path))
@@ -104,26 +103,58 @@ def test_a_metric_that_is_not_recorded_is_refused_with_near_names(tmp_path: Path
         train(job(tmp_path), metric="val/los")
 
 
-def test_a_run_made_without_a_job_counts_only_with_the_same_configuration(tmp_path: Path) -> None:
+def test_a_run_that_no_job_made_is_refused(tmp_path: Path) -> None:
     train(job(tmp_path))
     (tmp_path / "toy/job.json").unlink()
-    config = {"model": {"optimizers": {"hidden": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}}}}
-    (tmp_path / "toy/0001/config.yaml").write_text(yaml.safe_dump(config))
-    found = past(job(tmp_path, **{"model.optimizers.hidden": "torch.optim.AdamW"}), "val/loss")
-    assert found is not None
-    assert found.status == "finished"
-    with pytest.raises(UserError, match=r"0.01 there, 0.03 here"):
-        past(job(tmp_path, 0.03), "val/loss")
+    with pytest.raises(UserError, match=r"toy/0001 is no run of a job: give another name, or remove .*/toy"):
+        past(job(tmp_path), "val/loss")
+
+
+def repeated(runs: Path, name: str, start: float, seeds: int = 1, search: bool = False) -> Repeated:
+    def one(lr: float, seed: int) -> Job:
+        return job(runs, lr, f"{name}-{lr:g}-s{seed}", seed_everything=seed)
+
+    return Repeated(one, start, range(seeds), search)
 
 
 def test_jobs_are_trained_together_and_told_in_order(tmp_path: Path) -> None:
-    jobs = [job(tmp_path, rate, f"toy-{rate:g}") for rate in (0.1, 0.7, 0.01)]
+    wanted = [repeated(tmp_path, "toy", rate) for rate in (0.1, 0.7, 0.01)]
     told: list[str] = []
-    outcomes = train_all(jobs, 2, each=lambda job, outcome: told.append(f"{job.name} {outcome.status}"))
-    assert [outcome.metric for outcome in outcomes] == [1.0, math.inf, 0.0]
-    assert sorted(told) == ["toy-0.01 finished", "toy-0.1 finished", "toy-0.7 diverged"]
-    with pytest.raises(ValueError, match="same name"):
-        train_all([jobs[0], jobs[0]], 2)
+    found = train_best(wanted, 2, each=lambda job, outcome: told.append(f"{job.name} {outcome.status}"))
+    assert [best.results[0].metric for best in found] == [1.0, math.inf, 0.0]
+    assert sorted(told) == ["toy-0.01-s0 finished", "toy-0.1-s0 finished", "toy-0.7-s0 diverged"]
+
+
+def test_each_is_searched_on_the_first_seed_and_repeated_at_its_best_rate(tmp_path: Path) -> None:
+    ended: list[int] = []
+    wanted = [repeated(tmp_path, "one", 0.02, 3, search=True), repeated(tmp_path, "two", 0.005, 2, search=True)]
+    found = train_best(wanted, 3, done=lambda index, best: ended.append(index))
+    assert [best.lr for best in found] == [0.01, 0.01]
+    assert [len(best.results) for best in found] == [3, 2]
+    assert [sorted(best.rates) for best in found] == [[0.005, 0.01, 0.02], [0.0025, 0.005, 0.01, 0.02]]
+    assert sorted(ended) == [0, 1]
+    before = starts(tmp_path)
+    assert len(before) == len(set(before)) == 3 + 2 + 4 + 1
+    assert [best.rates for best in train_best(wanted)] == [best.rates for best in found]
+    assert starts(tmp_path) == before
+
+
+def test_a_refused_first_rate_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^toy--1-s0: model.optimizers.hidden: lr must be positive"):
+        train_best([repeated(tmp_path, "toy", -1)])
+
+
+def test_a_search_that_diverges_begins_again_lower_and_one_that_fails_does_not() -> None:
+    def law(lr: float, seed: int) -> float:
+        return math.inf if lr > 0.1 else math.log2(lr / 0.0625) ** 2 + seed
+
+    best = best_over_seeds(law, float, 0.5, [0, 1])
+    assert (best.lr, best.results) == (0.0625, [0.0, 1.0])
+    assert best.rates == {0.5: math.inf, 0.125: math.inf, 0.03125: 1.0, 0.015625: 4.0, 0.0625: 0.0}
+    lost = best_over_seeds(lambda lr, seed: math.nan, float, 0.5, [0, 1])
+    assert lost.rates == {0.5: math.inf}
+    assert len(lost.results) == 1
+    assert len(best_over_seeds(lambda lr, seed: math.inf, float, 0.5, [0, 1], search=False).results) == 2
 
 
 def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:
@@ -145,12 +176,12 @@ def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:
 PROGRAM = f"""
 import signal, sys
 from pathlib import Path
-from lrtrain.studies.jobs import Job, train_all
-from lrtrain.studies.jobs import launch
+from lrtrain.studies.jobs import Job, Repeated, launch, train_best
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 launch.COMMAND = {STAND_IN!r}
 runs = Path(sys.argv[1])
-train_all([Job(f"toy-{{n}}", (), {{{RATE!r}: 0.01}}, runs) for n in range(3)], 2)
+toys = [(lambda lr, seed, n=n: Job(f"toy-{{n}}", (), {{{RATE!r}: lr}}, runs)) for n in range(3)]
+train_best([Repeated(toy, 0.01, [0], search=False) for toy in toys], 2)
 """
 
 

@@ -75,7 +75,7 @@ def sizes() -> dict[Shape, Size]:
 
 @given(step=st.integers(1, 4000), budget=st.floats(1e11, 1e13))
 def test_every_point_meets_its_budget_within_one_step(sizes: dict[Shape, Size], step: int, budget: float) -> None:
-    grid = Grid(("recipe.yaml",), (budget,), (1, 2, 3, 4), tokens_per_parameter=(1e-9, 1e9))
+    grid = Grid((Path("recipe.yaml"),), (budget,), (1, 2, 3, 4), tokens_per_parameter=(1e-9, 1e9))
     for point in points_of(grid, sizes, step):
         of_a_token = sizes[point.shape].flops
         assert abs(point.flops - budget) <= step * of_a_token / 2
@@ -133,22 +133,29 @@ GRID: dict[str, Any] = {
     ("changes", "said"),
     [
         ({"budget": [1e12]}, "grid.yaml: budget: unknown key; did you mean budgets?"),
-        ({"budgets": None}, "grid.yaml: budgets: expected a list of numbers, got None"),
-        ({"budgets": [1e12, -1]}, "grid.yaml: budgets: expected a list of positive numbers"),
-        ({"budgets": []}, "grid.yaml: budgets: expected a list of positive numbers"),
+        ({"budgets": None}, "grid.yaml: budgets: expected a list, each item a number above 0, got None"),
+        (
+            {"budgets": [1e12, -1]},
+            "grid.yaml: budgets: expected a list, each item a number above 0, got [1000000000000.0, -1]",
+        ),
+        ({"budgets": []}, "grid.yaml: budgets: expected a list, at least one item and none twice, got []"),
         (
             {"dials": [2, 2, 3]},
-            "grid.yaml: dials: expected a list, each item a whole number of at least 1 and none twice",
+            "grid.yaml: dials: expected a list, at least one item and none twice, got [2, 2, 3]",
         ),
-        ({"dials": [0, 1, 2]}, "grid.yaml: dials: expected a list"),
+        ({"dials": [0, 1, 2]}, "grid.yaml: dials: expected a list, each item a whole number of at least 1, got"),
         ({"dials": ["a"]}, "grid.yaml: dials: expected a list"),
-        ({"configs": []}, "grid.yaml: configs: expected a list, each item a path"),
+        ({"configs": []}, "grid.yaml: configs: expected a list, at least one item"),
         ({"tokens_per_parameter": [5, 1]}, "grid.yaml: tokens_per_parameter: expected a lower and a higher bound"),
         ({"head_width": 15}, "grid.yaml: head_width is 15: rotary positions need an even one"),
-        ({"head_width": "wide"}, "grid.yaml: head_width: expected a whole number of at least 2, got 'wide'"),
-        ({"lr": "guess"}, "grid.yaml: lr: expected fixed or searched, got 'guess'"),
+        ({"head_width": "wide"}, "grid.yaml: head_width: expected a whole number of at least 1, got 'wide'"),
+        ({"lr": "guess"}, "grid.yaml: lr: expected one of fixed, searched, got 'guess'"),
         ({"seeds": [-1]}, "grid.yaml: seeds: expected a list"),
-        ({"overrides": [1]}, "grid.yaml: overrides: expected dotted keys"),
+        ({"overrides": [1]}, "grid.yaml: overrides: expected keys with their values, got [1]"),
+        (
+            {"overrides": {"trainer": {"max_steps": 3}}},
+            "grid.yaml: overrides.trainer: expected a value; keys are dotted",
+        ),
         ({"overrides": {"trainer.max_steps": 3}}, "grid.yaml: overrides.trainer.max_steps: the plan gives each point"),
         (
             {"overrides": {"model.decoder.init_args.width": 3}},
@@ -176,7 +183,7 @@ def test_a_grid_file_with_a_mistake_is_refused_in_one_line(
         ({"dials": [2, 3]}, [], "budget 1e12: 2 of the dials give 10 steps and 0.01 to 100 tokens per parameter"),
         ({"budgets": [1e12, 1.00001e12]}, [], "the point 1e12-n2 is there twice"),
         ({}, ["--data.blok_size", "64"], "--data.blok_size: unknown key; did you mean block_size?"),
-        ({}, ["--data.block_size"], "--data.block_size: lacks its value"),
+        ({}, ["--data.block_size"], "--data.block_size: expected a value"),
         ({}, ["--trainer.max_steps", "5"], "--trainer.max_steps: the plan gives each point its own"),
         ({}, ["--trainer.devices=-1"], "trainer.devices is -1: a plan needs the number of devices"),
         ({}, ["--model.decoder.kv_heads=4"], "dial 2 with model.decoder of the recipe: heads must be a multiple"),
@@ -200,9 +207,9 @@ def test_files_that_are_no_grid_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "does not exist" in refusal(["scaling", "plan", str(tmp_path / "none.yaml"), *out], capsys)
     file = tmp_path / "grid.yaml"
     for text, said in (
-        ("- 1", "holds no settings"),
+        ("- 1", "grid.yaml: expected keys with their values, got [1]"),
         ("a: [", "is not valid YAML"),
-        ("lr: fixed", "configs is missing"),
+        ("lr: fixed", "configs: expected a list, each item the path of a YAML file, got nothing"),
     ):
         file.write_text(text)
         assert said in refusal(["scaling", "plan", str(file), *out], capsys)

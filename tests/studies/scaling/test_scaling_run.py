@@ -153,10 +153,17 @@ def test_some_points_alone_are_trained_on_one_of_many_machines(
     assert refusal([*run, "--only", "1e9-n9"], capsys).startswith(
         "--only 1e9-n9: the plan has no such point; there are"
     )
-    assert refusal([*run, "--jobs", "0"], capsys) == "--jobs 0: give at least 1"
+    assert refusal([*run, "--jobs", "0"], capsys).startswith(
+        "argument --jobs: expected a whole number, at least 1, got 0"
+    )
     missing = refusal(["scaling", "run", str(tmp_path / "none")], capsys)
     assert missing.startswith(f"{tmp_path}/none/plan.yaml cannot be read")
-    for text, said in (("a: [", "is not valid YAML"), ("a: 1", "is not a plan"), ("1", "is not a plan")):
+    for text, said in (
+        ("a: [", "is not valid YAML"),
+        ("a: 1", "plan.yaml: points: expected a list of points, got None"),
+        ("{a: 1, points: []}", "plan.yaml: a: unknown key"),
+        ("1", "plan.yaml: expected keys with their values, got 1"),
+    ):
         (folder / "plan.yaml").write_text(text)
         assert said in refusal(run, capsys)
 

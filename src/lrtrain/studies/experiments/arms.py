@@ -11,14 +11,13 @@ from typing import Any
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.experiments.definition import Definition, Variant
-from lrtrain.studies.jobs.job import Job
+from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.plan.counted import Cost
 
 LR = "model.optimizers.hidden.lr"
 STEPS = "trainer.max_steps"
 TELEMETRY = "trainer.callbacks+"  # beside the callbacks that an overlay brings
 LOGGER = "lrtrain.tracking.logger.MLflowLogger"
-
 
 Count = Callable[[Sequence[Path], Mapping[str, Any]], Cost]
 """(configs, settings) -> what they take, without allocating it."""
@@ -49,6 +48,23 @@ class Arm:
             threads=threads,
             tags={"lrtrain.lr": f"{lr:g}"},
         )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of an arm.
+
+    Attributes:
+        arm: The arm.
+        rates: Learning rate -> held-out loss with the first seed; infinite where it diverged or failed.
+        lr: The best of them.
+        outcomes: One a seed at that rate; the first seed's alone where no rate of a search gave a loss.
+    """
+
+    arm: Arm
+    rates: dict[float, float]
+    lr: float
+    outcomes: list[Outcome]
 
 
 def arms_of(definition: Definition, count: Count) -> list[Arm]:
@@ -117,4 +133,4 @@ def _arm(definition: Definition, variant: Variant, count: Count, arms: Mapping[s
     content = {"configs": [content_of(path) for path in configs], "settings": settings}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     stems = [path.stem for path in variant.overlays] or [scale.configs[0].stem]
-    return Arm(variant, "-".join([scale.name, *stems, digest]), configs, settings, cost)
+    return Arm(variant, "-".join(filter(None, [scale.name, *stems, digest])), configs, settings, cost)

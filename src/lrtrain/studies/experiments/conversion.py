@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,14 +18,14 @@ from lrtrain.constraints import StiefelRetraction, structure
 from lrtrain.nn import Decoder, SpectralLinear, projections
 from lrtrain.optim import WarmupCosine
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.studies.compare.comparison import spread
 from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import LOSS, Check
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.verdict import Finding, judge
-from lrtrain.studies.jobs.search import around
+from lrtrain.studies.jobs.search import best_over_seeds
 
 DENSE = "dense"
 CACHE = "converted.json"
@@ -45,7 +45,7 @@ class Task:
         return DENSE if self.energy is None else f"energy {self.energy:g}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """A task's outcome: one loss a seed, before and after fine-tuning; mean rank; parameters of the first seed's."""
 
@@ -54,8 +54,8 @@ class Row:
     rates: dict[float, float]
     parameters: int
     rank: float
-    before: list[float] = field(default_factory=list)
-    after: list[float] = field(default_factory=list)
+    before: list[float]
+    after: list[float]
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,9 @@ class Source:
     held_out: Callable[[], Iterator[Tensor]]
 
 
-def tasks(ranks: Sequence[Any], energies: Sequence[Any]) -> list[Task]:
-    """The rows, dense first. Raises UserError for what is no rank or no share."""
-    for rank in ranks:
-        if type(rank) is not int or rank < 1:
-            raise UserError(f"ranks: expected whole numbers of at least 1, got {rank!r}")
-    for energy in energies:
-        if not isinstance(energy, int | float) or not 0 < energy <= 1:
-            raise UserError(f"energies: expected shares above 0 and at most 1, got {energy!r}")
-    return [Task(), *(Task(rank=rank) for rank in ranks), *(Task(energy=float(energy)) for energy in energies)]
+def tasks(ranks: Sequence[int], energies: Sequence[float]) -> list[Task]:
+    """The rows, dense first."""
+    return [Task(), *(Task(rank=rank) for rank in ranks), *(Task(energy=energy) for energy in energies)]
 
 
 def convert(decoder: Decoder, task: Task) -> Decoder:
@@ -192,17 +186,25 @@ def convert_all(
             each(f"{key}: loss {known[key]:.4f}")
         return known[key]
 
+    def tuned(task: Task, rate: float, seed: int) -> float:
+        return loss(task, sources[seed], rate)
+
     rows = []
     for task in wanted:
         decoder = convert(sources[0].decoder, task)
         spectral = [m.rank for m in decoder.modules() if isinstance(m, SpectralLinear)]
-        rates = around(lr, partial(loss, task, sources[0]))
-        best = min(rates, key=lambda rate: rates[rate])
-        count = sum(p.numel() for p in decoder.parameters())
-        row = Row(task, best, rates, count, statistics.fmean(spectral) if spectral else math.nan)
-        row.before = [loss(task, source, None) for source in sources]
-        row.after = [loss(task, source, best) for source in sources]
-        rows.append(row)
+        best = best_over_seeds(partial(tuned, task), float, lr, range(len(sources)))
+        rows.append(
+            Row(
+                task,
+                best.lr,
+                best.rates,
+                sum(p.numel() for p in decoder.parameters()),
+                statistics.fmean(spectral) if spectral else math.nan,
+                before=[loss(task, source, None) for source in sources],
+                after=best.results,
+            )
+        )
     return rows
 
 
@@ -214,11 +216,9 @@ def _known(file: Path) -> dict[str, float]:
 
 
 def _keep(file: Path, losses: dict[str, float]) -> None:
-    try:
+    with writing(f"cannot write {file}", "set --runs to another folder"):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(losses, indent=2).encode())
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; set --runs to another folder") from error
 
 
 def conversion_table(rows: Sequence[Row]) -> str:
@@ -234,11 +234,7 @@ def conversion_table(rows: Sequence[Row]) -> str:
 def findings(rows: Sequence[Row]) -> list[Finding]:
     """Whether the dense model stays ahead of every rank after fine-tuning."""
     after = {row.task.name: row.after for row in rows}
-    checks = [
-        Check("order", (DENSE, row.task.name), LOSS, "last", None, None, False)
-        for row in rows
-        if row.task.rank is not None
-    ]
+    checks = [Check("order", (DENSE, row.task.name)) for row in rows if row.task.rank is not None]
     return [judge(check, lambda name, *_: after[name], {name: name for name in after}) for check in checks]
 
 

@@ -2,25 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from lrtrain.studies.compare.curves import Band, Curve, band
-from lrtrain.studies.compare.figure import picture
 from lrtrain.studies.compare.groups import Group
 from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel, with_unit
-from lrtrain.studies.experiments.arm_runs import Trained
+from lrtrain.studies.experiments.arms import Trained
 from lrtrain.studies.experiments.definition import Definition, Drawing
 from lrtrain.studies.experiments.records import matching, value
 from lrtrain.tracking.recorded import recorded
 
 
-def draw(definition: Definition, trained: Sequence[Trained], out: Path) -> list[str]:
-    """Writes the picture of what has finished; returns a line for each panel that cannot be drawn.
+def panels(definition: Definition, trained: Sequence[Trained]) -> tuple[list[Panel], list[str]]:
+    """The pictures of what has finished, and a line for each that cannot be drawn.
 
     Raises:
-        UserError: the file cannot be written, or a run has no such metric.
+        UserError: a run has no such metric.
     """
     finished = [(one, [o for o in one.outcomes if o.status == "finished"]) for one in trained]
     groups = [
@@ -29,15 +27,9 @@ def draw(definition: Definition, trained: Sequence[Trained], out: Path) -> list[
         if outcomes
     ]
     if not groups:
-        return ["no figure: no run has finished"]
+        return [], ["no figure: no run has finished"]
     found = [_panel(wanted, groups, trained, definition.xlabel) for wanted in definition.figure]
-    panels = [panel for panel in found if isinstance(panel, Panel)]
-    if panels:
-        labels = dict.fromkeys(
-            [*(group.label for group in groups), *(b.label for panel in panels for b in panel.bands)]
-        )
-        picture(panels, list(labels), out)
-    return [reason for reason in found if isinstance(reason, str)]
+    return [p for p in found if isinstance(p, Panel)], [reason for reason in found if isinstance(reason, str)]
 
 
 def over_x(title: str, xlabel: str, ylabel: str, lines: dict[str, list[tuple[float, list[float]]]]) -> Panel:

@@ -8,29 +8,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import spread
-from lrtrain.studies.experiments.arm_runs import Trained
-from lrtrain.studies.experiments.arms import Arm
+from lrtrain.studies.experiments.arms import Arm, Trained
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
-from lrtrain.studies.experiments.verdict import Finding
+from lrtrain.studies.experiments.result import Result
 
-RESULTS, FIGURE = "results.json", "figure.png"
-
-
-def folder_of(runs: Path, name: str, scale: str) -> Path:
-    """Where an experiment's figure and numbers go."""
-    return runs / "experiments" / f"{name}-{scale}"
+RESULTS = "results.json"
 
 
 def heading(definition: Definition) -> str:
-    """Title, claim and source."""
-    title = f"{definition.name} ({definition.scale.name}): {definition.title}"
-    return f"{title}\nclaim: {definition.claim} ({definition.source})"
+    """Title, and claim and source where there are any."""
+    scale = f" ({definition.scale.name})" if definition.scale.name else ""
+    title = f"{definition.name}{scale}: {definition.title}" if definition.title else f"{definition.name}{scale}"
+    source = f" ({definition.source})" if definition.source else ""
+    return f"{title}\nclaim: {definition.claim}{source}" if definition.claim else title
 
 
 def plan_table(arms: Sequence[Arm]) -> str:
@@ -51,13 +46,13 @@ def result_table(definition: Definition, trained: Sequence[Trained]) -> str:
         LOSS,
         *(f"{statistic} {metric.removeprefix('spectral/').lstrip('*.')}" for metric, statistic in looked[1:]),
     ]
-    rows = [["variant", "lr", "runs", "steps", *heads, "paper"]]
+    published = any(one.arm.variant.published for one in trained)
+    rows = [["variant", "lr", "runs", "steps", *heads, *(["paper"] if published else [])]]
     for one in trained:
         cells = [_cell([value(outcome, *what) for outcome in one.outcomes]) for what in looked]
-        variant = one.arm.variant
-        rows.append(
-            [variant.label, f"{one.lr:g}", str(len(one.outcomes)), str(one.arm.cost.steps), *cells, variant.published]
-        )
+        variant, runs = one.arm.variant, str(len(one.outcomes))
+        last = [variant.published] if published else []
+        rows.append([variant.label, f"{one.lr:g}", runs, str(one.arm.cost.steps), *cells, *last])
     return "\n".join([table(rows), *unfinished(trained)])
 
 
@@ -104,9 +99,7 @@ def variants_as_data(definition: Definition, trained: Sequence[Trained]) -> list
     ]
 
 
-def write_results(
-    definition: Definition, found: Mapping[str, Any], findings: Sequence[Finding], verdict: str, folder: Path
-) -> None:
+def write_results(definition: Definition, result: Result, folder: Path) -> None:
     """Writes `results.json`, numbers that are none as null.
 
     Raises:
@@ -120,16 +113,14 @@ def write_results(
         "source": definition.source,
         "published": definition.published,
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        **found,
-        "findings": [asdict(finding) for finding in findings],
-        "verdict": verdict,
+        **result.found,
+        "findings": [asdict(finding) for finding in result.findings],
+        "verdict": result.verdict,
     }
-    try:
+    with writing(f"cannot write into {folder}", "set --runs to another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False, default=str)
         write_atomically(folder / RESULTS, (text + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; set --runs to another folder") from error
 
 
 def _looked_at(definition: Definition) -> list[tuple[str, str]]:

@@ -12,10 +12,12 @@ from lrtrain.nn import DenseLinear, SpectralLinear
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.studies.compare.panels import Panel
+from lrtrain.studies.experiments.definition import Definition
 from lrtrain.studies.experiments.experiment_figure import over_x
-from lrtrain.studies.experiments.verdict import NOT_REPRODUCED, REPRODUCED, Finding
+from lrtrain.studies.experiments.result import Effort, Result
+from lrtrain.studies.experiments.verdict import NOT_REPRODUCED, REPRODUCED, Finding, overall
 from lrtrain.studies.plan.live_bytes import LiveBytes
-from lrtrain.studies.plan.sct_memory import PUBLISHED, RANK, SctMemory, sct_memory
+from lrtrain.studies.plan.sct_memory import PUBLISHED, RANK, SctMemory, sct_memory, sct_table
 
 MB = 1e6
 FIGURES, DIGITS = ("MB dense", "MB spectral", "ratio"), (3, 3, 2)
@@ -35,6 +37,19 @@ class Row:
     formula: SctMemory
     dense: tuple[int, int]
     spectral: tuple[int, int]
+
+
+def plan(definition: Definition) -> str:
+    """The paper's table by the formula."""
+    return sct_table(PUBLISHED)
+
+
+def run(definition: Definition, effort: Effort) -> Result:
+    """Computes and measures the table, and holds it against the published one."""
+    rows = measure_rows(definition.scale.options.measure)
+    checked = findings(rows, definition.published)
+    _, verdict = overall(checked, definition.scale.differs)
+    return Result(memory_table(rows), verdict, {"matrices": [as_data(row) for row in rows]}, checked, [panel(rows)])
 
 
 def measure_rows(most: float) -> list[Row]:

@@ -12,15 +12,20 @@ A ratio or difference outside of `between` whose 95 % interval (Student's t) rea
 anything that runs failed for, or that one seed alone was run for; a bound needs no spread.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lrtrain.runtime.table import table
 from lrtrain.studies.compare.comparison import figure, spread
 from lrtrain.studies.experiments.definition import LOSS, Check
 
 REPRODUCED, NOT_REPRODUCED, NOT_COMPARABLE = "reproduced", "not reproduced", "not comparable"
+OWN = {REPRODUCED: "holds", NOT_REPRODUCED: "does not hold", NOT_COMPARABLE: "cannot be told"}
+"""What an experiment says that is of no paper."""
+
 LEVEL = 0.05
 
 Measure = Callable[[str, str, str], Sequence[float | None]]
@@ -36,8 +41,8 @@ class Finding:
     ours: bool = False
 
 
-def judge(check: Check, measure: Measure, labels: Mapping[str, str]) -> Finding:
-    """Looks whether a check holds."""
+def judge(check: Check, measure: Measure, labels: Mapping[str, str], claimed: str = "the paper's") -> Finding:
+    """Looks whether a check holds; `claimed` says whose figures its ends are."""
     values = {name: list(measure(name, check.metric, check.statistic)) for name in check.variants}
     what = "" if (check.metric, check.statistic) == (LOSS, "last") else f"{check.statistic} {check.metric}: "
     missing = [labels[name] for name in check.variants if not values[name] or None in values[name]]
@@ -48,14 +53,15 @@ def judge(check: Check, measure: Measure, labels: Mapping[str, str]) -> Finding:
     alone = any(len(own) < 2 and math.isfinite(own[0]) for own in known.values())
     if alone and check.kind != "bound":
         return Finding(NOT_COMPARABLE, f"{what}one seed has no spread", check.ours)
-    outcome, text = RULES[check.kind](check, known, labels)
+    outcome, text = RULES[check.kind](check, known, labels, claimed)
     return Finding(outcome, what + text, check.ours)
 
 
-def overall(findings: Sequence[Finding], differs: str = "") -> tuple[str, str]:
+def overall(findings: Sequence[Finding], differs: str = "", of_a_paper: bool = True) -> tuple[str, str]:
     """The verdict of an experiment, and the line that says it: the worst of its findings but for our own.
 
-    `differs` is what makes the runs another experiment than the paper's.
+    `differs` is what makes the runs another experiment than the paper's. One that is not `of_a_paper` reproduces
+    nothing: its checks hold or do not.
     """
     counted = [finding for finding in findings if not finding.ours]
     outcomes = [finding.outcome for finding in counted]
@@ -63,90 +69,134 @@ def overall(findings: Sequence[Finding], differs: str = "") -> tuple[str, str]:
     told = "; ".join(finding.text for finding in counted)
     if differs:
         return NOT_COMPARABLE, f"{NOT_COMPARABLE}: {differs}" + (f" (in these runs: {told})" if told else "")
-    return outcome, f"{outcome}: {told}"
+    return outcome, f"{outcome if of_a_paper else OWN[outcome]}: {told}"
 
 
-def below(first: Sequence[float], second: Sequence[float]) -> float:
-    """p of Welch's one-sided test that the first mean is not below the second; runs that diverged are infinite.
+def compared(values: Mapping[str, Sequence[float | None]]) -> tuple[str, dict[str, dict[str, float | None]]]:
+    """What is said where nothing is checked: the variants by their means, with what tells neighbors apart.
 
-    Source: B. L. Welch, Biometrika 34 (1947): Student's t with ν = (Σ vᵢ)² / Σ (vᵢ² / (nᵢ − 1)), vᵢ = s²ᵢ / nᵢ.
+    Args:
+        values: Label -> one value a seed, as `Measure` has them.
+
+    Returns:
+        The line, and p of Welch's two-sided test of each pair, None for less than two seeds; p is not corrected for the
+        number of pairs.
     """
-    if not all(map(math.isfinite, (*first, *second))):
-        return 0.0 if all(map(math.isfinite, first)) and all(map(math.isinf, second)) else 1.0
-    squares = [statistics.variance(values) / len(values) for values in (first, second)]
-    apart, error = statistics.fmean(first) - statistics.fmean(second), math.sqrt(sum(squares))
-    if error == 0:
-        return float(apart >= 0)
-    from scipy.stats import t
+    missing = [label for label, own in values.items() if not own or None in own]
+    known = {label: [v for v in own if v is not None] for label, own in values.items() if label not in missing}
+    order = sorted(known, key=lambda label: statistics.fmean(known[label]))
+    told = [f"{label} {spread(known[label])}" for label in order]
+    p = {a: {b: _apart(known[a], known[b]) for b in order if b != a} for a in order}
+    for index, (a, b) in enumerate(itertools.pairwise(order), start=1):
+        near = p[a][b]
+        sign = "?" if near is None else "<" if near < LEVEL else "≈"
+        told[index] = f"{sign} {told[index]} ({'one seed has no spread' if near is None else f'p = {near:.2g}'})"
+    lacking = [f"not all runs of {', '.join(missing)} have a value"] if missing else []
+    return "; ".join([" ".join(told), *lacking] if told else lacking), p
 
-    shares = [square / sum(squares) for square in squares]
-    inverse = sum(share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True))
-    return float(t.cdf(apart / error, 1 / inverse))
+
+def p_table(p: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The p values of `compared`, a row and a column a variant."""
+    rows = [["p, two-sided (Welch)", *(str(number) for number in range(1, len(p) + 1))]]
+    for number, (label, own) in enumerate(p.items(), start=1):
+        cells = ["" if other == label else "–" if own[other] is None else f"{own[other]:.2g}" for other in p]
+        rows.append([f"{number} {label}", *cells])
+    return table(rows)
+
+
+def welch(first: Sequence[float], second: Sequence[float], alternative: str = "less") -> float:
+    """p of Welch's test that the first mean is not below the second, or, `two-sided`, that they are equal.
+
+    Runs that diverged are infinite: only all of them lie above what is finite.
+    """
+    ends = [all(map(math.isfinite, values)) for values in (first, second)]
+    if not all(ends):
+        finite, other = (first, second) if alternative == "less" or ends[0] else (second, first)
+        return 0.0 if all(map(math.isfinite, finite)) and all(map(math.isinf, other)) else 1.0
+    one, two = ((statistics.fmean(values), statistics.stdev(values), len(values)) for values in (first, second))
+    if one[1] == two[1] == 0:
+        return float(one[0] >= two[0] if alternative == "less" else one[0] == two[0])
+    from scipy.stats import ttest_ind_from_stats
+
+    return float(ttest_ind_from_stats(*one, *two, equal_var=False, alternative=alternative).pvalue)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of a mean by Student's t."""
     from scipy.stats import t
 
-    mean = statistics.fmean(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - half, mean + half
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return t.interval(0.95, len(values) - 1, mean, error) if error else (mean, mean)
 
 
-def _order(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
+def _apart(first: Sequence[float], second: Sequence[float]) -> float | None:
+    alone = any(len(values) < 2 and math.isfinite(values[0]) for values in (first, second))
+    return None if alone else welch(first, second, "two-sided")
+
+
+def _order(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str) -> tuple[str, str]:
     text, holds = f"{labels[check.variants[0]]} {spread(values[check.variants[0]])}", True
     for lower, higher in zip(check.variants, check.variants[1:], strict=False):
-        p, reverse = (below(values[a], values[b]) for a, b in ((lower, higher), (higher, lower)))
+        p, reverse = (welch(values[a], values[b]) for a, b in ((lower, higher), (higher, lower)))
         holds &= p < LEVEL
         sign = "<" if p < LEVEL else ">" if reverse < LEVEL else "≈"
         text += f" {sign} {labels[higher]} {spread(values[higher])} (p = {min(p, reverse):.2g})"
     return (REPRODUCED if holds else NOT_REPRODUCED), text
 
 
-def _reaches(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
+def _reaches(
+    check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str
+) -> tuple[str, str]:
     mine, other = check.variants
-    p = below(values[other], values[mine])
+    p = welch(values[other], values[mine])
     said = f"{labels[mine]} {spread(values[mine])}, {labels[other]} {spread(values[other])}"
     if p < LEVEL:
         return NOT_REPRODUCED, f"{said}: above it (p = {p:.2g})"
-    ahead = below(values[mine], values[other])
+    ahead = welch(values[mine], values[other])
     return REPRODUCED, f"{said}: {f'below it (p = {ahead:.2g})' if ahead < LEVEL else 'equal within the spread'}"
 
 
-def _ratio(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
-    return _between(check, values, labels, "/", lambda a, b: a / b if b else math.nan)
+def _ratio(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str) -> tuple[str, str]:
+    return _between(check, values, labels, claimed, "/", lambda a, b: a / b if b else math.nan)
 
 
-def _difference(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
-    return _between(check, values, labels, "−", lambda a, b: a - b)
+def _difference(
+    check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str
+) -> tuple[str, str]:
+    return _between(check, values, labels, claimed, "−", lambda a, b: a - b)
 
 
 def _between(
-    check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], sign: str, of: Callable[..., float]
+    check: Check,
+    values: Mapping[str, list[float]],
+    labels: Mapping[str, str],
+    claimed: str,
+    sign: str,
+    of: Callable[..., float],
 ) -> tuple[str, str]:
     one, other = check.variants
     found = [of(a, b) for a, b in zip(values[one], values[other], strict=False)]
-    text = f"{labels[one]} {sign} {labels[other]} is {spread(found)}, the paper's {_range(check)}"
+    text = f"{labels[one]} {sign} {labels[other]} is {spread(found)}, {claimed} {_range(check)}"
     if not all(map(math.isfinite, found)):
         return NOT_COMPARABLE, f"{text}: a run diverged"
     if _inside(check, statistics.fmean(found)):
         return REPRODUCED, text
-    low, high = interval(found)
-    reaches = (check.low is None or high >= check.low) and (check.high is None or low <= check.high)
+    (low, high), (least, most) = interval(found), check.between
+    reaches = (least is None or high >= least) and (most is None or low <= most)
     return (NOT_COMPARABLE, f"{text}: within its spread") if reaches else (NOT_REPRODUCED, text)
 
 
-def _bound(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
+def _bound(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str) -> tuple[str, str]:
     (name,) = check.variants
     worst = max(values[name], key=lambda value: _outside(check, value))
-    text = f"{labels[name]} {figure(worst)}, the paper's {_range(check)}"
+    text = f"{labels[name]} {figure(worst)}, {claimed} {_range(check)}"
     return (REPRODUCED if _inside(check, worst) else NOT_REPRODUCED), text
 
 
 def _outside(check: Check, value: float) -> float:
     """How far a value lies outside, negative inside."""
-    ends = [] if check.low is None else [check.low - value]
-    return max([*ends, *([] if check.high is None else [value - check.high])])
+    low, high = check.between
+    return max([*([] if low is None else [low - value]), *([] if high is None else [value - high])])
 
 
 def _inside(check: Check, value: float) -> bool:
@@ -154,12 +204,14 @@ def _inside(check: Check, value: float) -> bool:
 
 
 def _range(check: Check) -> str:
-    if check.low is None:
-        return f"at most {check.high:g}"
-    return f"at least {check.low:g}" if check.high is None else f"{check.low:g} to {check.high:g}"
+    low, high = check.between
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
-RULES: dict[str, Callable[[Check, Mapping[str, list[float]], Mapping[str, str]], tuple[str, str]]] = {
+Rule = Callable[[Check, Mapping[str, list[float]], Mapping[str, str], str], tuple[str, str]]
+RULES: dict[str, Rule] = {
     "order": _order,
     "reaches": _reaches,
     "ratio": _ratio,

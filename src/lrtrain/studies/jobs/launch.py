@@ -5,21 +5,18 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Mapping
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import environment
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.past import past, remember
-from lrtrain.studies.jobs.processes import run, workers
+from lrtrain.studies.jobs.processes import run
 
 COMMAND = (sys.executable, "-m", "lrtrain", "fit")
 LOG = "fit.log"
 DIVERGED = re.compile(r"lrtrain: error: (stopped at step \d+: non-finite gradients.*)")
-
-__all__ = ["Job", "Outcome", "train", "train_all"]
 
 
 def train(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) -> Outcome:
@@ -31,7 +28,7 @@ def train(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) ->
     Raises:
         UserError: `<runs>/<name>` holds a run with other settings, the finished run has no record or no such metric, or
             the folder cannot be written.
-        EndedError: the process was ended together with all others of `train_all`.
+        EndedError: the process was ended together with all others of `workers`.
     """
     outcome = past(job, metric)
     if outcome is None:
@@ -41,32 +38,6 @@ def train(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) ->
         for checkpoints in job.folder.glob("*/checkpoints"):
             shutil.rmtree(checkpoints)
     return outcome
-
-
-def train_all(
-    jobs: Sequence[Job],
-    parallel: int,
-    metric: str = "val/loss",
-    keep_checkpoints: bool = False,
-    each: Callable[[Job, Outcome], object] | None = None,
-) -> list[Outcome]:
-    """The outcomes of jobs in their order, `parallel` of them trained at a time; `each` is called as one ends.
-
-    Ctrl-C, SIGTERM and errors end the processes, which save first, before they go on.
-
-    Raises:
-        ValueError: two jobs have the same folder, or `parallel` is not positive.
-        UserError: as of `train`.
-    """
-    if len({job.folder for job in jobs}) < len(jobs):
-        raise ValueError("train_all: two jobs have the same name; a name is a folder of its own")
-    with workers(parallel) as pool:
-        running = {pool.submit(train, job, metric, keep_checkpoints): job for job in jobs}
-        for future in as_completed(running):
-            outcome = future.result()
-            if each is not None:
-                each(running[future], outcome)
-    return [future.result() for future in running]
 
 
 def _attempt(job: Job, metric: str, keep_checkpoints: bool) -> Outcome:

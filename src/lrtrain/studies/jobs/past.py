@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lrtrain.config.settings import as_text
@@ -36,17 +35,17 @@ def past(job: Job, metric: str) -> Outcome | None:
     """How the job ended, if it finished or diverged.
 
     Raises:
-        UserError: the folder holds a run with other settings, or the finished run has no such metric.
+        UserError: the folder holds a run of no job or with other settings, or the finished run has no such metric.
     """
     known = _known(job)
     if known is not None:
         _same(job, known)
+    elif run_dir := job.newest_run():
+        raise UserError(f"{run_dir} is no run of a job: give another name, or remove {job.folder}")
     for run_dir in job.run_dirs():
         run = recorded(run_dir)
         if run is None or run.status != "FINISHED":
             continue
-        if known is None:
-            _made_with(job, run_dir)
         if metric not in run.last:
             raise UserError(f"the run {run_dir} has no metric {metric!r}; {nearest(metric, run.last)}")
         value, seconds = run.last[metric], ((run.end or run.start) - run.start) / 1000
@@ -78,32 +77,11 @@ def _known(job: Job) -> dict[str, Any] | None:
 def _same(job: Job, known: Mapping[str, Any]) -> None:
     """Raises UserError where a job of the same name had other settings."""
     if found := difference(_flat(known), _flat(identity(job))):
-        _refuse(job, found)
+        raise UserError(
+            f"{job.folder} holds a run with other settings ({found}): give another name, or remove that folder"
+        )
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:
     files = {f"config {number}": text or {} for number, text in enumerate(content["configs"], start=1)}
     return {**flatten(files), **{key: as_text(value) for key, value in content["settings"].items()}}
-
-
-def _made_with(job: Job, run_dir: Path) -> None:
-    """Raises UserError where the configuration of a run that no job recorded is not the job's."""
-    there = {
-        key.replace(".init_args", ""): value for key, value in flatten(content_of(run_dir / "config.yaml")).items()
-    }
-    for key, value in job.settings.items():
-        short, ours = key.replace(".init_args", ""), as_text(value)
-        theirs = there.get(short, there.get(f"{short}.class_path", "not set"))
-        if key not in PLACE and _value(ours) != _value(theirs):
-            _refuse(job, f"{key}: {theirs} there, {ours} here")
-
-
-def _value(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _refuse(job: Job, found: str) -> None:
-    raise UserError(f"{job.folder} holds a run with other settings ({found}): give another name, or remove that folder")

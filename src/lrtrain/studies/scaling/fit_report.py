@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lrtrain.runtime.table import table
 from lrtrain.studies.scaling.isoflop_fit import IsoFlop, Minimum, PowerLaw
 from lrtrain.studies.scaling.parametric import NAMES, Parametric
 
@@ -13,9 +14,9 @@ PAPER_BUDGETS = (2.2e18, 3.57e19)
 
 
 def lines(iso: IsoFlop, parametric: Parametric, confidence: float) -> list[str]:
-    """The fit as text: budgets, power laws, parametric law, verdict."""
-    out = [f"{'C':>10}  {'runs':>4}  {'N_opt':>10}  {'D_opt':>10}  {'D/N':>7}  {'loss':>7}"]
-    out += [f"{m.budget:>10.4g}  {len(m.points.loss):>4}  {_optimum(m)}" for m in iso.minima]
+    """The fit as text: budgets, power laws, parametric law."""
+    rows = [["C", "runs", "N_opt", "D_opt", "D/N", "loss"], *(_row(m) for m in iso.minima if not m.excluded)]
+    out = [table(rows), *(f"{m.budget:.4g} is left out: {m.excluded}" for m in iso.minima if m.excluded)]
     share = f"{confidence:.0%}"
     for name, law in (("N_opt", iso.parameters), ("D_opt", iso.tokens)):
         out.append(f"{name} = {law.coefficient:.4g} C^{law.exponent:.3f}   {share}: {_range(law.interval(confidence))}")
@@ -24,12 +25,13 @@ def lines(iso: IsoFlop, parametric: Parametric, confidence: float) -> list[str]:
     intervals = parametric.intervals(confidence)
     values = dict(zip(NAMES, parametric.values, strict=True))
     out.append("L(N, D) = E + A/N^alpha + B/D^beta, " + share)
-    out += [f"  {name:<6} {values[name]:<10.4g} {_range(intervals[name])}" for name in NAMES]
+    found = [(name, f"{values[name]:.4g}", _range(intervals[name])) for name in NAMES]
     exponents = zip("ab", parametric.exponents(), parametric.exponent_intervals(confidence), strict=True)
-    out += [f"  {name:<6} {value:<10.3f} {_range(interval)}" for name, value, interval in exponents]
+    found += [(name, f"{value:.3f}", _range(interval)) for name, value, interval in exponents]
+    out.append(table([("", "fit", "interval"), *found], numbers=False))
     if parametric.at_edge:
         out.append("  an exponent is at the edge of its range: these points do not determine the parametric law")
-    return [*out, f"verdict: {verdict(iso, confidence)}"]
+    return out
 
 
 def summary(iso: IsoFlop, parametric: Parametric, confidence: float) -> dict[str, Any]:
@@ -79,10 +81,9 @@ def verdict(iso: IsoFlop, confidence: float) -> str:
     return f"{'reproduced' if inside else 'not reproduced'}: {figures}"
 
 
-def _optimum(m: Minimum) -> str:
-    if m.excluded:
-        return f"left out: {m.excluded}"
-    return f"{m.parameters:>10.4g}  {m.tokens:>10.4g}  {m.tokens / m.parameters:>7.3g}  {m.loss:>7.4f}"
+def _row(m: Minimum) -> list[str]:
+    optimum = (f"{m.parameters:.4g}", f"{m.tokens:.4g}", f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}")
+    return [f"{m.budget:.4g}", str(len(m.points.loss)), *optimum]
 
 
 def _law(law: PowerLaw, confidence: float) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """The isoFLOP grid: which sizes, at which budgets, for how many steps."""
 
-import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lrtrain.config.typed_file import Count, Index, Positive, refused, typed
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.hints import near
+from lrtrain.runtime.table import table
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.scaling.shapes import Shape, Size, shape_of
 
@@ -42,13 +41,13 @@ class Grid:
         overrides: Further keys of the configuration, the same for all points, stronger than the files.
     """
 
-    configs: tuple[str, ...]
-    budgets: tuple[float, ...]
-    dials: tuple[int, ...]
-    tokens_per_parameter: tuple[float, float]
-    head_width: int = 64
-    lr: str = "fixed"
-    seeds: tuple[int, ...] = (0,)
+    configs: tuple[Path, ...]
+    budgets: tuple[Positive, ...]
+    dials: tuple[Count, ...]
+    tokens_per_parameter: tuple[Positive, Positive]
+    head_width: Count = 64
+    lr: Literal["fixed", "searched"] = "fixed"
+    seeds: tuple[Index, ...] = (0,)
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def shapes(self) -> list[Shape]:
@@ -71,32 +70,21 @@ class Point:
 
 def load_grid(path: Path) -> Grid:
     """Reads a grid file. Raises UserError, with the key, for whatever is not as `Grid` says."""
-    content = content_of(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings: a grid is YAML of the form `key: value`")
-    known = list(Grid.__dataclass_fields__)
-    for key in content:
-        if key not in known:
-            raise UserError(f"{path}: {key}: unknown key; {near(str(key), known)}")
-    for key in ("configs", "budgets", "dials", "tokens_per_parameter"):
-        if key not in content:
-            raise UserError(f"{path}: {key} is missing: see configs/scaling_laws/tiny.yaml")
-    read = _Reader(path, content)
-    grid = Grid(
-        configs=tuple(os.path.normpath(path.parent / name) for name in read.items("configs", str, "a path")),
-        budgets=tuple(sorted(read.numbers("budgets"))),
-        dials=tuple(sorted(read.items("dials", int, "a whole number of at least 1", least=1))),
-        tokens_per_parameter=read.bounds("tokens_per_parameter"),
-        head_width=read.whole("head_width", 64, least=2),
-        lr=read.choice("lr", ("fixed", "searched")),
-        seeds=tuple(read.items("seeds", int, "a whole number of at least 0", least=0, default=(0,))),
-        overrides=read.mapping("overrides"),
-    )
+    grid = typed(Grid, content_of(path), path)
+    for key in ("configs", "budgets", "dials", "seeds"):
+        values = getattr(grid, key)
+        if not values or len(set(values)) < len(values):
+            raise refused(path, "", key, "a list, at least one item and none twice", list(values))
+    low, high = grid.tokens_per_parameter
+    if low >= high:
+        raise refused(path, "", "tokens_per_parameter", "a lower and a higher bound", [low, high])
     if grid.head_width % 2:
         raise UserError(f"{path}: head_width is {grid.head_width}: rotary positions need an even one")
-    for key in grid.overrides:
+    for key, value in grid.overrides.items():
+        if isinstance(value, dict):
+            raise refused(path, "overrides", key, "a value; keys are dotted, such as data.block_size: 64", value)
         check_override(key, f"{path}: overrides.{key}")
-    return grid
+    return replace(grid, budgets=tuple(sorted(grid.budgets)), dials=tuple(sorted(grid.dials)))
 
 
 def check_override(key: str, where: str) -> None:
@@ -138,80 +126,17 @@ def points_of(grid: Grid, sizes: Mapping[Shape, Size], tokens_per_step: int) -> 
     return found
 
 
-def table(points: Sequence[Point]) -> str:
+def points_table(points: Sequence[Point]) -> str:
     """One line a point: shape, N in all and without embeddings, D, steps, C and D / N."""
-    header = ("point", "shape", "N", "non-embedding", "D", "steps", "C", "D/N")
-    rows = [
-        (
-            point.name,
-            f"{point.shape.depth} x {point.shape.width}",
-            f"{point.parameters:,}",
-            f"{point.non_embedding:,}",
-            f"{point.tokens:,}",
-            f"{point.steps:,}",
-            f"{point.flops:.4g}",
-            f"{point.tokens / point.parameters:.3g}",
-        )
-        for point in points
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join([*lines, f"{len(points)} points, {sum(point.flops for point in points):.3g} FLOPs in all"])
+    rows = [["point", "shape", "N", "non-embedding", "D", "steps", "C", "D/N"]]
+    for point in points:
+        counts = (point.parameters, point.non_embedding, point.tokens, point.steps)
+        shape, ratio = f"{point.shape.depth} x {point.shape.width}", point.tokens / point.parameters
+        rows.append([point.name, shape, *(f"{count:,}" for count in counts), f"{point.flops:.4g}", f"{ratio:.3g}"])
+    return f"{table(rows)}\n{len(points)} points, {sum(point.flops for point in points):.3g} FLOPs in all"
 
 
 def _short(budget: float) -> str:
     """`2.2e18` of 2.2e+18."""
     mantissa, exponent = f"{budget:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
-
-class _Reader:
-    """Takes values out of a grid file and refuses, with file and key, those of a wrong kind."""
-
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self.path, self.content = path, content
-
-    def _refuse(self, key: str, wanted: str) -> UserError:
-        return UserError(f"{self.path}: {key}: expected {wanted}, got {self.content[key]!r}")
-
-    def items(self, key: str, kind: type[Any], wanted: str, least: int | None = None, default: tuple = ()) -> list[Any]:
-        values = self.content.get(key, default)
-        values = list(values) if isinstance(values, list | tuple) else [values]
-        right = all(type(value) is kind and (least is None or value >= least) for value in values)
-        if not values or not right or len(set(values)) < len(values):
-            raise self._refuse(key, f"a list, each item {wanted} and none twice")
-        return values
-
-    def numbers(self, key: str) -> list[float]:
-        values = self.content[key] if isinstance(self.content[key], list) else [self.content[key]]
-        try:
-            numbers = [float(value) for value in values]  # YAML takes 1e12, without a point, for a text
-        except (TypeError, ValueError) as error:
-            raise self._refuse(key, "a list of numbers") from error
-        if not numbers or not all(0 < number < math.inf for number in numbers):
-            raise self._refuse(key, "a list of positive numbers")
-        return numbers
-
-    def bounds(self, key: str) -> tuple[float, float]:
-        numbers = self.numbers(key)
-        if len(numbers) != 2 or numbers[0] >= numbers[1]:
-            raise self._refuse(key, "a lower and a higher bound")
-        return numbers[0], numbers[1]
-
-    def whole(self, key: str, default: int, least: int) -> int:
-        value = self.content.get(key, default)
-        if type(value) is not int or value < least:
-            raise self._refuse(key, f"a whole number of at least {least}")
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        value = self.content.get(key, choices[0])
-        if value not in choices:
-            raise self._refuse(key, " or ".join(choices))
-        return str(value)
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self.content.get(key, {})
-        if not isinstance(value, dict) or not all(isinstance(k, str) and not isinstance(value[k], dict) for k in value):
-            raise self._refuse(key, "dotted keys with their values, such as data.block_size: 64")
-        return value

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import writing
 from lrtrain.studies.scaling.isoflop_fit import IsoFlop, Minimum, PowerLaw
 
 MARKERS = "osD^vP*Xh<>"
@@ -17,13 +17,12 @@ def draw(iso: IsoFlop, size: str, confidence: float, out: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    import matplotlib
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (curves, optima) = pyplot.subplots(1, 2, figsize=(11, 4.6), dpi=150)
-    colors = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(iso.minima)))
+    figure = Figure(figsize=(11, 4.6), dpi=150, layout="tight")
+    curves, optima = figure.subplots(1, 2)
+    colors = colormaps["cividis"](np.linspace(0, 0.85, len(iso.minima)))
     for minimum, color, marker in zip(iso.minima, colors, MARKERS * len(iso.minima), strict=False):
         _curve(curves, minimum, color, marker)
     curves.set(xscale="log", xlabel=f"N: {size}", ylabel="held-out loss (nats per token)")
@@ -47,13 +46,8 @@ def draw(iso: IsoFlop, size: str, confidence: float, out: Path) -> None:
     optima.legend(frameon=False, fontsize="small", loc="upper left")
     for axes in (curves, optima):
         axes.grid(alpha=0.3)
-    figure.tight_layout()
-    try:
+    with writing(f"cannot write {out}", "name a folder that can be written"):
         figure.savefig(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; name a folder that can be written") from error
-    finally:
-        pyplot.close(figure)
 
 
 def _curve(axes, minimum: Minimum, color, marker: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,8 +1,9 @@
 """IsoFLOP fits: a parabola for every budget, and power laws through their minima, with bootstrap intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.polynomial import polynomial
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.scaling.points import Array, Points
@@ -24,8 +25,7 @@ class Parabola:
     high: float
 
     def __call__(self, x: Array) -> Array:
-        u = np.log(x) - self.center
-        return np.stack([np.ones_like(u), u, u * u], axis=-1) @ self.coefficients
+        return polynomial.polyval(np.log(x) - self.center, self.coefficients)
 
     @property
     def vertex(self) -> Array:
@@ -160,14 +160,10 @@ def _minimum(points: Points) -> Minimum:
 
 
 def _parabola(x: Array, y: Array) -> Parabola:
+    """By least squares; a column each where `y` has several."""
     logs = np.log(x)
     center = float(logs.mean())
-    return Parabola(np.linalg.pinv(_design(x)) @ y, center, float(logs.min()), float(logs.max()))
-
-
-def _design(x: Array) -> Array:
-    u = np.log(x) - np.log(x).mean()
-    return np.stack([np.ones_like(u), u, u * u], axis=1)
+    return Parabola(polynomial.polyfit(logs - center, y, 2), center, float(logs.min()), float(logs.max()))
 
 
 def _excluded(curve: Parabola, name: str) -> str:
@@ -194,23 +190,19 @@ def _resample(
     drawn = []
     for minimum in kept:
         noise = random.choice(pool, (len(minimum.points.loss), resamples)) * scale
-        pair = [
-            Parabola(
-                curve.coefficients[:, None] + np.linalg.pinv(_design(x)) @ noise, curve.center, curve.low, curve.high
-            )
-            for curve, x in (
-                (minimum.of_parameters, minimum.points.parameters),
-                (minimum.of_tokens, minimum.points.tokens),
-            )
-        ]
-        drawn.append((pair[0], pair[1]))
+        of_noise = (_parabola(x, noise) for x in (minimum.points.parameters, minimum.points.tokens))
+        one, two = (
+            replace(noisy, coefficients=curve.coefficients[:, None] + noisy.coefficients)
+            for curve, noisy in zip((minimum.of_parameters, minimum.of_tokens), of_noise, strict=True)
+        )
+        drawn.append((one, two))
     return drawn
 
 
 def _residuals(minimum: Minimum) -> Array:
     """Residuals over √(1 − leverage), which gives all of them the noise's variance; none where a point fits itself."""
-    design = _design(minimum.points.parameters)
-    leverage = np.einsum("ij,ji->i", design, np.linalg.pinv(design))
+    design = polynomial.polyvander(np.log(minimum.points.parameters) - minimum.of_parameters.center, 2)
+    leverage = (np.linalg.qr(design).Q ** 2).sum(axis=1)
     residuals = minimum.points.loss - minimum.of_parameters(minimum.points.parameters)
     free = leverage < 1 - 1e-9
     return residuals[free] / np.sqrt(1 - leverage[free])
@@ -220,6 +212,6 @@ def _power_law(budgets: Array, logs: Array, draws: Array | None) -> PowerLaw:
     """Through (ln C, logs); `draws` are resamples of the logs (budgets, resamples)."""
     x = np.log(budgets)
     center = float(x.mean())
-    solve = np.linalg.pinv(np.stack([np.ones_like(x), x - center], axis=1))
-    intercept, exponent = solve @ logs
-    return PowerLaw(float(intercept), float(exponent), center, None if draws is None else solve @ draws)
+    intercept, exponent = polynomial.polyfit(x - center, logs, 1)
+    drawn = None if draws is None else polynomial.polyfit(x - center, draws, 1)
+    return PowerLaw(float(intercept), float(exponent), center, drawn)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize, nnls
+from scipy.special import huber, logsumexp
 
 from lrtrain.studies.scaling.isoflop_fit import between
 from lrtrain.studies.scaling.points import Array, Points
@@ -94,8 +95,7 @@ class _Problem:
         """ln L (n), and the shares (3, n) of the three terms in L."""
         e, a, b, alpha, beta = theta
         terms = np.stack([np.full_like(self.n, e), a - alpha * self.n, b - beta * self.d])
-        top = terms.max(axis=0)
-        total = top + np.log(np.exp(terms - top).sum(axis=0))
+        total = logsumexp(terms, axis=0)
         return total, np.exp(terms - total)
 
     def solve(self, start: Array, target: Array) -> tuple[Array, float]:
@@ -104,8 +104,7 @@ class _Problem:
         def objective(theta: Array) -> tuple[float, Array]:
             predicted, shares = self.predict(theta)
             residual = (predicted - target) / DELTA
-            size = np.abs(residual)
-            value = np.where(size <= 1, 0.5 * residual**2, size - 0.5).sum()
+            value = huber(1.0, residual).sum()
             slope = np.clip(residual, -1, 1) / DELTA
             e, a, b = shares * slope
             return float(value), np.array([e.sum(), a.sum(), b.sum(), -(a * self.n).sum(), -(b * self.d).sum()])

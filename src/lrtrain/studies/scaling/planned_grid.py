@@ -1,13 +1,16 @@
 """A planned grid as a file: what is trained, point by point."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lrtrain.config.typed_file import mapping, refused, typed
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.files import write_atomically, writing
+from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.scaling.grid import Point
 from lrtrain.studies.scaling.shapes import Shape
 
@@ -63,35 +66,27 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Writes `plan.yaml`. Raises UserError if the folder holds another plan or cannot be written."""
         file = folder / PLAN
-        text = yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
-        try:
+        text = yaml.safe_dump(json.loads(json.dumps(asdict(self), default=str)), sort_keys=False)
+        with writing(f"cannot write {file}", "name a folder that can be written"):
             if file.exists() and file.read_text(encoding="utf-8") != text:
                 raise UserError(f"{file} holds another plan: remove it, or name another folder with --out")
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, text.encode())
-        except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror}; name a folder that can be written") from error
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
         """Reads `plan.yaml`. Raises UserError if it is absent or damaged."""
         file = folder / PLAN
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror}): make it with lrtrain scaling plan") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{file} is not valid YAML: plan again into another folder") from error
-        try:
-            points = tuple(Point(**{**point, "shape": Shape(**point["shape"])}) for point in content["points"])
-            tuples = {key: tuple(content[key]) for key in ("configs", "seeds")}
-            return cls(**{**content, **tuples, "points": points})
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{file} is not a plan of lrtrain scaling plan ({error}): plan again") from error
+        if not file.is_file():
+            raise UserError(f"{file} cannot be read: make it with lrtrain scaling plan")
+        content = {**mapping(content_of(file), file)}
+        points = content.pop("points", None)
+        if not isinstance(points, list):
+            raise refused(file, "", "points", "a list of points", points)
+        return typed(cls, content, file, points=tuple(_point(p, file, f"points[{n}]") for n, p in enumerate(points)))
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, all the way down, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _point(content: Any, file: Path, where: str) -> Point:
+    values = {**mapping(content, file, where)}
+    shape = typed(Shape, values.pop("shape", {}), file, f"{where}.shape")
+    return typed(Point, values, file, where, shape=shape)

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.studies.jobs.best_rate import Repeated, train_best
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.jobs.launch import train
-from lrtrain.studies.jobs.processes import workers
-from lrtrain.studies.jobs.search import around
+from lrtrain.studies.jobs.search import Best
 from lrtrain.studies.scaling.grid import Point
 from lrtrain.studies.scaling.planned_grid import Plan
 from lrtrain.tracking.recorded import recorded
@@ -49,9 +48,7 @@ def train_points(
 ) -> list[Trained]:
     """Trains points with every seed of their plan, `parallel` at a time; what has finished is not repeated.
 
-    Where the plan searches the learning rate, the first seed searches and the others take what it found. `each` is
-    called as a point ends. A rate that the optimizer refuses ends its direction of the search. Ctrl-C, SIGTERM and
-    errors end the processes, which save first; the next call resumes them.
+    Where the plan searches the learning rate, the first seed searches and the others take what it found.
 
     Args:
         plan: The plan that the points are of.
@@ -64,57 +61,49 @@ def train_points(
     Raises:
         UserError: a run at the plan's rate is refused for its configuration, or one saw other tokens than planned.
     """
-    found: dict[str, list[Trained]] = {}
-    with workers(parallel) as pool:
-        running = {pool.submit(_train_point, plan, point, runs, threads): point for point in points}
-        for future in as_completed(running):
-            found[running[future].name] = future.result()
-            each(future.result())
-    return [trained for point in points for trained in found[point.name]]
+    searched = plan.lr is not None
 
+    def told(index: int, best: Best[Outcome]) -> list[Trained]:
+        lr = best.lr if searched else None
+        return [
+            Trained(points[index], seed, lr, outcome.metric, outcome.reason)
+            for seed, outcome in zip(plan.seeds, best.results, strict=False)
+        ]
 
-def _train_point(plan: Plan, point: Point, runs: Path, threads: int) -> list[Trained]:
-    def run(seed: int, lr: float | None) -> Outcome:
-        return _train(plan, point, seed, lr, runs, threads)
-
-    lr = None
-    if plan.lr is not None:
-        rates = around(plan.lr, lambda rate: _loss(run(plan.seeds[0], rate)))
-        lr = min(rates, key=lambda rate: rates[rate])
-    outcomes = [run(seed, lr) for seed in plan.seeds]
-    return [
-        Trained(point, seed, lr, outcome.metric, outcome.reason)
-        for seed, outcome in zip(plan.seeds, outcomes, strict=True)
+    wanted = [
+        Repeated(partial(_job, plan, point, runs, threads), plan.lr or 0.0, plan.seeds, searched) for point in points
     ]
+    found = train_best(
+        wanted,
+        parallel,
+        each=partial(_check_tokens, plan),
+        done=lambda index, best: each(told(index, best)),
+    )
+    return [trained for index, best in enumerate(found) for trained in told(index, best)]
 
 
-def _loss(outcome: Outcome) -> float:
-    """The loss of a run within a search; one that failed says nothing of its learning rate and ends the direction."""
-    return math.inf if outcome.metric is None else outcome.metric
-
-
-def _train(plan: Plan, point: Point, seed: int, lr: float | None, runs: Path, threads: int) -> Outcome:
-    rate = "" if lr is None else f"-lr{lr:g}"
-    job = Job(
+def _job(plan: Plan, point: Point, runs: Path, threads: int, lr: float, seed: int) -> Job:
+    rate = "" if plan.lr is None else f"-lr{lr:g}"
+    return Job(
         name=f"{plan.name}-{point.name}-s{seed}{rate}",
         configs=tuple(Path(config) for config in plan.configs),
-        settings=plan.configuration(point, seed, lr),
+        settings=plan.configuration(point, seed, None if plan.lr is None else lr),
         runs=runs,
         threads=threads,
         tags={"lrtrain.study": plan.name, "lrtrain.trial": point.name},
     )
-    outcome = train(job)
-    if outcome.refused and lr in (None, plan.lr):
-        raise UserError(f"{job.name}: {outcome.reason}")
-    if outcome.status == "finished":
-        assert outcome.run_dir is not None
-        seen = _tokens_seen(outcome.run_dir)
-        if seen != point.tokens:
-            raise UserError(
-                f"{outcome.run_dir} saw {seen:,} tokens where {point.tokens:,} were planned: plan again with the "
-                "batch, devices and nodes that the run has"
-            )
-    return outcome
+
+
+def _check_tokens(plan: Plan, job: Job, outcome: Outcome) -> None:
+    """Raises UserError where a finished run did not see the tokens that were planned for its steps."""
+    if outcome.status != "finished" or outcome.run_dir is None:
+        return
+    planned, seen = int(str(job.settings["trainer.max_steps"])) * plan.tokens_per_step, _tokens_seen(outcome.run_dir)
+    if seen != planned:
+        raise UserError(
+            f"{outcome.run_dir} saw {seen:,} tokens where {planned:,} were planned: plan again with the batch, devices "
+            "and nodes that the run has"
+        )
 
 
 def _tokens_seen(run_dir: Path) -> int:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.studies.scaling.grid import SIZES
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 BUDGETS = 3
 """Budgets that a fit needs at least: a line through two points fits anything."""
 
@@ -45,10 +45,8 @@ class Points:
 def write_points(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows of `COLUMNS` as CSV, whole or not at all."""
     lines = [",".join(COLUMNS), *(",".join(str(row[column]) for column in COLUMNS) for row in rows)]
-    try:
+    with writing(f"cannot write {path}", "name a folder that can be written"):
         write_atomically(path, ("\n".join(lines) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name a folder that can be written") from error
 
 
 def read_points(path: Path, parameters: str = "parameters") -> Points:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lrtrain.config.checked import checked
 from lrtrain.config.own_data import data_sizes
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.hints import nearest
 from lrtrain.studies.scaling.fit_report import lines, summary
 from lrtrain.studies.scaling.grid import Grid, Point, load_grid, points_of
@@ -44,8 +43,8 @@ def plan_grid(file: Path, name: str, configs: Sequence[str] = (), overrides: Map
     """
     grid = load_grid(file)
     overrides = {**grid.overrides, **(overrides or {})}
-    grid = replace(grid, configs=tuple(configs or grid.configs), overrides=overrides)
-    recipe = yaml.safe_load(checked([Path(config) for config in grid.configs], overrides))
+    files = [Path(config) for config in configs] or grid.configs
+    recipe = yaml.safe_load(checked(files, overrides))
     trainer = recipe["trainer"]
     block_size, batch_size = data_sizes(recipe["data"])
     devices = _devices(trainer["devices"])
@@ -58,14 +57,14 @@ def plan_grid(file: Path, name: str, configs: Sequence[str] = (), overrides: Map
             raise UserError(f"{file}: lr is searched and the recipe has no model.optimizers.hidden.lr: set it")
     return Plan(
         name=name,
-        configs=grid.configs,
+        configs=tuple(map(str, files)),
         overrides={**overrides, "trainer.devices": devices},
         tokens_per_step=tokens_per_step,
         micro_batches=micro_batches,
         log_every=trainer["log_every_n_steps"] or 1,
         lr=lr,
         seeds=grid.seeds,
-        points=tuple(points_of(grid, _sizes(grid, recipe), tokens_per_step)),
+        points=tuple(points_of(grid, _sizes(grid, recipe, block_size), tokens_per_step)),
     )
 
 
@@ -138,17 +137,15 @@ def fit_laws(
         "seed": seed,
         **summary(iso, parametric, confidence),
     }
-    try:
+    with writing(f"cannot write into {folder}", "name another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "fit.json", (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; name another folder with --out") from error
     draw(iso, f"{parameters} parameters", confidence, folder / "fit.png")
     tell(f"wrote {folder / 'fit.json'} and {folder / 'fit.png'}")
     return content
 
 
-def _sizes(grid: Grid, recipe: dict[str, Any]) -> dict[Shape, Size]:
+def _sizes(grid: Grid, recipe: dict[str, Any], block_size: int) -> dict[Shape, Size]:
     """What every dial's decoder costs, counted without memory."""
     sizes = {}
     decoder = recipe["model"]["decoder"]
@@ -159,7 +156,7 @@ def _sizes(grid: Grid, recipe: dict[str, Any]) -> dict[Shape, Size]:
                 built = build_decoder({**decoder, "init_args": {**decoder["init_args"], **own}})
         except ValueError as error:
             raise UserError(f"dial {shape.dial} with model.decoder of the recipe: {error}") from error
-        sizes[shape] = size_of(built, data_sizes(recipe["data"])[0])
+        sizes[shape] = size_of(built, block_size)
     return sizes
 
 

@@ -1,0 +1,81 @@
+"""The usual experiment: each variant trained at its best learning rate over seeds, then judged."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from lrtrain.runtime.errors import UserError
+from lrtrain.studies.experiments.arms import Arm, Trained, arms_of
+from lrtrain.studies.experiments.definition import LOSS, Definition
+from lrtrain.studies.experiments.experiment_figure import panels
+from lrtrain.studies.experiments.experiment_report import plan_table, result_table, variants_as_data
+from lrtrain.studies.experiments.records import value
+from lrtrain.studies.experiments.result import Effort, Result
+from lrtrain.studies.experiments.verdict import compared, judge, overall, p_table
+from lrtrain.studies.jobs.best_rate import Repeated, train_best
+from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.plan.counted import counted
+
+
+def plan(definition: Definition) -> str:
+    """What each variant takes, as a table. Raises UserError for what the configuration does not take."""
+    return plan_table(arms_of(definition, counted))
+
+
+def run(definition: Definition, effort: Effort) -> Result:
+    """Trains the variants and judges them.
+
+    Raises:
+        UserError: `lrtrain fit` refuses a run for its configuration.
+    """
+    trained = train(checked_arms(definition), definition.scale.seeds, effort)
+    outcomes = {one.arm.variant.name: one.outcomes for one in trained}
+    labels = {variant.name: variant.label for variant in definition.variants}
+
+    def measure(name: str, metric: str, statistic: str) -> list[float | None]:
+        return [value(outcome, metric, statistic) for outcome in outcomes[name]]
+
+    found = {"variants": variants_as_data(definition, trained)}
+    drawn, notes = panels(definition, trained)
+    if not definition.checks:
+        verdict, pairs = compared({labels[name]: measure(name, LOSS, "last") for name in outcomes})
+        verdict = "; ".join(filter(None, [verdict, definition.scale.differs]))
+        notes = [*notes, p_table(pairs)] if len(pairs) > 2 else notes
+        return Result(result_table(definition, trained), verdict, {**found, "p": pairs}, (), drawn, notes)
+    findings = [judge(check, measure, labels, definition.claimed) for check in definition.checks]
+    _, verdict = overall(findings, definition.scale.differs, bool(definition.source))
+    notes += [f"beyond the paper: {finding.outcome}: {finding.text}" for finding in findings if finding.ours]
+    return Result(result_table(definition, trained), verdict, found, findings, drawn, notes)
+
+
+def checked_arms(definition: Definition) -> list[Arm]:
+    """The arms, once every configuration is known to be one that `fit` takes; prints what they take."""
+    from lrtrain.config.checked import checked
+
+    arms = arms_of(definition, counted)
+    for arm in arms:
+        try:
+            checked(arm.configs, arm.configuration(arm.variant.lr, 0))
+        except UserError as error:
+            raise UserError(f"{definition.name}: {arm.variant.name}: {error}") from error
+    print(plan_table(arms), flush=True)
+    return arms
+
+
+def train(arms: Sequence[Arm], seeds: int, effort: Effort, keep_checkpoints: bool = False) -> list[Trained]:
+    """Trains arms, each at its best learning rate over seeds; prints a line a run."""
+    wanted = [
+        Repeated(
+            partial(arm.job, runs=effort.runs, threads=effort.threads),
+            arm.variant.lr,
+            range(seeds),
+            arm.variant.search,
+        )
+        for arm in arms
+    ]
+    found = train_best(wanted, effort.jobs, keep_checkpoints, each=_tell)
+    return [Trained(arm, best.rates, best.lr, best.results) for arm, best in zip(arms, found, strict=True)]
+
+
+def _tell(job: Job, outcome: Outcome) -> None:
+    said = f"loss {outcome.metric:.4f}" if outcome.status == "finished" else f"{outcome.status}: {outcome.reason}"
+    print(f"{job.name}: {said}", flush=True)
