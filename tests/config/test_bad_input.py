@@ -189,7 +189,7 @@ def test_generate_names_what_it_cannot_use(
     (tmp_path / "folder").mkdir()
     for name, phrase in {
         "other.ckpt": "is of another architecture: its embedding.weight is (300, 64), the model's is (300, 32)",
-        "mute.ckpt": "holds no tokenizer: use one that lrtrain fit wrote",
+        "mute.ckpt": "holds no tokenizer: use one of lrtrain fit",
         "foreign.ckpt": "holds no config",
         "cut.ckpt": "it is cut short",
         "text.ckpt": "it is not a checkpoint",
