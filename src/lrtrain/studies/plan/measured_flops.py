@@ -42,10 +42,10 @@ class MeasuredFlops(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        space, _, operator = func._schema.name.partition("::")
-        name = operator.removeprefix("_foreach_").rstrip("_")
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+        space, _, operator = func.name().partition("::")
+        name = operator.partition(".")[0].removeprefix("_foreach_").rstrip("_")
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         elif name in REDUCED:
             self.total += _numbers(args)
         elif _is_pointwise(func, name):
