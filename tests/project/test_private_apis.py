@@ -234,6 +234,8 @@ def test_a_parser_lists_its_actions_and_their_types() -> None:
     parser.add_argument("--optimizers", type=Optimizers | None)
     actions = {action.dest: action for action in parser._actions}
     assert actions["optimizers"]._typehint == Optimizers | None
+    checked = inspect.signature(parser._check_value_key).parameters
+    assert list(checked) == ["action", "value", "key", "cfg", "append"]
 
 
 def test_fake_tensors_have_sizes_and_no_memory() -> None:
