@@ -64,8 +64,8 @@ def stated(
 ) -> dict[str, Any]:
     """The values that a mapping states of the fields of some dataclasses, all `but` some, each of its field's type.
 
-    Paths are relative to the file and must exist, or be the name of a shipped recipe or overlay. `beside` are keys that the caller has taken out, for the hint of near
-    ones.
+    Paths are relative to the file and must exist there, or are names of shipped recipes and overlays. `beside` are keys
+    that the caller has taken out, for the hint of near ones.
 
     Raises:
         UserError: it is no mapping, has a key that is no field, or a value of another type.
