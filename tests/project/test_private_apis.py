@@ -3,6 +3,7 @@
 import inspect
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,19 @@ def test_mlflow_makes_its_database_and_names_the_columns_of_its_points() -> None
     columns = {column.name for column in SqlMetric.__table__.columns}
     assert {"run_uuid", "key", "step", "value", "is_nan", "timestamp"} <= columns
     create_sqlalchemy_engine("sqlite://").connect().close()
+
+
+def test_a_parser_checks_the_arguments_of_a_replaced_class_by_key() -> None:
+    asked = []
+
+    class Parser(jsonargparse.ArgumentParser):
+        def _check_value_key(self, action: Any, value: Any, key: str, *rest: Any, **how: Any) -> Any:
+            asked.append(key)
+            return super()._check_value_key(action, value, key, *rest, **how)
+
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--optimizer", type=Callable[[Any], torch.optim.Optimizer])
+    names = [*inspect.signature(jsonargparse.ArgumentParser._check_value_key).parameters]
+    assert names == ["self", "action", "value", "key", "cfg", "append"]
+    parser.parse_args(["--optimizer=SGD", "--optimizer.lr=0.5", "--optimizer=Adam"])
+    assert "lr" in asked
