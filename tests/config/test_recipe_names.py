@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from commandline import refusal
 from lrtrain.cli.main import main
 from lrtrain.config.recipes import KINDS, find, folder, names
+from lrtrain.config.typed_file import typed
 from lrtrain.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,21 @@ def test_studies_find_theirs_from_any_folder(elsewhere: Path, capsys: pytest.Cap
     assert Path("grid/plan.yaml").is_file()
     sweep = ["sweep", "--space", "spectron_lr", "--config", "quickstart", "--trainer.max_stesp", "3"]
     assert refusal(sweep, capsys) == "--trainer.max_stesp: unknown key; did you mean max_steps?"
+
+
+@dataclass(frozen=True)
+class Study:
+    configs: tuple[Path, ...]
+
+
+def test_a_study_names_files_beside_it_and_shipped_ones(tmp_path: Path, elsewhere: Path) -> None:
+    Path("other.yaml").write_text("name: of the working directory")
+    (tmp_path / "own.yaml").write_text("name: own")
+    study = typed(Study, {"configs": ["quickstart", "methods/adamw", "own.yaml"]}, tmp_path / "study.yaml")
+    shipped = [ROOT / "configs/quickstart.yaml", ROOT / "configs/methods/adamw.yaml"]
+    assert study.configs == (*shipped, tmp_path / "own.yaml")
+    with pytest.raises(UserError, match=r"configs: the file .*other\.yaml does not exist"):
+        typed(Study, {"configs": ["other.yaml"]}, tmp_path / "study.yaml")
 
 
 def test_every_shipped_file_has_one_kind() -> None:
