@@ -119,14 +119,14 @@ def _spectral(in_features: int, out_features: int) -> nn.Module:
 
 def _stepping_in_backward(model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Step:
     """One fused AdamW and one retraction a block, inside the backward pass."""
-    from lrtrain.constraints import StiefelRetraction, structure
+    from lrtrain.constraints import StiefelRetraction, find_factors
     from lrtrain.optim.optimizer_in_backward import step_in_backward
 
     watches: list[Stopwatch] = []
     optimizers = []
     for block in model.children():
         optimizer = torch.optim.AdamW(block.parameters(), lr=1e-4, fused=True)
-        retraction = StiefelRetraction().hold(structure(block)[1])
+        retraction = StiefelRetraction().hold(find_factors(block)[1])
 
         def retract(*_: object, retraction: StiefelRetraction = retraction) -> None:
             watches[-1]("AdamW")

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import io
 import pkgutil
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -35,10 +35,10 @@ def found() -> list[type]:
 def make(cls: type) -> tuple[Any, CombinedOptimizer]:
     """A constraint on random matrices and an optimizer that holds them."""
     a, b, s = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.rand(3))
-    first = list(inspect.signature(cls.hold).parameters)[1]  # type: ignore[attr-defined]
-    structure = {"pairs": {"layer": (a, b)}, "triples": {"layer": (a, s, b)}}.get(first, {"layer.0": a, "layer.1": b})
-    matrices = Stiefel if first == "triples" else Spectron
-    return cls().hold(structure), CombinedOptimizer([matrices([("a", a), ("b", b)], lr=0.1), AdamW([("s", s)], lr=0.1)])
+    together = len(get_args(get_args(get_type_hints(cls)["held"])[1]))  # of a tuple; 0 for single parameters
+    factors = {2: {"layer": (a, b)}, 3: {"layer": (a, s, b)}}.get(together, {"layer.0": a, "layer.1": b})
+    matrices = Stiefel if together == 3 else Spectron
+    return cls().hold(factors), CombinedOptimizer([matrices([("a", a), ("b", b)], lr=0.1), AdamW([("s", s)], lr=0.1)])
 
 
 def held(optimizer: Any) -> list[nn.Parameter]:

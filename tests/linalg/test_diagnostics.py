@@ -12,7 +12,6 @@ import reference
 from lrtrain.linalg import diagnostics
 from lrtrain.linalg.diagnostics import (
     DenseMatrix,
-    Measured,
     ThinProduct,
     dead_directions,
     effective_rank,
@@ -30,7 +29,7 @@ def factors(out: int, into: int, rank: int, seed: int, scale: float = 1.0) -> tu
     return reference.matrix(out, rank, 30, seed) * scale, reference.matrix(into, rank, 30, seed + 1) / scale
 
 
-def assert_like(found: Measured, matrix: Tensor, size: float | None = None) -> None:
+def assert_like(found: ThinProduct | DenseMatrix, matrix: Tensor, size: float | None = None) -> None:
     """Norms, singular values and outputs of M, to 1e-6 of them and 1e-7 of `size`."""
     values = torch.linalg.svdvals(matrix)
     close = {"rel": 1e-6, "abs": 1e-7 * (float(values[0]) if size is None else size)}
@@ -119,7 +118,11 @@ def test_a_matrix_of_zeros_has_norm_rank_and_output_zero() -> None:
 def test_a_weight_that_is_not_finite_gives_nan_and_no_error(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     a = torch.ones(6, 3)
     a[2, 1] = bad
-    found: list[Measured] = [ThinProduct(a, torch.ones(5, 3)), ThinProduct(torch.ones(5, 3), a), DenseMatrix(a)]
+    found: list[ThinProduct | DenseMatrix] = [
+        ThinProduct(a, torch.ones(5, 3)),
+        ThinProduct(torch.ones(5, 3), a),
+        DenseMatrix(a),
+    ]
     monkeypatch.setattr(diagnostics, "EXACT", 2)
     found.append(DenseMatrix(a))
     assert all(math.isnan(float(each.norm)) for each in found)

@@ -16,7 +16,6 @@ import lrtrain.nn
 import reference
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import DenseLinear, LowRankLinear, Projection, SpectralLinear
-from lrtrain.nn.dense import dense_draw
 from lrtrain.nn.factorized import resolve_rank
 
 
@@ -219,7 +218,7 @@ def test_every_ratio_gives_a_rank_that_a_rank_argument_accepts(into: int, out: i
 @pytest.mark.parametrize(("into", "out"), [(256, 256), (256, 400), (400, 256)])
 def test_initially_the_singular_values_are_the_leading_ones_of_a_dense_draw(cls: type, into: int, out: int) -> None:
     values = torch.linalg.svdvals(cls(into, out, rank=64).materialize())[:64]
-    torch.testing.assert_close(values, torch.linalg.svdvals(dense_draw(into, out))[:64], rtol=0.04, atol=0)
+    torch.testing.assert_close(values, torch.linalg.svdvals(DenseLinear(into, out).weight)[:64], rtol=0.04, atol=0)
 
 
 @every

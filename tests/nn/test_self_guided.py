@@ -15,7 +15,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from lrtrain.nn import Decoder, LowRankLinear, SelfGuidedLinear
 from lrtrain.nn.projection import before_load, deleted_parameters
 from lrtrain.nn.self_guided import guidance, guide, release
-from lrtrain.optim import CombinedOptimizer, Spectron, Stiefel, forget
+from lrtrain.optim import CombinedOptimizer, Spectron, Stiefel, remove_parameters
 from quadratic import matrices, quadratic
 
 GUIDED = partial(SelfGuidedLinear, rank_ratio=0.25)
@@ -149,7 +149,7 @@ def test_training_is_the_formula_written_out() -> None:
     for step in range(12):
         alpha = guide(model, step, 8)
         if step == 8:
-            forget(optimizer, release(model))
+            remove_parameters(optimizer, release(model))
         optimizer.zero_grad()
         F.mse_loss(model(x), target).backward()
         optimizer.step()
@@ -189,7 +189,7 @@ def test_released_weights_and_their_optimizer_states_are_freed(combined: bool) -
     kept = [weakref.ref(t) for _, p in weights for t in (p, p.grad, optimizer.state[p]["exp_avg"])]
     del weights
     assert all(ref() is not None for ref in kept)
-    forget(optimizer, release(model))
+    remove_parameters(optimizer, release(model))
     assert [ref() for ref in kept] == [None] * len(kept)
     step()
     names = {name for group in optimizer.state_dict()["param_groups"] for name in group["param_names"]}
@@ -202,7 +202,7 @@ def test_an_optimizer_that_has_forgotten_all_steps_the_others(make: Any) -> None
     named = matrices()
     optimizer = CombinedOptimizer([make(named[:2], lr=0.1), AdamW(named[2:])])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    forget(optimizer, [p for _, p in named[:2]])
+    remove_parameters(optimizer, [p for _, p in named[:2]])
     before = [p.detach().clone() for _, p in named]
     quadratic(named).backward()
     optimizer.step()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from lrtrain.constraints import StiefelRetraction, structure
+from lrtrain.constraints import StiefelRetraction, find_factors
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import SpectralLinear
 from lrtrain.optim import step_in_backward
@@ -32,7 +32,7 @@ def optimizers_with_retraction(model: nn.Sequential) -> list[AdamW]:
     optimizers = []
     for block in model:
         optimizer = AdamW(block.parameters(), lr=0.03)
-        retraction = StiefelRetraction().hold(structure(block)[1])
+        retraction = StiefelRetraction().hold(find_factors(block)[1])
         optimizer.register_step_post_hook(lambda *_, retraction=retraction: retraction.after_step())
         optimizers.append(optimizer)
     return optimizers
@@ -51,7 +51,7 @@ def test_the_updates_are_those_of_steps_after_the_backward_pass() -> None:
             optimizer.zero_grad()
     for (name, p), q in zip(inside.named_parameters(), after.parameters(), strict=True):
         assert torch.equal(p, q), name
-    assert all(orthonormality_error(x) < 1e-5 for x in structure(inside)[1].values())
+    assert all(orthonormality_error(x) < 1e-5 for x in find_factors(inside)[1].values())
 
 
 def test_the_gradients_of_one_block_exist_at_a_time_and_none_afterwards() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from lrtrain.linalg import tangent
+from lrtrain.linalg import project_to_tangent
 from lrtrain.optim import Stiefel
 
 SHAPES = ((12, 4), (12, 4), (9, 9), (40, 1))
@@ -40,25 +40,25 @@ def test_a_direction_is_split_into_a_tangent_and_a_normal_part(
     bases = [basis(columns + more, columns, seed) for more, columns in shapes]
     generator = torch.Generator().manual_seed(seed)
     directions = [scale * torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in bases]
-    for x, z, t in zip(bases, directions, tangent(bases, directions), strict=True):
+    for x, z, t in zip(bases, directions, project_to_tangent(bases, directions), strict=True):
         tolerance = 1e-12 * scale * x.shape[0]
         assert float((x.mT @ t + t.mT @ x).abs().max()) <= tolerance  # tangent
         normal = z - t
         torch.testing.assert_close(x @ (x.mT @ normal), normal, rtol=0, atol=tolerance)  # X S …
         torch.testing.assert_close(x.mT @ normal, normal.mT @ x, rtol=0, atol=tolerance)  # … with a symmetric S
-        torch.testing.assert_close(tangent([x], [t])[0], t, rtol=0, atol=tolerance)
+        torch.testing.assert_close(project_to_tangent([x], [t])[0], t, rtol=0, atol=tolerance)
         torch.testing.assert_close(t, reference.tangent(x, z), rtol=0, atol=tolerance)
 
 
 def test_the_tangent_part_comes_in_the_dtype_of_the_direction() -> None:
     x, z = basis(12, 4).float(), torch.randn(12, 4).bfloat16()
-    (t,) = tangent([x], [z])
+    (t,) = project_to_tangent([x], [z])
     assert t.dtype == torch.bfloat16
     torch.testing.assert_close(t.double(), reference.tangent(x, z), rtol=0, atol=0.03)
 
 
 def test_there_is_nothing_to_project_in_an_empty_list() -> None:
-    assert tangent([], []) == []
+    assert project_to_tangent([], []) == []
 
 
 # The optimizer
@@ -95,7 +95,7 @@ def test_stiefel_equals_the_plain_update(
 @pytest.mark.parametrize("shape", [(64, 4), (512, 16), (2048, 8), (96, 64)])
 def test_with_polar_the_largest_principal_angle_is_the_learning_rate(shape: tuple[int, int], lr: float) -> None:
     x = basis(*shape)
-    (gradient,) = tangent([x], [torch.randn(shape, dtype=torch.float64) * 1e-3])
+    (gradient,) = project_to_tangent([x], [torch.randn(shape, dtype=torch.float64) * 1e-3])
     p = parameter(x, gradient)
     Stiefel([p], lr=lr).step()
     turned = reference.qr(p.detach())[0]
@@ -106,7 +106,7 @@ def test_with_polar_the_largest_principal_angle_is_the_learning_rate(shape: tupl
 @pytest.mark.parametrize("shape", [(64, 4), (512, 16), (2048, 8), (96, 64)])
 def test_with_adam_each_column_turns_by_the_learning_rate(shape: tuple[int, int], lr: float) -> None:
     x = basis(*shape)
-    (gradient,) = tangent([x], [torch.randn(shape, dtype=torch.float64) * 1e-3])
+    (gradient,) = project_to_tangent([x], [torch.randn(shape, dtype=torch.float64) * 1e-3])
     p = parameter(x, gradient)
     Stiefel([p], lr=lr, direction="adam").step()
     turned = p.detach() / p.detach().norm(dim=0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from lrtrain.constraints import Constraint, NothingToHoldError, structure
+from lrtrain.constraints import Constraint, NothingToHoldError, find_factors
 
 
 class UnitColumns(Constraint):
@@ -19,7 +19,7 @@ class UnitColumns(Constraint):
         self.factors: list[Tensor] = []
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
-        pairs, _ = structure(model)
+        pairs, _ = find_factors(model)
         self.factors = [factor for pair in pairs.values() for factor in pair]
         if not self.factors:
             raise NothingToHoldError("the model has no factors; use lrtrain.nn.LowRankLinear or leave it out")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetraction, structure
+from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetraction, find_factors
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear
 from lrtrain.optim import Optimizers, Spectron, build_optimizer
 from lrtrain.studies.plan.activations import Activations
@@ -86,7 +86,7 @@ class Trained:
         hidden = {name for name in named if name.rpartition(".")[2] in ("weight", "A", "B", "U", "s", "V")}
         hidden = {name for name in hidden if ".attention." in name or ".mlp." in name}
         self.optimizer, _ = build_optimizer(named, hidden, optimizers(kind))
-        pairs, orthonormal = structure(self.decoder)
+        pairs, orthonormal = find_factors(self.decoder)
         self.constraints: list[Constraint] = []
         if kind == "spectron":
             self.constraints.append(SpectralRenormalization().hold(pairs))

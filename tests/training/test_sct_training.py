@@ -51,7 +51,7 @@ def test_each_list_keeps_the_bases_orthonormal_at_every_moment(
 def test_a_constraint_holds_what_there_is_for_it(tmp_path: Path) -> None:
     preserve, retract = FunctionPreservingRetraction(), StiefelRetraction(transport=True)
     trainer(tmp_path, [SpectralConstraints([preserve])]).fit(language_model("spectral", STIEFEL), batches())
-    assert len(preserve.triples) == 14  # seven projections in each of two blocks
+    assert len(preserve.held) == 14  # seven projections in each of two blocks
     trainer(tmp_path, [SpectralConstraints([retract])]).fit(language_model("mixed"), batches())
     assert len(retract.parameters) == 12  # U and V of three projections in each of two blocks
 

@@ -18,7 +18,7 @@ from commandline import RECIPE, arguments, refusal
 from lrtrain.cli.main import main
 from lrtrain.nn import Decoder, LowRankLinear, SelfGuidedLinear
 from lrtrain.nn.self_guided import guidance, guide, release, self_guided
-from lrtrain.optim import Optimizers, Spectron, WarmupCosine, forget
+from lrtrain.optim import Optimizers, Spectron, WarmupCosine, remove_parameters
 from lrtrain.runtime.errors import UserError
 from lrtrain.training.callbacks.self_guidance import SelfGuidance
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
@@ -78,7 +78,7 @@ def test_the_dense_weights_guide_half_the_run_and_are_gone_from_it(tmp_path: Pat
     points = {step: values["spectral/guidance"] for step, values in logger.points if "spectral/guidance" in values}
     assert points == pytest.approx({step: guidance(step, GUIDED_STEPS) for step in range(STEPS)})
     (constraints,) = (c for c in run.callbacks if isinstance(c, SpectralConstraints))  # type: ignore[attr-defined]
-    assert len(constraints.constraints["SpectralRenormalization"].pairs) == layers  # type: ignore[attr-defined]
+    assert len(constraints.constraints["SpectralRenormalization"].held) == layers  # type: ignore[attr-defined]
     plain = guided_model(projection=LowRankLinear)
     plain.configure_model()
     for step in range(1, STEPS + 1):
@@ -106,7 +106,7 @@ def test_a_run_is_the_plain_loop(tmp_path: Path) -> None:
     for step, batch in zip(range(STEPS), batches(), strict=False):
         guide(plain, step, GUIDED_STEPS)
         if step == GUIDED_STEPS:
-            forget(optimizer, release(plain))
+            remove_parameters(optimizer, release(plain))
         optimizer.zero_grad()
         plain.loss(batch).backward()
         optimizer.step()

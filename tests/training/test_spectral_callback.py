@@ -118,7 +118,7 @@ def test_a_pair_with_another_optimizer_leaves_the_others_renormalized(tmp_path: 
     run.fit(model, batches())
     constraint = attached(run)[0].constraints[RENORMALIZE]
     assert isinstance(constraint, SpectralRenormalization)
-    assert constraint.pairs.keys() == {name for name in products(model) if ".attention." in name}
+    assert constraint.held.keys() == {name for name in products(model) if ".attention." in name}
 
 
 def test_a_pair_of_two_kinds_of_optimizers_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import reference
-from lrtrain.constraints import StiefelRetraction, structure
+from lrtrain.constraints import StiefelRetraction, find_factors
 from lrtrain.linalg import diagnostics
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, Projection, SpectralLinear
 from lrtrain.training.telemetry import Telemetry, default_layers
@@ -44,7 +44,7 @@ def test_every_figure_is_that_of_the_whole_weights(kind: str) -> None:
     telemetry.before_step(optimizer)
     old = layer.materialize().detach().clone()
     optimizer.step()
-    StiefelRetraction().hold(structure(model)[1]).after_step()  # a constraint is part of the step
+    StiefelRetraction().hold(find_factors(model)[1]).after_step()  # a constraint is part of the step
     figures = telemetry.after_step()[name]
 
     new = layer.materialize()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints import Constraint, NothingToHoldError, structure
+from lrtrain.constraints import Constraint, NothingToHoldError, find_factors
 
 
 class MyConstraint(Constraint):
@@ -22,7 +22,7 @@ class MyConstraint(Constraint):
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Finds what to hold; reads no numbers, because `lrtrain plan` calls it for a model without memory."""
-        pairs, _ = structure(model)
+        pairs, _ = find_factors(model)
         self.factors = [factor for pair in pairs.values() for factor in pair]
         if not self.factors:
             raise NothingToHoldError("the model has no factors; use lrtrain.nn.LowRankLinear or leave it out")

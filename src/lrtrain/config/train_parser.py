@@ -23,7 +23,7 @@ from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.callbacks.step_progress import StepProgress
 from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
-from lrtrain.training.strategy_check import check_strategy
+from lrtrain.training.checks import check_strategy
 
 GROUPS: dict[str, type] = {
     "trainer": Trainer,

@@ -3,11 +3,10 @@
 from lrtrain.constraints.attached import attached, left_out
 from lrtrain.constraints.balance import BalancedRenormalization
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.factors import find_factors, spectral_triples
+from lrtrain.constraints.manifold import StiefelRetraction, TangentProjection
 from lrtrain.constraints.preserve import FunctionPreservingRetraction
 from lrtrain.constraints.renormalize import SpectralRenormalization
-from lrtrain.constraints.retract import StiefelRetraction
-from lrtrain.constraints.structure import spectral_triples, structure
-from lrtrain.constraints.tangent import TangentProjection
 
 __all__ = [
     "BalancedRenormalization",
@@ -18,7 +17,7 @@ __all__ = [
     "StiefelRetraction",
     "TangentProjection",
     "attached",
+    "find_factors",
     "left_out",
     "spectral_triples",
-    "structure",
 ]

@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.manifold import StiefelRetraction
 from lrtrain.constraints.renormalize import SpectralRenormalization
-from lrtrain.constraints.retract import StiefelRetraction
 
 NEEDED = (SpectralRenormalization, StiefelRetraction)
 """What projections need: the low-rank pairs whose optimizer takes step scales, and the orthonormal parameters."""
@@ -30,11 +30,9 @@ def attached(asked: Sequence[Constraint] | None, model: nn.Module, optimizer: Op
         name = type(constraint).__name__
         try:
             constraint.attach(model, optimizer)
-        except NothingToHoldError as error:
-            if asked is None:
-                continue
-            raise ValueError(f"{name}: {error}") from error
         except ValueError as error:
+            if asked is None and isinstance(error, NothingToHoldError):
+                continue
             raise ValueError(f"{name}: {error}") from error
         same = sum(type(one).__name__ == name for one in found.values())
         found[f"{name}.{same}" if same else name] = constraint

@@ -1,16 +1,14 @@
 """Spectral renormalization of W = V diag(s) Uᵀ: column scales that bound ‖ΔW‖₂, with no norm to be estimated."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
-from lrtrain.constraints.structure import spectral_triples
-from lrtrain.constraints.vectors import stack_whole
+from lrtrain.constraints.factors import spectral_triples
+from lrtrain.linalg import gathered
 from lrtrain.optim.protocol import holders
 
 FLOOR = 1e-2
@@ -32,8 +30,8 @@ class BalancedRenormalization(Constraint):
     Source: Spectron, arXiv 2602.12429, Algorithm 1, carried over to the parameters of SCT.
     """
 
-    def __init__(self) -> None:
-        self.triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    held: dict[str, tuple[Tensor, Tensor, Tensor]]
+    """name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors."""
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         triples, scaled = spectral_triples(model), holders(optimizer, "column_scale")
@@ -47,11 +45,6 @@ class BalancedRenormalization(Constraint):
                 )
         self.hold(triples)
 
-    def hold(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Self:
-        """Holds name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors."""
-        self.triples = dict(triples)
-        return self
-
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Sets the optimizer's scales.
@@ -61,20 +54,20 @@ class BalancedRenormalization(Constraint):
         """
         scaled = holders(optimizer, "column_scale")
         by_rank: dict[tuple[int, torch.device], list[str]] = defaultdict(list)
-        for name, (u, s, v) in self.triples.items():
+        for name, (u, s, v) in self.held.items():
             if u not in scaled or v not in scaled:
                 raise TypeError(f"balanced renormalization needs an optimizer that takes column scales for {name}")
             by_rank[s.shape[0], s.device].append(name)
         for names in by_rank.values():
-            s = stack_whole([self.triples[name][1].detach() for name in names]).abs()
+            s = gathered(torch.stack([self.held[name][1].detach() for name in names])).abs()
             largest = s.amax(-1, keepdim=True)
             scales = s.clamp_min(FLOOR * largest).clamp_min(torch.finfo(s.dtype).tiny).rsqrt() / (
                 2 * largest.sqrt() + 1
             )
             for name, scale in zip(names, scales.unbind(), strict=True):
-                u, _, v = self.triples[name]
+                u, _, v = self.held[name]
                 scaled[u].column_scale[u] = scaled[v].column_scale[v] = scale
 
     def step_flops(self, optimizer: Optimizer) -> int:
         """Of each s the absolute value, a bound from below, its root and the quotient; U and V are scaled twice."""
-        return sum(4 * s.numel() + 2 * (u.numel() + v.numel()) for u, s, v in self.triples.values())
+        return sum(4 * s.numel() + 2 * (u.numel() + v.numel()) for u, s, v in self.held.values())

@@ -1,7 +1,8 @@
 """The base class of what keeps weights in shape around an optimizer step."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from torch import nn
 from torch.optim import Optimizer
@@ -30,6 +31,9 @@ class Constraint(ABC):
     stands_in_for = ""
     """Name of the constraint that the projections need and that a subclass takes the place of, in a list without it."""
 
+    held: dict[str, Any]
+    """What it acts on, by name; each class says what that is: a parameter, a pair, a triple."""
+
     @abstractmethod
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Finds what to hold, once before training. Reads no numbers: a plan attaches to a model without any.
@@ -38,6 +42,11 @@ class Constraint(ABC):
             NothingToHoldError: there is nothing.
             ValueError: there is something that cannot be held. Either message is a line that ends with what to do.
         """
+
+    def hold(self, named: Mapping[str, Any]) -> Self:
+        """Takes what to hold by name, as `held` is: in a loop of one's own, in place of `attach`."""
+        self.held = dict(named)
+        return self
 
     def before_step(self, optimizer: Optimizer) -> None:  # noqa: B027
         """After the gradients, before clipping and the update."""

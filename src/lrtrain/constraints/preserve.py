@@ -1,18 +1,17 @@
 """Retraction of W = V diag(s) Uᵀ that leaves W as it is."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
-from lrtrain.constraints.structure import spectral_triples
-from lrtrain.constraints.transport import transport
-from lrtrain.constraints.vectors import stack_whole, write_whole
-from lrtrain.linalg import local, orthonormalize_
+from lrtrain.constraints.factors import spectral_triples
+from lrtrain.constraints.manifold import transport
+from lrtrain.linalg import gathered, local, orthonormalize_, spread
 from lrtrain.linalg.flops import retraction_flops, tangent_flops
 from lrtrain.optim.protocol import ORDERS, moments, require_moments
 
@@ -40,9 +39,10 @@ class FunctionPreservingRetraction(Constraint):
     """
 
     stands_in_for = "StiefelRetraction"
+    held: dict[str, tuple[Tensor, Tensor, Tensor]]
+    """name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors."""
 
     def __init__(self, transport: bool = False) -> None:
-        self.triples: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.transport = transport
         self._optimizer: Optimizer | None = None
 
@@ -54,11 +54,6 @@ class FunctionPreservingRetraction(Constraint):
         require_moments(optimizer, named, *ORDERS)
         self.hold(triples)
 
-    def hold(self, triples: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Self:
-        """Holds name -> (U, s, V) with U (in, k), s (k), V (out, k), plain tensors or row-sharded DTensors."""
-        self.triples = dict(triples)
-        return self
-
     def before_step(self, optimizer: Optimizer) -> None:
         """Takes note of the optimizer that holds the moments."""
         self._optimizer = optimizer
@@ -67,7 +62,7 @@ class FunctionPreservingRetraction(Constraint):
     def after_step(self) -> None:
         """Puts every triple back on the manifold, and with it the moments of the optimizer that `before_step` named."""
         by_rank: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-        for triple in self.triples.values():
+        for triple in self.held.values():
             by_rank[triple[1].shape[0]].append(triple)
         us, vs = ([triple[i] for group in by_rank.values() for triple in group] for i in (0, 2))
         corners = orthonormalize_([*us, *vs])
@@ -76,10 +71,10 @@ class FunctionPreservingRetraction(Constraint):
             u, s, v = (list(x) for x in zip(*group, strict=True))
             r_u, r_v = (torch.stack(corners[at : at + len(group)]) for at in (start, start + len(us)))
             start += len(group)
-            core = _decompose(r_u, stack_whole(s), r_v)
+            core = _decompose(r_u, gathered(torch.stack(s)), r_v)
             _multiply(u, core.z)
             _multiply(v, core.p)
-            write_whole(s, core.s)
+            _write_whole(s, core.s)
             if self._optimizer is not None:
                 n_u, n_v = r_u.mT @ core.z, r_v.mT @ core.p
                 _follow(self._optimizer, u, n_u)
@@ -94,7 +89,7 @@ class FunctionPreservingRetraction(Constraint):
 
         Source: Golub, Van Loan, section 8.6, of the decomposition.
         """
-        shapes = [(u.shape[0], v.shape[0], s.shape[0]) for u, s, v in self.triples.values()]
+        shapes = [(u.shape[0], v.shape[0], s.shape[0]) for u, s, v in self.held.values()]
         spent = sum(retraction_flops(m, k) + retraction_flops(n, k) + 30 * k**3 for m, n, k in shapes)
         spent += sum(3 * 2 * (m + n) * k * k for m, n, k in shapes)
         return spent + self.transport * sum(tangent_flops(m, k) + tangent_flops(n, k) for m, n, k in shapes)
@@ -141,4 +136,10 @@ def _follow_values(optimizer: Optimizer, parameters: Sequence[Tensor], shares: T
         if found:
             vectors = [moment for _, moment in found]
             chosen = factors[[index for index, _ in found]]
-            write_whole(vectors, (chosen.mT @ stack_whole(vectors).to(factors).unsqueeze(-1)).squeeze(-1))
+            _write_whole(vectors, (chosen.mT @ gathered(torch.stack(vectors)).to(factors).unsqueeze(-1)).squeeze(-1))
+
+
+def _write_whole(vectors: Sequence[Tensor], values: Tensor) -> None:
+    """Writes values (n, k), which every process holds whole, into vectors (k); nothing is communicated."""
+    for vector, value in zip(vectors, values.unbind(), strict=True):
+        vector.copy_(spread(value, vector))

@@ -1,14 +1,13 @@
 """Spectral renormalization: the step scale that bounds ‖ΔW‖₂ of W = A Bᵀ."""
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
-from lrtrain.constraints.structure import structure
+from lrtrain.constraints.factors import find_factors
 from lrtrain.linalg import norm_bound, spectral_norm
 from lrtrain.linalg.flops import norm_bound_flops, power_iteration_flops
 from lrtrain.optim.protocol import holders, stated
@@ -29,13 +28,15 @@ class SpectralRenormalization(Constraint):
     Source: Spectron, arXiv 2602.12429, Algorithms 1 and 3.
     """
 
+    held: dict[str, tuple[Tensor, Tensor]]
+    """name -> (A, B) with A (out, r) and B (in, r), plain tensors or row-sharded DTensors."""
+
     def __init__(self) -> None:
-        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._vectors: dict[str, Tensor] = {}
         self._sigma: dict[str, Tensor] = {}
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
-        pairs, _ = structure(model)
+        pairs, _ = find_factors(model)
         if not pairs:
             raise NothingToHoldError("the model has no pair A, B; use lrtrain.nn.LowRankLinear or leave it out")
         scaled = holders(optimizer, "step_scale")
@@ -50,11 +51,6 @@ class SpectralRenormalization(Constraint):
             )
         self.hold(held)
 
-    def hold(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Self:
-        """Holds name -> (A, B) with A (out, r) and B (in, r), plain tensors or row-sharded DTensors."""
-        self.pairs = dict(pairs)
-        return self
-
     def before_step(self, optimizer: Optimizer) -> None:
         """Measures all factors and sets the optimizer's scales.
 
@@ -62,11 +58,11 @@ class SpectralRenormalization(Constraint):
             TypeError: no part of the optimizer that holds a factor takes step scales.
         """
         scaled = holders(optimizer, "step_scale")
-        for name, pair in self.pairs.items():
+        for name, pair in self.held.items():
             if not all(factor in scaled for factor in pair):
                 raise TypeError(f"spectral renormalization needs an optimizer that takes step scales for {name}")
-        self._measure(strict={name for name, (a, _) in self.pairs.items() if stated(scaled[a], "strict")})
-        for name, pair in self.pairs.items():
+        self._measure(strict={name for name, (a, _) in self.held.items() if stated(scaled[a], "strict")})
+        for name, pair in self.held.items():
             scale = 1 / (self._sigma[f"{name}.A"] + self._sigma[f"{name}.B"] + 1)
             for factor in pair:
                 scaled[factor].step_scale[factor] = scale
@@ -75,13 +71,13 @@ class SpectralRenormalization(Constraint):
         scaled = holders(optimizer, "step_scale")
         return sum(
             (norm_bound_flops if stated(scaled[x], "strict") else power_iteration_flops)(*x.shape)
-            for pair in self.pairs.values()
+            for pair in self.held.values()
             for x in pair
         )
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """name -> (σ_A, σ_B) of the last measurement, 0-d tensors."""
-        return {name: (self._sigma[f"{name}.A"], self._sigma[f"{name}.B"]) for name in self.pairs if self._sigma}
+        return {name: (self._sigma[f"{name}.A"], self._sigma[f"{name}.B"]) for name in self.held if self._sigma}
 
     def state_dict(self) -> dict[str, Any]:
         return {"vectors": dict(self._vectors)}
@@ -90,7 +86,7 @@ class SpectralRenormalization(Constraint):
         self._vectors = dict(state_dict["vectors"])
 
     def _measure(self, strict: set[str]) -> None:
-        factors = {f"{name}.{side}": x for name, pair in self.pairs.items() for side, x in zip("AB", pair, strict=True)}
+        factors = {f"{name}.{side}": x for name, pair in self.held.items() for side, x in zip("AB", pair, strict=True)}
         bounded = [name for name in factors if name.rpartition(".")[0] in strict]
         followed = [name for name in factors if name not in set(bounded)]
         fresh = any(name not in self._vectors for name in followed)

@@ -7,8 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lrtrain.linalg.gram import as_float
-from lrtrain.linalg.row_sharded import all_reduce, all_reduce_symmetric, local, process_groups, with_local
+from lrtrain.linalg.row_sharded import (
+    all_reduce,
+    all_reduce_symmetric,
+    as_float,
+    local,
+    process_groups,
+    with_local,
+)
 
 
 class Batches:

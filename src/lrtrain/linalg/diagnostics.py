@@ -1,13 +1,11 @@
 """What a weight or its change is like: singular values, norms, ranks; a factorized one is never formed."""
 
-from abc import ABC, abstractmethod
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lrtrain.linalg.gram import as_float, gram, inner
-from lrtrain.linalg.row_sharded import gathered, local, spread, with_local
+from lrtrain.linalg.row_sharded import as_float, gathered, gram, inner, local, spread, with_local
 
 DEAD = 1e-3
 """Share of the largest singular value up to which a direction is dead."""
@@ -43,37 +41,13 @@ def dead_directions(sigma: Tensor) -> Tensor:
     return (sigma <= DEAD * sigma.amax(-1, keepdim=True)).to(sigma.dtype).mean(-1)
 
 
-class Measured(ABC):
-    """A matrix M (m, n) of which figures can be had, 0-d tensors that are the same on every process.
-
-    Where M holds an infinity or a NaN, they are NaN.
-    """
-
-    @property
-    @abstractmethod
-    def sigma(self) -> Tensor | None:
-        """Singular values, descending; None where computing them all would take too long."""
-
-    @property
-    @abstractmethod
-    def norm(self) -> Tensor:
-        """‖M‖₂."""
-
-    @property
-    @abstractmethod
-    def frobenius(self) -> Tensor:
-        """‖M‖_F."""
-
-    @abstractmethod
-    def output_rms(self, x: Tensor) -> Tensor:
-        """Root mean square of the entries of y = M x over the rows of x (tokens, n), whole on every process."""
-
-
-class ThinProduct(Measured):
+class ThinProduct:
     """M = L Rᵀ of L (m, k) and R (n, k), through the k × k matrices LᵀL and RᵀR, in float64.
 
     σ² are the eigenvalues of (LᵀL)(RᵀR). Columns of L are scaled to unit length, and R's by the inverse, which leaves M
     as it is: what is lost is below 1e-7 of ‖L‖ ‖R‖ after that, however the two were scaled.
+
+    Its figures are 0-d tensors that are the same on every process, NaN where M holds an infinity or a NaN.
 
     Args:
         left: L, plain or a row-sharded DTensor.
@@ -96,14 +70,17 @@ class ThinProduct(Measured):
 
     @cached_property
     def sigma(self) -> Tensor:
+        """Singular values, descending."""
         return _eigenvalues(self._core).sqrt()
 
     @property
     def norm(self) -> Tensor:
+        """‖M‖₂."""
         return _largest_eigenvalue(self._core).sqrt()
 
     @property
     def frobenius(self) -> Tensor:
+        """‖M‖_F."""
         return (self._left_gram * self._right_gram).sum().clamp_min(0).sqrt()
 
     def factor_norms(self) -> tuple[Tensor, Tensor]:
@@ -112,13 +89,14 @@ class ThinProduct(Measured):
         return left, right
 
     def output_rms(self, x: Tensor) -> Tensor:
+        """Root mean square of the entries of y = M x over the rows of x (tokens, n), whole on every process."""
         inside = self._lengths[:, None] * inner(self._right, spread(x.double().mT, self._right))
         squares = (inside * (self._left_gram @ inside)).sum().clamp_min(0)
         return (squares / (x.shape[0] * self._rows)).sqrt()
 
 
-class DenseMatrix(Measured):
-    """M itself, gathered where its rows are sharded.
+class DenseMatrix:
+    """M itself, gathered where its rows are sharded; the same figures as of a `ThinProduct`.
 
     Singular values come from the smaller Gram matrix in float64. Above `EXACT` the norm alone is found, by subspace
     iteration in float32: never too large, and too small by 1% at most for usual spectra.
@@ -136,6 +114,7 @@ class DenseMatrix(Measured):
 
     @cached_property
     def sigma(self) -> Tensor | None:
+        """Singular values, descending; None above `EXACT`."""
         return _eigenvalues(self._gram).sqrt() if self._exact else None
 
     @property

@@ -7,10 +7,10 @@ from lrtrain.linalg.polar import LOW_RANK, SQUARE, Precision
 def newton_schulz_flops(
     m: int, r: int, steps: int, coefficients: Coefficients = "paper", precision: Precision = "float32"
 ) -> int:
-    """`linalg.polar` of whole matrices: the products of its Gram form, or of the direct one where m is little above r.
+    """Counts `linalg.polar` on whole matrices: Gram form, or the direct form where m < SQUARE · r.
 
-    For each Gram matrix 2 m r² and as much again for the product with X; of the r × r products S² a step, Π Q from the
-    second step of a run on, and Q S Q (two) before each further step, 2 r³ each. Directly 4 m r² + 2 r³ a step.
+    Gram form: 4 m r² per Gram matrix (itself and the product with X) plus 2 r³ per r × r product: S² in every step, Π Q
+    from a run's second step on, Q S Q (two) before each further step. Direct form: 4 m r² + 2 r³ per step.
     """
     m, r = max(m, r), min(m, r)
     if m < SQUARE[precision] * r:
@@ -41,5 +41,5 @@ def retraction_flops(m: int, r: int) -> int:
 
 
 def tangent_flops(m: int, r: int) -> int:
-    """`linalg.tangent`: XᵀZ and X sym(XᵀZ)."""
+    """`linalg.project_to_tangent`: XᵀZ and X sym(XᵀZ)."""
     return 4 * m * r * r

@@ -18,7 +18,8 @@ class DenseLinear(Projection):
 
     def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
         super().__init__(in_features, out_features)
-        self.weight = nn.Parameter(dense_draw(in_features, out_features, std))
+        std = in_features**-0.5 if std is None else std
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) * std)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -29,8 +30,3 @@ class DenseLinear(Projection):
     @property
     def flops_per_token(self) -> int:
         return 2 * self.in_features * self.out_features
-
-
-def dense_draw(in_features: int, out_features: int, std: float | None = None) -> Tensor:
-    """A fresh dense weight (out, in) from N(0, std²); std is 1/√in_features when None."""
-    return torch.randn(out_features, in_features) * (in_features**-0.5 if std is None else std)

@@ -81,7 +81,7 @@ class SelfGuidedLinear(LowRankLinear):
         return product if self.W is None or self.alpha is None else self.alpha * self.W + (1 - self.alpha) * product
 
     def release(self) -> list[nn.Parameter]:
-        """Deletes W and α, for good, and returns W for the optimizer to forget; nothing if that was done before."""
+        """Deletes W and α, for good, and returns W, for the optimizer to drop; nothing if that was done before."""
         released = [] if self.W is None else [self.W]
         self.W = self.alpha = None
         return released
@@ -123,7 +123,7 @@ def guide(module: nn.Module, step: int, guided_steps: int, seed: int = 0) -> flo
 
 
 def release(module: nn.Module) -> list[nn.Parameter]:
-    """Deletes all dense weights and returns them; they are freed once the optimizer forgets them (`optim.forget`)."""
+    """Deletes all dense weights and returns them; `optim.remove_parameters` then frees them."""
     return [weight for layer in self_guided(module).values() for weight in layer.release()]
 
 

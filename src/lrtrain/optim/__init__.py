@@ -1,6 +1,6 @@
 """Optimizers and schedules: ordinary torch classes, usable alone. torch alone is needed."""
 
-from lrtrain.optim.combined import CombinedOptimizer, forget, shard_like
+from lrtrain.optim.combined import CombinedOptimizer, remove_parameters, shard_like
 from lrtrain.optim.optimizer_in_backward import step_in_backward
 from lrtrain.optim.protocol import StatedOptimizer, UnstatedError, holders, moments, require_moments, stated
 from lrtrain.optim.schedules import WarmupCosine, WarmupStableDecay
@@ -21,9 +21,9 @@ __all__ = [
     "WarmupStableDecay",
     "build_optimizer",
     "coverage",
-    "forget",
     "holders",
     "moments",
+    "remove_parameters",
     "require_moments",
     "shard_like",
     "stated",

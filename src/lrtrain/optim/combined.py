@@ -105,7 +105,7 @@ def shard_like(value: Any, parameter: Tensor) -> Any:
     return spread(value.to(parameter.device), parameter)
 
 
-def forget(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+def remove_parameters(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Removes parameters and their states from an optimizer, so that nothing of them is stepped, saved or kept alive.
 
     Its groups stay, even when they are left empty: schedules and the parts of a `CombinedOptimizer` count them.

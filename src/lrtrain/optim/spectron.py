@@ -1,18 +1,18 @@
 """Spectron: averaged momentum, orthogonalized, with a step scale that bounds the update of the product."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lrtrain.linalg import Coefficients, Precision, local, norm_bound, polar, with_local
+from lrtrain.linalg import Coefficients, Precision, local, norm_bound, with_local
 from lrtrain.linalg.flops import newton_schulz_flops, norm_bound_flops
+from lrtrain.optim.matrix_optimizer import MatrixOptimizer
 from lrtrain.optim.protocol import LOOK_AHEAD, MOMENTUM
 
 
-class Spectron(Optimizer):
+class Spectron(MatrixOptimizer):
     """Momentum and orthogonalization of each factor of W = A Bᵀ.
 
     For every factor X with gradient G, momentum β and learning rate η:
@@ -48,7 +48,6 @@ class Spectron(Optimizer):
     Source: Spectron, arXiv 2602.12429, Algorithms 1 to 3.
     """
 
-    first_moments = ("momentum",)
     second_moments = ()
 
     def __init__(
@@ -64,43 +63,22 @@ class Spectron(Optimizer):
         strict: bool = False,
     ) -> None:
         _check_rate(lr)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Spectron: momentum must be in [0, 1), got {momentum}")
-        if ns_steps < 1:
-            raise ValueError(f"Spectron: ns_steps must be at least 1, got {ns_steps}")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"Spectron: precision must be float32 or bfloat16, got {precision}")
-        values = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "orthogonalize": orthogonalize}
-        super().__init__(params, {**values, "ns_steps": ns_steps, "coefficients": coefficients, "precision": precision})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "orthogonalize": orthogonalize,
+                "ns_steps": ns_steps,
+                "coefficients": coefficients,
+                "precision": precision,
+            },
+        )
         self.strict = strict
-        for group in self.param_groups:
-            names = group.get("param_names", ["a parameter"] * len(group["params"]))
-            for name, parameter in zip(names, group["params"], strict=True):
-                if parameter.ndim != 2:
-                    raise ValueError(
-                        f"Spectron takes matrices, but {name} has the shape {tuple(parameter.shape)}: "
-                        "give it to another optimizer (overrides)"
-                    )
-                local(parameter)  # refuses columns
-        self.step_scale: dict[Tensor, Tensor] = {}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Runs the closure, which computes the gradients, then one update."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._create_state()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            if group["lr"] != 0:
-                _check_rate(group["lr"])
-            self._update(parameters, self._momentum(parameters, group), group)
-        self.step_scale.clear()
-        return loss
+        self.step_scale = self.scales
 
     def step_flops(self, group: dict[str, Any], parameter: Tensor) -> int:
         """FLOPs of a step of one parameter, as `optim.protocol` asks for them."""
@@ -110,25 +88,12 @@ class Spectron(Optimizer):
             flops += newton_schulz_flops(m, r, group["ns_steps"], group["coefficients"], group["precision"])
         return flops + self.strict * norm_bound_flops(m, r)
 
-    def _create_state(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if "momentum" not in self.state[parameter]:
-                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-
-    def _momentum(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Advances the averages; returns the local rows of what is to be orthogonalized."""
-        momenta = [local(self.state[parameter]["momentum"]) for parameter in parameters]
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        return list(torch._foreach_lerp(gradients, momenta, group["momentum"])) if group["nesterov"] else momenta
-
-    def _update(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-        """One update of some factors from the local rows of their (averaged) gradients."""
+    def update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        if group["lr"] != 0:
+            _check_rate(group["lr"])
+        _, updates = self.averaged(parameters, group)
         if group["orthogonalize"]:
-            whole = [with_local(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
-            factors = polar(whole, group["ns_steps"], group["coefficients"], group["precision"])
-            updates = [local(factor) for factor in factors]
+            updates = self.polar_factors(updates, parameters, group)
         rows, scales = [local(p) for p in parameters], self._scales(parameters, updates)
         if scales is None:
             torch._foreach_add_(rows, updates, alpha=-group["lr"])
@@ -136,7 +101,7 @@ class Spectron(Optimizer):
             torch._foreach_addcmul_(rows, updates, scales, value=-group["lr"])
 
     def _scales(self, parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor] | None:
-        """What each update is multiplied by beside η, 0-d tensors; None where it is 1 for all."""
+        """What each update is multiplied by in addition to η, 0-d tensors; None where it is 1 for all."""
         scales = [self.step_scale.get(parameter) for parameter in parameters]
         if not self.strict:
             if all(scale is None for scale in scales):

@@ -20,9 +20,8 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
+from lrtrain.training.checks import check_loss, check_optimizer, check_strategy
 from lrtrain.training.fsdp import FSDP
-from lrtrain.training.part_checks import check_loss, check_optimizer
-from lrtrain.training.strategy_check import check_strategy
 from lrtrain.training.token_loss import TokenLoss
 
 DecoderCallable = Callable[[], Decoder]
@@ -156,7 +155,7 @@ class CausalLM(L.LightningModule):
         return loss
 
     def _mean(self, loss: Tensor) -> Tensor:
-        """The mean over all processes; Lightning's own (`sync_dist`) lets each of them wait for the slowest."""
+        """Averages over processes with one all-reduce; Lightning's `sync_dist` adds a barrier."""
         if self.trainer.world_size == 1:
             return loss
         total = loss.clone()

@@ -152,19 +152,13 @@ def _with_shards(saved: dict[str, Any], optimizer: Optimizer, folder: Path, wher
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     }
-    names = {
-        number: name
-        for group in saved["param_groups"]
-        for name, number in zip(group["param_names"], group["params"], strict=True)
-    }
-    state: dict[int, dict[str, Any]] = {}
+    state = {number: dict(values) for number, values in saved["state"].items()}
     wanted: dict[str, Tensor] = {}
-    for number, values in saved["state"].items():
-        state[number] = dict(values)
-        parameter = own.get(names[number])
-        for key, value in values.items():
-            if parameter is not None and isinstance(value, Tensor) and value.is_meta:
-                wanted[f"{where}/state/{number}/{key}"] = state[number][key] = _empty(value, parameter)
+    for group in saved["param_groups"]:
+        for name, number in zip(group["param_names"], group["params"], strict=True):
+            for key, value in state.get(number, {}).items():
+                if name in own and isinstance(value, Tensor) and value.is_meta:
+                    wanted[f"{where}/state/{number}/{key}"] = state[number][key] = _empty(value, own[name])
     sharded.read_into(folder, wanted)
     return {**saved, "state": state}
 

@@ -18,7 +18,7 @@ SAMPLE_TOKENS = 80
 
 
 def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
-    """Validation figures, size, speed, spectral norms, a sample, and where everything lies; on the first process."""
+    """Prints, on the first process, validation figures, size, speed, spectral norms, a sample and where all lies."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     decoder = model.decoder
     assert decoder is not None

@@ -151,7 +151,7 @@ class Telemetry:
         self._inputs, self._before, self._rates = {}, {}, {}
 
     def _weights(self, layer: str) -> list[tuple[str, Weight]]:
-        """Names and parameters of a projection's weights, which may change their kind between two steps."""
+        """Names and parameters of a projection's weights; self-guided ones change between steps."""
         projection: Any = self._module.get_submodule(layer)
         found: list[Weight] = []
         for what in ("factor_pairs", "spectral_triples"):

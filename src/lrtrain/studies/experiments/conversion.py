@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrtrain.constraints import StiefelRetraction, structure
+from lrtrain.constraints import StiefelRetraction, find_factors
 from lrtrain.nn import Decoder, SpectralLinear, projections
 from lrtrain.optim import WarmupCosine
 from lrtrain.runtime.errors import UserError
@@ -129,7 +129,7 @@ def fine_tune(decoder: Decoder, source: Source, seed: int, steps: int, lr: float
     device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = WarmupCosine(optimizer, steps, warmup=0.05)
-    retraction = StiefelRetraction().hold(structure(decoder)[1])
+    retraction = StiefelRetraction().hold(find_factors(decoder)[1])
     decoder.train()
     for batch in islice(source.batches(seed), steps):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

@@ -88,23 +88,19 @@ class NonFiniteGradients(L.Callback):
                 logger.log_metrics({"train/skipped_steps": float(self.skipped)}, step=trainer.global_step - 1)
 
     # The first moments after the step's own metrics are logged, whichever comes.
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._stop_if_due(trainer, pl_module)
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_if_due(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_if_due(trainer, pl_module)
-
-    def _stop_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._stop is not None:
             stop, self._stop = self._stop, None
             for callback in trainer.checkpoint_callbacks:
                 callback.on_train_end(trainer, pl_module)  # while all processes are here to save their shards
             raise stop
+
+    on_train_end = on_validation_start
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.on_validation_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.nn.parallel import DistributedDataParallel
 
 from lrtrain.nn.self_guided import guide, release, self_guided
-from lrtrain.optim import forget
+from lrtrain.optim import remove_parameters
 from lrtrain.runtime.errors import UserError
 from lrtrain.training.fsdp import FSDP
 
@@ -84,7 +84,7 @@ class SelfGuidance(L.Callback):
         if not weights:
             return
         for optimizer in trainer.optimizers:
-            forget(optimizer, weights)
+            remove_parameters(optimizer, weights)
         count = sum(weight.numel() for weight in weights)
         rank_zero_info(f"step {trainer.global_step}: {len(weights)} dense weights deleted, {count:,} parameters fewer")
         strategy = trainer.strategy

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints import structure
+from lrtrain.constraints import find_factors
 from lrtrain.linalg import orthonormality_error
 from lrtrain.runtime.errors import UserError
 from lrtrain.training.telemetry import SameNameError, Telemetry
@@ -124,7 +124,7 @@ class SpectralTelemetry(L.Callback):
             values = [found[key] for found in figures.values() if key in found]
             if values:
                 self.measured[f"spectral/{key}"] = max(values)
-        orthonormal = structure(pl_module)[1].values()
+        orthonormal = find_factors(pl_module)[1].values()
         if orthonormal:
             errors = [float(orthonormality_error(x)) for x in orthonormal]
             self.measured["spectral/orthonormality_error"] = max(errors)

@@ -20,8 +20,8 @@ class Throughput(L.Callback):
       vendor's figure for the compute dtype on a GPU, and on a CPU the rate of a large matrix product, measured once.
     - `tokens_seen` and `flops`: trained on so far, the latter as 3 · forward FLOPs per token at the time, so a
       projection whose cost changes during the run counts as it was.
-    - `seconds`: over training batches, waiting for data included and validation left out; `step_seconds`: its part
-      inside batches, the rest being data, logging and checkpoints; `validation_seconds` beside it.
+    - `seconds`: time in training batches including waiting for data, without validation; `step_seconds`: its part
+      inside batches, the rest being data, logging and checkpoints; `validation_seconds`: time in validation.
 
     The totals are saved and resumed. After a checkpoint that does not hold one, that total is NaN and not logged.
     """

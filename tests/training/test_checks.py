@@ -13,8 +13,8 @@ import toy
 from commandline import RECIPE, arguments, refusal
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.ranks import settle
+from lrtrain.training.checks import check_strategy
 from lrtrain.training.fsdp import FSDP
-from lrtrain.training.strategy_check import check_strategy
 from ranks import command_on_ranks, on_ranks
 
 PARALLEL = RECIPE.parent / "parallel"
