@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +70,12 @@ class FunctionPreservingRetraction(Constraint):
             u, s, v = (list(x) for x in zip(*group, strict=True))
             r_u, r_v = (torch.stack(corners[at : at + len(group)]) for at in (start, start + len(us)))
             start += len(group)
-            core = _decompose(r_u, gathered(torch.stack(s)), r_v)
-            _multiply(u, core.z)
-            _multiply(v, core.p)
-            _write_whole(s, core.s)
+            p, sigma, z = _decompose(r_u, gathered(torch.stack(s)), r_v)
+            _multiply(u, z)
+            _multiply(v, p)
+            _write_whole(s, sigma)
             if self._optimizer is not None:
-                n_u, n_v = r_u.mT @ core.z, r_v.mT @ core.p
+                n_u, n_v = r_u.mT @ z, r_v.mT @ p
                 _follow(self._optimizer, u, n_u)
                 _follow(self._optimizer, v, n_v)
                 _follow_values(self._optimizer, s, n_u * n_v)
@@ -95,23 +94,15 @@ class FunctionPreservingRetraction(Constraint):
         return spent + self.transport * sum(tangent_flops(m, k) + tangent_flops(n, k) for m, n, k in shapes)
 
 
-class Core(NamedTuple):
-    """P (n, k, k), s (n, k) and Z (n, k, k) of R_V diag(s) R_Uᵀ = P diag(s) Zᵀ."""
-
-    p: Tensor
-    s: Tensor
-    z: Tensor
-
-
-def _decompose(r_u: Tensor, s: Tensor, r_v: Tensor) -> Core:
-    """The singular value decomposition of the cores R_V diag(s) R_Uᵀ, in float64: its bases multiply U and V each step.
+def _decompose(r_u: Tensor, s: Tensor, r_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P (n, k, k), σ (n, k) and Z (n, k, k) of R_V diag(s) R_Uᵀ = P diag(σ) Zᵀ, computed in float64 against drift.
 
     The sign of each pair of columns is the one with which Z stays nearest to I.
     """
     core = (r_v.double() * s.double().unsqueeze(-2)) @ r_u.double().mT
     p, sigma, zt = torch.linalg.svd(core)
     sign = torch.where(zt.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(core).unsqueeze(-2)
-    return Core((p * sign).to(r_u), sigma.to(r_u), (zt.mT * sign).to(r_u))
+    return (p * sign).to(r_u), sigma.to(r_u), (zt.mT * sign).to(r_u)
 
 
 def _multiply(matrices: Sequence[Tensor], factors: Tensor) -> None:

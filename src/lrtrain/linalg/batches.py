@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -24,8 +25,6 @@ class Batches:
         matrices: Matrices (m, r) or batches (…, m, r), plain or row-sharded DTensors; all sharded over the same groups.
 
     Attributes:
-        stacks: Tensors (n, m, r) of one shape each, float32 (float64 for float64 input). A matrix that is alone in its
-            stack is not copied, so write into a stack only after cloning it.
         rows: m of each stack over all processes.
         groups: The process groups over which the rows are spread.
 
@@ -43,14 +42,27 @@ class Batches:
             places[x.shape, x.dtype, x.device].append(index)
         self._places = list(places.values())
         self.rows = [self.matrices[p[0]].shape[-2] for p in self._places]
-        self.stacks = [_stack([local(self.matrices[i]) for i in p]) for p in self._places]
+
+    @cached_property
+    def stacks(self) -> list[Tensor]:
+        """All stacks (n, m, r), one for each shape."""
+        return [self.stack(index) for index in range(len(self._places))]
+
+    def stack(self, index: int) -> Tensor:
+        """The matrices of one shape (n, m, r), float32 (float64 for float64 input).
+
+        A matrix that is alone in its stack is not copied, so write into a stack only after cloning it.
+        """
+        rows = [local(x) for x in self.members(index)]
+        stacked = torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
+        return as_float(stacked.flatten(0, -3))
 
     def scaled(self, indices: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """The stacks over each matrix's largest entry, and those entries (n); of all or of some stacks.
 
         Squares below 1e-38 or above 1e38 leave float32's range. With rows spread over processes, one all-reduce.
         """
-        stacks = self.stacks if indices is None else [self.stacks[i] for i in indices]
+        stacks = [self.stack(i) for i in (range(len(self._places)) if indices is None else indices)]
         largest = all_reduce([_largest_entry(y) for y in stacks], self.groups, dist.ReduceOp.MAX)
         tiny = [torch.finfo(y.dtype).tiny for y in stacks]
         scaled = [y / most.clamp_min(t)[:, None, None] for y, most, t in zip(stacks, largest, tiny, strict=True)]
@@ -84,12 +96,6 @@ class Batches:
             for index, piece in zip(places, pieces, strict=True):
                 spread[index] = finish(piece, self.matrices[index])
         return [spread[index] for index in range(len(self.matrices))]
-
-
-def _stack(rows: Sequence[Tensor]) -> Tensor:
-    """(m, r) or (…, m, r) each, to one (n, m, r) in the dtype of the computation."""
-    stacked = torch.stack(list(rows)) if len(rows) > 1 else rows[0].unsqueeze(0)
-    return as_float(stacked.flatten(0, -3))
 
 
 def _largest_entry(y: Tensor) -> Tensor:

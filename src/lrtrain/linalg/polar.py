@@ -71,12 +71,13 @@ def polar(
 
 def _iterate(batches: Batches, steps: Sequence[Quintic], bfloat16: bool) -> list[Tensor]:
     """O of the stacks (n, m, r), each by the form that costs least."""
-    half = [bfloat16 and y.dtype == torch.float32 and y.shape[-1] > LOW_RANK for y in batches.stacks]
+    firsts = [batches.members(index)[0] for index in range(len(batches.rows))]
+    half = [bfloat16 and x.dtype != torch.float64 and x.shape[-1] > LOW_RANK for x in firsts]
     if batches.groups:  # one all-reduce has to serve all stacks and all steps
         return _through_gram(batches, range(len(half)), steps, half, rough=False)
     results = []
-    for index, y in enumerate(batches.stacks):
-        rows, rank = y.shape[-2:]
+    for index, x in enumerate(firsts):  # one stack at a time is in memory
+        rows, rank = x.shape[-2:]
         if rows < SQUARE["bfloat16" if half[index] else "float32"] * rank:
             results.append(_direct(batches.scaled([index])[0][0], steps, half[index]))
         else:
@@ -108,16 +109,11 @@ def _through_gram(
             if number:
                 multiplier = polynomial(gram, run)
             else:
-                square = _squared_norm(gram)
+                square = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(gram.dtype).tiny)[:, None, None]
                 multiplier = polynomial(gram / square, run) / square.sqrt()
             dtype = torch.bfloat16 if half[index] else y.dtype
             factors[index] = y.to(dtype) @ multiplier.to(dtype)
     return factors
-
-
-def _squared_norm(gram: Tensor) -> Tensor:
-    """‖X‖_F² (n, 1, 1) from S, and the smallest normal number in place of zero."""
-    return gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(gram.dtype).tiny)[:, None, None]
 
 
 def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:

@@ -80,10 +80,7 @@ class CausalLM(L.LightningModule):
         for slot, make in makers.items():
             check_optimizer(f"model.optimizers.{slot}", make)
         optimizer, _ = self._build_optimizer(nn.ModuleDict({"decoder": decoder}))
-        try:
-            self._schedule(optimizer, 1)
-        except ValueError as error:
-            raise UserError(f"model.schedule: {error}") from error
+        self._build_schedule(optimizer, 1)
         return decoder.head_VD.shape[0]
 
     def configure_model(self) -> None:
@@ -196,12 +193,15 @@ class CausalLM(L.LightningModule):
         if steps == float("inf"):
             raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
         optimizer, self._slots = self._build_optimizer(self)
-        try:
-            schedule = self._schedule(optimizer, int(steps))
-        except ValueError as error:
-            raise UserError(f"model.schedule: {error}") from error
+        schedule = self._build_schedule(optimizer, int(steps))
         rank_zero_only(print)(table(coverage(self._slots)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _build_schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler:
+        try:
+            return self._schedule(optimizer, steps)
+        except ValueError as error:
+            raise UserError(f"model.schedule: {error}") from error
 
     def _build_optimizer(self, module: nn.Module) -> tuple[Optimizer, list[Slot]]:
         """The optimizer of a module's parameters: those of its projections are `hidden`."""
