@@ -8,9 +8,9 @@ import torch
 
 from checkpoint_program import Batches, Net, fit, make_trainer
 from checkpoint_state import newest, saved_steps
+from lrtrain.checkpoint.checkpoint_io import check_architecture
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.checkpoint.directory import resolve_ckpt_path, step_path
-from lrtrain.checkpoint.lightning_io import check_architecture
 from lrtrain.checkpoint.single_file import fault, read_whole
 from lrtrain.runtime.errors import UserError
 

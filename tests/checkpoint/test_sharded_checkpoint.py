@@ -13,7 +13,7 @@ from checkpoint_state import differences
 from commandline import RECIPE, arguments, refusal
 from lrtrain.checkpoint import shard_folder as sharded
 from lrtrain.checkpoint import single_file as wholefile
-from lrtrain.checkpoint.directory import newest_whole, resolve_ckpt_path, sweep
+from lrtrain.checkpoint.directory import newest_whole, remove_partial, resolve_ckpt_path
 from lrtrain.cli.main import main
 from lrtrain.runtime.errors import UserError
 from ranks import command_on_ranks, on_ranks
@@ -136,7 +136,7 @@ def test_a_torn_folder_is_passed_over_by_name(
 def test_a_folder_that_was_not_finished_is_no_checkpoint_and_is_swept(checkpoint: Path) -> None:
     partial = checkpoint.rename(checkpoint.with_name(checkpoint.name + wholefile.PARTIAL))
     assert newest_whole(checkpoint.parent) == (None, [])
-    assert sweep(checkpoint.parent) == [partial]
+    assert remove_partial(checkpoint.parent) == [partial]
     assert not partial.exists()
 
 

@@ -49,7 +49,7 @@ def test_splits_that_are_too_short_are_refused_by_name(prepared: Path) -> None:
         module(prepared, batch_size=100_000).train_dataloader()
 
 
-@pytest.mark.parametrize("option", ["block_size", "batch_size", "val_batch_size", "num_workers", "seed"])
+@pytest.mark.parametrize("option", ["block_size", "batch_size", "num_workers", "seed"])
 def test_a_value_out_of_range_is_refused(option: str) -> None:
     with pytest.raises(UserError, match=f"data.{option} is -1"):
         TokenDataModule("x", **{option: -1})

@@ -15,9 +15,8 @@ import pytest
 import zstandard
 
 from lrtrain.data import documents
-from lrtrain.data.documents import read_documents
+from lrtrain.data.documents import list_parts, read_documents
 from lrtrain.data.formats import TEXT_DOCUMENT
-from lrtrain.data.sources import list_parts
 from lrtrain.runtime.errors import UserError
 
 FINEWEB = {

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 import sources
-from lrtrain.data.documents import read_documents
+from lrtrain.data.documents import list_parts, read_documents
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.preparation import PrepareSpec, prepare
-from lrtrain.data.sources import list_parts
 from lrtrain.runtime.errors import UserError
 
 CODE = """

@@ -77,7 +77,7 @@ def test_a_killed_preparation_goes_on_where_it_stopped_and_ends_with_the_same_fi
         kill_at(killed / "train" / chunk, process)
         with pytest.raises(UserError, match="not finished"):
             Manifest.load(str(killed))
-    (killed / ".progress.npz.tmp").write_bytes(b"half")  # what a kill in mid-save leaves
+    (killed / ".progress.pt.tmp").write_bytes(b"half")  # what a kill in mid-save leaves
     with pytest.raises(UserError, match="another request, val_fraction is"):
         prepare(PrepareSpec(source, train_vocab_size=300, val_fraction=0.5), str(killed))
     for out in (killed, whole):

@@ -96,8 +96,3 @@ def test_a_hugging_face_name_is_fetched_from_the_hub_and_an_unknown_one_gets_one
     last = unknown.stderr.strip().splitlines()[-1]
     assert last.startswith("lrtrain.runtime.errors.UserError: tokenizer owner/other")
     assert "Hugging Face hub" in last
-
-
-def test_a_vocabulary_below_the_bytes_is_refused() -> None:
-    with pytest.raises(UserError, match="257"):
-        train_tokenizer(TEXTS, 256)

@@ -1,4 +1,4 @@
-"""When checkpoints are written, what is in them, and how a run that is told to stop leaves.
+"""Decides when checkpoints are written and what they hold, and how a run leaves when it is told to stop.
 
 Every checkpoint is the state at a *step boundary*: just after an optimizer step, as `on_train_batch_end` sees it.
 Weights and optimizer do not change until the next update begins, so whatever ends the run in between (validation, a
@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lrtrain.checkpoint import directory as folder
-from lrtrain.checkpoint.lightning_io import WholeFileIO, check_architecture
+from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture
 from lrtrain.checkpoint.random_state import random_state, set_random_state
 from lrtrain.checkpoint.signals import GracefulSignals
 from lrtrain.runtime.errors import UserError
@@ -51,8 +51,8 @@ class Checkpoints(Checkpoint):
     It holds what Lightning saves and, under `lrtrain`: `version`, the run's `config` and `tokenizer` as text (None
     where the run directory has no such file), and `rng`, the random state of each rank.
 
-    Random numbers are drawn by training batches only: validation and data loaders get them, but give them back, so
-    that how often one validates changes nothing, and a resumed run draws what the uninterrupted one drew.
+    Only training batches advance the random state: after validation and data loading it is restored, so the frequency
+    of validation changes no result, and a resumed run draws what the uninterrupted one drew.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
@@ -70,7 +70,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self._folder = Path()
-        self._signals: GracefulSignals | None = None
+        self._signals: GracefulSignals
         self._shape_check: RemovableHandle | None = None
         self._boundary: _Boundary | None = None
         self._random: dict[str, Any] | None = None
@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
         self._boundary, self._random = None, None
         self._saved_step, self._updating, self._leaving = 0, False, False
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
-            trainer.strategy.checkpoint_io = WholeFileIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         trainer._signal_connector = self._signals = GracefulSignals(trainer)
 
         def check(module: nn.Module, state_dict: dict[str, Any], _: str, metadata: Any, strict: bool, *__: Any) -> None:
@@ -96,7 +96,7 @@ class Checkpoints(Checkpoint):
         self.teardown(trainer, pl_module, stage)  # of a run that failed
         self._shape_check = pl_module.register_load_state_dict_pre_hook(check)
         if stage == "fit" and trainer.is_global_zero:
-            for leftover in folder.sweep(self._folder):
+            for leftover in folder.remove_partial(self._folder):
                 rank_zero_info(f"removed {leftover}: left half written by a process that was killed")
 
     def on_load_checkpoint(
@@ -226,8 +226,7 @@ class Checkpoints(Checkpoint):
 
     def _asked_to_leave(self, trainer: pl.Trainer) -> bool:
         """Whether any rank was signalled; every rank asks at the same place. One number all-reduced, if many run."""
-        asked = self._signals is not None and self._signals.caught is not None
-        return trainer.strategy.reduce_boolean_decision(asked, all=False)
+        return trainer.strategy.reduce_boolean_decision(self._signals.caught is not None, all=False)
 
     def _leave_if_asked(self, trainer: pl.Trainer) -> None:
         if self._leaving or self._asked_to_leave(trainer):
@@ -237,7 +236,7 @@ class Checkpoints(Checkpoint):
 
     def _leave_if_agreed(self) -> None:
         # Not in on_train_batch_end itself: the step's metrics are logged after it.
-        if self._leaving and self._signals is not None:
+        if self._leaving:
             raise self._signals.leave()
 
     def _restore_random(self, trainer: pl.Trainer) -> None:

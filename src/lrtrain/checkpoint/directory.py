@@ -45,11 +45,10 @@ def resolve_ckpt_path(ckpt_path: str | None, run_dir: Path, required: bool = Fal
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The whole checkpoint of `folder` with the highest step, and those passed over on the way, each with why."""
+    """Returns the whole checkpoint with the highest step, and the broken ones passed over, each with the reason."""
     passed_over: list[tuple[Path, str]] = []
     for path in steps_in(folder).values():
-        why = fault(path)
-        if why is None:
+        if (why := fault(path)) is None:
             return path, passed_over
         passed_over.append((path, why))
     return None, passed_over
@@ -74,9 +73,9 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
-    """Renames what is ahead of `step`, from where a run goes on, and returns (old, new) names.
+    """Renames checkpoints ahead of `step`, where the run resumes, and returns (old, new) names.
 
-    Such files are broken, or belong to a course that the run leaves: `last` must not find them, nor `prune` count them.
+    They are broken or belong to an abandoned continuation: neither `last` nor `prune` may count them.
     """
     ahead = [(path, path.with_name(path.name + ".aside")) for at, path in steps_in(folder).items() if at > step]
     for path, aside in ahead:
@@ -85,7 +84,7 @@ def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
     return ahead
 
 
-def sweep(folder: Path) -> list[Path]:
+def remove_partial(folder: Path) -> list[Path]:
     """Removes what a killed process left half written, and returns it."""
     leftovers = sorted(folder.glob(f"*{PARTIAL}"))
     for path in leftovers:

@@ -1,6 +1,6 @@
 """Checkpoints as a folder that all processes of a sharded run write together: no Lightning, only a file format.
 
-`meta.pt` is the checkpoint as one process would write it, a whole file (`wholefile`), but with meta tensors in place of
+`meta.pt` is the checkpoint as one process would write it, a whole file (`single_file`), but with meta tensors in place of
 the sharded ones. Their numbers lie beside it in torch's distributed format (`__<rank>_0.distcp`, `.metadata`), each
 under its path in the checkpoint (`state_dict/decoder.norm.weight`). `meta.pt` knows size and sha256 of every file, and
 the folder gets its name when all of them are on disk: it is whole or recognizably not.
@@ -29,20 +29,19 @@ from lrtrain.runtime.files import fsync_folder
 META, INDEX = "meta.pt", ".metadata"
 FILES = "shards"
 """Key of `meta.pt` with {file name: [bytes, sha256]}."""
-_INDEX_CLASSES = {
-    "torch": ("Size",),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed.checkpoint.metadata": (
-        "_MEM_FORMAT_ENCODING",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-    ),
-    "pathlib": ("PosixPath", "Path"),
+_INDEX_NAMES = {
+    "torch.Size",
+    "torch.serialization._get_layout",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
+    "torch.distributed.checkpoint.metadata.ChunkStorageMetadata",
+    "torch.distributed.checkpoint.metadata.Metadata",
+    "torch.distributed.checkpoint.metadata.MetadataIndex",
+    "torch.distributed.checkpoint.metadata.StorageMeta",
+    "torch.distributed.checkpoint.metadata.TensorProperties",
+    "torch.distributed.checkpoint.metadata.TensorStorageMetadata",
+    "pathlib.PosixPath",
+    "pathlib.Path",
 }
 
 
@@ -54,11 +53,11 @@ def write_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     shards: dict[str, Any] = {}
 
-    def set_aside(where: str, tensor: Tensor) -> Tensor:
+    def take_out(where: str, tensor: Tensor) -> Tensor:
         shards[where] = tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
-    tree = _replaced(checkpoint, "", lambda tensor: isinstance(tensor, DTensor), set_aside)
+    tree = _replaced(checkpoint, "", lambda tensor: isinstance(tensor, DTensor), take_out)
     partial = path.with_name(path.name + wholefile.PARTIAL)
     rank = dist.get_rank()
     _together(lambda: _clear(partial), path, rank == 0)
@@ -89,7 +88,7 @@ def fault(path: Path) -> str | None:
 
 
 def read(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
-    """The checkpoint in a file, where it is told, or in a folder, on the CPU, after its checksums were compared.
+    """Reads a file onto `map_location`, or a folder onto the CPU, after its checksums were compared.
 
     Raises:
         UserError: it is not a whole checkpoint of lrtrain.
@@ -106,7 +105,7 @@ def read_tree(path: Path, lazily: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Args:
         path: The folder.
-        lazily: Keys of the checkpoint under which sharded tensors stay meta tensors, for `read_into`.
+        lazily: Top-level keys whose sharded tensors stay on meta, to be filled by `read_into`.
 
     Raises:
         UserError: the folder is not a whole checkpoint.
@@ -143,13 +142,15 @@ def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _together(act: Callable[[], Any], path: Path, here: bool = True) -> list[Any]:
-    """What `act` returns on each process, None where not `here`; an error of one is the UserError of all."""
+    """Runs `act` where `here` is true and gathers the results; an error on one process is a UserError on all."""
     result, error = None, None
     try:
         if here:
             result = act()
-    except (OSError, UserError, CheckpointException) as caught:
-        error = str(caught) if isinstance(caught, UserError) else _refusal(caught, path)
+    except UserError as caught:
+        error = str(caught)
+    except (OSError, CheckpointException) as caught:
+        error = f"cannot write checkpoint {path}: {_first_line(caught)}; make room or set --runs to another disk"
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, (result, error))
     if errors := [error for _, error in outcomes if error]:
@@ -193,10 +194,6 @@ def _replaced(node: Any, where: str, wanted: Callable[[Tensor], bool], make: Cal
     return node
 
 
-def _refusal(error: BaseException, path: Path) -> str:
-    return f"cannot write checkpoint {path}: {_first_line(error)}; make room or set --runs to another disk"
-
-
 def _first_line(error: BaseException) -> str:
     """What went wrong on the first of the processes where something did."""
     if isinstance(error, CheckpointException):
@@ -215,6 +212,6 @@ class _Reader(dcp.FileSystemReader):
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         plain = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if plain or name in _INDEX_CLASSES.get(module, ()):
+        if plain or f"{module}.{name}" in _INDEX_NAMES:
             return super().find_class(module, name)
         raise UserError(f"cannot use a checkpoint whose {INDEX} names {module}.{name}")

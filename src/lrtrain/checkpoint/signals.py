@@ -18,19 +18,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 _SAME_REQUEST_SECONDS = 1.0
 
 
-class Interrupted(SystemExit):
-    """Leaves the Trainer after a signal: 143 for SIGTERM, 130 for Ctrl+C, unless `code` says otherwise."""
-
-    def __init__(self, signum: int, code: int | None = None) -> None:
-        super().__init__(128 + signum if code is None else code)
-
-
 class GracefulSignals(_SignalConnector):
-    """Takes the place of the Trainer's signal connector, which registers it when a run starts and removes it after.
-
-    `caught` is the signal that asks for the end, None while there is none. A second one, more than a second later,
-    ends the process at once. Outside fit there is nothing to save, so the first one does.
-    Handlers that were there before, and the Slurm ones, are kept as Lightning keeps them.
+    """Replaces the Trainer's signal connector. The first SIGTERM or Ctrl+C sets `caught`, and the run ends at the next
+    step boundary; a second one, over a second later, ends the process at once. Outside fit the first one ends it.
+    Earlier handlers and Slurm's are kept as Lightning keeps them.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -47,7 +38,7 @@ class GracefulSignals(_SignalConnector):
     def _sigterm_notifier_fn(self, signum: _SIGNUM, _: FrameType) -> None:
         received = signal.Signals(signum)
         if self.trainer.state.fn != TrainerFn.FITTING:
-            raise Interrupted(received)
+            raise SystemExit(128 + received)
         if self.caught is None:
             self.caught, self._caught_at = received, time.monotonic()
             line = f"\n{received.name}: finishing this step and saving a checkpoint; once more ends at once\n"
@@ -58,10 +49,9 @@ class GracefulSignals(_SignalConnector):
             signal.signal(received, signal.SIG_DFL)
             os.kill(os.getpid(), received)
 
-    def leave(self) -> Interrupted:
-        """The exception to raise once all processes agreed; a process without the signal itself counts it SIGTERM."""
-        signum = self.caught or signal.SIGTERM
+    def leave(self) -> SystemExit:
+        """Returns the exception to raise once all processes agreed; one that received no signal reports SIGTERM."""
         # Lightning kills the main process with SIGKILL when a child that it started ends with anything but 0.
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         started_by_lightning = isinstance(environment, LightningEnvironment) and self.trainer.local_rank > 0
-        return Interrupted(signum, code=0 if started_by_lightning else None)
+        return SystemExit(0 if started_by_lightning else 128 + (self.caught or signal.SIGTERM))

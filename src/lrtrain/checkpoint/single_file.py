@@ -1,12 +1,13 @@
 """Checkpoint files that are either whole or recognizably not: no Lightning, only a file format.
 
 The file is what `torch.save` writes (a zip archive, so `torch.load` reads it anywhere) and carries the sha256 of
-that in its archive comment. Inside rather than in a second file: one rename makes it whole, and no copy can part it
-from its checksum. A zip's own CRC32s would not do: they skip the padding, and torch does not look at them.
+that in its archive comment. The checksum is inside the file, so that one rename publishes both and no copy parts them.
+A zip's own CRC32s would not do: they skip the padding, and torch does not look at them.
 """
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -67,7 +68,6 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     if where := _foreign(checkpoint, "checkpoint"):
         raise TypeError(f"{where}: only tensors, numbers, strings and built-in containers of them can be read back")
-    sink = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, path.with_name(path.name + PARTIAL)) as file:
@@ -76,36 +76,27 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.seek(-2, os.SEEK_END)  # the archive ends in the length of its comment, 0 until now
             comment = b"sha256:" + sink.digest.hexdigest().encode()
             file.write(len(comment).to_bytes(2, "little") + comment)
-    except BaseException as error:
-        cause = sink.error if sink is not None and sink.error is not None else error  # torch hides the OSError
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch fails once more on the way out
         if isinstance(cause, OSError):
             raise UserError(_refusal(cause, checkpoint, path)) from cause
         raise
 
 
-class _Sink:
-    """What `torch.save` needs of a file: hashes and counts on the way, and keeps the error that torch replaces."""
+class _Sink(io.RawIOBase):
+    """A file for `torch.save` that hashes and counts on the way; without a `file` beneath it keeps nothing."""
 
-    def __init__(self, file: BinaryIO | None) -> None:
+    def __init__(self, file: BinaryIO | None = None) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self.count = 0
-        self.error: OSError | None = None
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: bytes) -> int:  # type: ignore[override]
         if self.file is not None:
-            try:
-                self.file.write(chunk)
-            except OSError as error:
-                self.error = error
-                raise
+            self.file.write(chunk)
             self.digest.update(chunk)
         self.count += len(chunk)
         return len(chunk)
-
-    def flush(self) -> None:
-        if self.file is not None:
-            self.file.flush()
 
 
 def _file_fault(file: BinaryIO, size: int) -> str | None:
@@ -143,7 +134,7 @@ def _refusal(cause: OSError, checkpoint: Mapping[str, Any], path: Path) -> str:
     reason = f"cannot write checkpoint {path}: {cause.strerror or cause}"
     if cause.errno not in _NO_ROOM:
         return f"{reason}; set trainer.default_root_dir to a folder that can be written"
-    counter = _Sink(None)
+    counter = _Sink()
     torch.save(checkpoint, cast(IO[bytes], counter))
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
     room = f"it needs {counter.count / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free there"

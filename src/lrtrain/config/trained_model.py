@@ -9,8 +9,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from tokenizers import Tokenizer
 
+from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
-from lrtrain.checkpoint.lightning_io import WholeFileIO, check_architecture
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
@@ -43,7 +43,7 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
         UserError: the file is no whole lrtrain checkpoint, or holds no configuration or no tokenizer.
     """
 
-    checkpoint = WholeFileIO().load_checkpoint(path)
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     own = checkpoint.get("lrtrain", {})
     for part in ("config", "tokenizer"):
         if not own.get(part):

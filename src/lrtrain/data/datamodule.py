@@ -1,5 +1,6 @@
 """The DataModule: prepares what its configuration names, refuses what does not fit, and streams blocks of tokens."""
 
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
@@ -25,8 +26,7 @@ class TokenDataModule(L.LightningDataModule):
     Args:
         path: The folder of the data set, or the URL of one (`s3://…`).
         block_size: Tokens that the model sees at once.
-        batch_size: Blocks in a training batch of one process.
-        val_batch_size: Blocks in a validation batch; null takes `batch_size`.
+        batch_size: Blocks in a batch of one process.
         num_workers: Processes that read ahead; 0 reads in the training process.
         seed: Order of the training blocks.
         prepare: What to make the data set from if it is not there yet; null never prepares.
@@ -37,7 +37,6 @@ class TokenDataModule(L.LightningDataModule):
         path: str,
         block_size: int = 512,
         batch_size: int = 8,
-        val_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
         prepare: PrepareSpec | None = None,
@@ -46,25 +45,21 @@ class TokenDataModule(L.LightningDataModule):
         self.path = path.rstrip("/") if "://" in path else str(Path(path).expanduser())
         self.block_size = block_size
         self.batch_size = batch_size
-        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.prepare = prepare
-        least = {"block_size": 1, "batch_size": 1, "val_batch_size": 1, "num_workers": 0, "seed": 0}
+        least = {"block_size": 1, "batch_size": 1, "num_workers": 0, "seed": 0}
         for name, bound in least.items():
             if (value := getattr(self, name)) < bound:
                 raise UserError(f"data.{name} is {value}: give at least {bound}")
         if prepare is not None:
             prepare.check()
-        self._manifest: Manifest | None = None
         self._training: BlockLoader | None = None
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         """What the data set holds. Raises UserError if it is absent, damaged or of another request than `prepare`."""
-        if self._manifest is None:
-            self._manifest = existing(self.prepare, self.path) if self.prepare else Manifest.load(self.path)
-        return self._manifest
+        return existing(self.prepare, self.path) if self.prepare else Manifest.load(self.path)
 
     def prepare_data(self) -> None:
         """Prepare the data set, once a node, unless it is there; without `prepare`, `setup` says that it is missing."""
@@ -73,17 +68,16 @@ class TokenDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check the shards against the manifest. Raises UserError for whatever would fail or mislead later."""
-        for name in SPLITS:
-            split = self.manifest.split(name)
+        splits = {name: self.manifest.split(name) for name in SPLITS}
+        contents = sum(chunk.bytes for split in splits.values() for chunk in split.chunks) <= CHECKSUM_BYTES
+        for name, split in splits.items():
             if split.blocks(self.block_size + 1) == 0:
                 raise UserError(
                     f"the {name} split of {self.path} has {split.tokens} tokens, less than one block of "
                     f"{self.block_size} + 1: lower data.block_size or prepare more text"
                 )
-        if "://" not in self.path:
-            contents = sum(c.bytes for name in SPLITS for c in self.manifest.split(name).chunks) <= CHECKSUM_BYTES
-            for name in SPLITS:
-                check_shards(Path(self.path) / name, self.manifest.split(name), self.manifest.dtype, contents)
+            if "://" not in self.path:
+                check_shards(Path(self.path) / name, split, self.manifest.dtype, contents)
 
     def check(self, vocab_size: int) -> None:
         """Raise UserError unless a model of `vocab_size` can read these tokens; a larger, padded one can."""
@@ -102,7 +96,7 @@ class TokenDataModule(L.LightningDataModule):
         return read_tokenizer(self.path, self.manifest.tokenizer_sha256)
 
     def train_dataloader(self) -> DataLoader:
-        self._training = loader = self._loader("train", self.batch_size)
+        self._training = loader = self._loader("train")
         if len(loader) == 0:
             blocks = self.manifest.train.blocks(self.block_size + 1)
             raise UserError(
@@ -112,19 +106,18 @@ class TokenDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("val", self.val_batch_size)
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("val", self.val_batch_size)
+        return self._loader("val")
 
     def teardown(self, stage: str | None = None) -> None:
         """End the training loader's worker processes."""
         if self._training is not None:
             self._training.close()
 
-    def _loader(self, name: str, batch_size: int) -> BlockLoader:
-        split = self.manifest.split(name)
-        identity = {"shards": split.digest, "block_size": self.block_size, "seed": self.seed}
+    def _loader(self, name: str) -> BlockLoader:
+        identity = {"shards": self.manifest.split(name).digest, "block_size": self.block_size, "seed": self.seed}
         dataset = block_dataset(f"{self.path}/{name}", self.block_size + 1, shuffle=name == "train", seed=self.seed)
         return BlockLoader(
             dataset,
@@ -132,10 +125,7 @@ class TokenDataModule(L.LightningDataModule):
             name,
             identity,
             endless=name == "train",
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             num_workers=self.num_workers,
-            pin_memory=self._on_gpu(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
-
-    def _on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

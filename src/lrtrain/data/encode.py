@@ -3,16 +3,16 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from lrtrain.data.documents import read_documents
-from lrtrain.data.sources import Part
+from lrtrain.data.documents import Part, read_documents
 from lrtrain.data.tokenizer import end_of_text
 
 BATCH_CHARACTERS = 2**20
@@ -27,15 +27,6 @@ class Batch:
     part: int
     position: int
     offset: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One document: on which side it is, the UTF-8 bytes of its text, its tokens with the end-of-text token."""
-
-    split: str
-    bytes: int
-    tokens: np.ndarray
 
 
 def held_out(text: str, fraction: float) -> bool:
@@ -66,35 +57,23 @@ def read_batches(parts: list[Part], text_column: str, part: int = 0, position: i
 
 
 def encode_batches(
-    batches: Iterable[Batch], tokenizer: Tokenizer, dtype: np.dtype[Any], val_fraction: float, workers: int
-) -> Iterator[tuple[Batch, list[Encoded]]]:
-    """Each batch with its encoded documents, in the order of the batches whatever the number of threads."""
+    batches: Iterable[Batch], tokenizer: Tokenizer, dtype: np.dtype[Any], workers: int
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """Each batch, in order, with the tokens of its documents, the end-of-text token after each."""
     separator = end_of_text(tokenizer)
     # A web page may spell `<|endoftext|>`: in a text it is text, and only we separate documents.
     tokenizer.encode_special_tokens = True
 
-    def encode(batch: Batch) -> list[Encoded]:
-        encoded = []
-        for text, encoding in zip(
-            batch.texts, tokenizer.encode_batch_fast(batch.texts, add_special_tokens=False), strict=True
-        ):
-            tokens = np.array([*encoding.ids, separator], dtype)
-            encoded.append(Encoded("val" if held_out(text, val_fraction) else "train", len(text.encode()), tokens))
-        return encoded
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array([*encoding.ids, separator], dtype) for encoding in encoded]
 
     # Our threads are the parallelism: `workers` would mean nothing if each call took every core besides.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ThreadPoolExecutor(workers, "encode") as pool:
-        running: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
-        try:
-            for batch in batches:
-                running.append((batch, pool.submit(encode, batch)))
-                if len(running) > 2 * workers:
-                    done, future = running.popleft()
-                    yield done, future.result()
-            while running:
-                done, future = running.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in running:
-                future.cancel()
+        submitted = ((batch, pool.submit(encode, batch.texts)) for batch in batches)
+        ahead = deque(islice(submitted, 2 * workers))
+        while ahead:
+            batch, tokens = ahead.popleft()
+            ahead.extend(islice(submitted, 1))
+            yield batch, tokens.result()

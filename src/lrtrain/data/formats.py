@@ -82,10 +82,7 @@ class JsonLines(DocumentFormat):
     suffixes = (".jsonl", ".ndjson", ".json")
 
     def texts(self, file: BinaryIO) -> Iterator[str | None]:
-        return self.texts_after(file, 0)
-
-    def texts_after(self, file: BinaryIO, start: int) -> Iterator[str | None]:
-        for number, line in islice(enumerate(file, 1), start, None):
+        for number, line in enumerate(file, 1):
             yield self._text(f"line {number}", line) if line.strip() else None
 
     def _text(self, where: str, line: bytes) -> str | None:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from litdata.streaming.shuffle import Shuffle
 from litdata.utilities.env import _WorkerEnv
 
 from lrtrain.data.manifest import Manifest
-from lrtrain.data.remainder import Grid, Remainder
+from lrtrain.data.remainder import DataGrid, Remainder
 from lrtrain.data.shards import check_shards
 from lrtrain.runtime.errors import UserError
 
@@ -32,19 +33,19 @@ class BlockDataset(StreamingDataset):
     when a run is stopped again within that epoch.
     """
 
-    begun: tuple[int, tuple[Grid, ...]] = (0, ())
+    begun: tuple[int, tuple[DataGrid, ...]] = (0, ())
 
     def _create_shuffler(self, cache: Cache) -> Shuffle:
         whole = super()._create_shuffler(cache)
         epoch, grids = self.begun
         return Remainder(whole, epoch, grids) if grids and self.current_epoch <= epoch else whole
 
-    def begin(self, epoch: int, grids: tuple[Grid, ...]) -> None:
+    def begin(self, epoch: int, grids: tuple[DataGrid, ...]) -> None:
         """From now on `epoch` gives only what `grids` have left."""
         self.begun = (epoch, grids)
         self.shuffler = None  # LitData keeps the one that it asked for the length
 
-    def lost(self, grid: Grid) -> int:
+    def lost(self, grid: DataGrid) -> int:
         """How many blocks of the epoch that is begun fill no whole batch on every process of `grid`."""
         whole = super()._create_shuffler(self._create_cache(_WorkerEnv.detect()))
         return Remainder(whole, *self.begun).lost(grid)
@@ -101,7 +102,7 @@ class BlockLoader(StreamingDataLoader):
         self._split = split
         self._identity = identity
         self._endless = endless
-        self._epoch: Iterator[torch.Tensor] | None = None
+        self._stream: Iterator[torch.Tensor] | None = None  # epoch after epoch
         self._batches = super().__len__()  # of a whole epoch; LitData's would change within one that was dealt anew
 
     def __len__(self) -> int:
@@ -112,27 +113,23 @@ class BlockLoader(StreamingDataLoader):
             yield from self._checked(super().__iter__())
             return
         for _ in range(len(self)):
-            if self._epoch is None:
-                self._epoch = self._checked(super().__iter__())
-            batch = next(self._epoch, None)
-            if batch is None:
-                self._epoch = self._checked(super().__iter__())
-                batch = next(self._epoch)
-            yield batch
+            if self._stream is None:
+                self._stream = chain.from_iterable(map(self._checked, iter(super().__iter__, None)))
+            yield next(self._stream)
 
     def close(self) -> None:
         """End the running epoch and its worker processes, which garbage collection would do only after a pause."""
-        self._epoch = None
+        self._stream = None
 
     def _checked(self, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         while True:
             try:
-                batch = next(batches)
-            except StopIteration:
-                return
+                batch = next(batches, None)
             except Exception:
                 self._name_the_broken_shard()
                 raise
+            if batch is None:
+                return
             if int(batch.max()) >= self._manifest.vocab_size or int(batch.min()) < 0:
                 self._name_the_broken_shard()
                 raise UserError(
@@ -153,11 +150,11 @@ class BlockLoader(StreamingDataLoader):
             self._say(f"The {self._split} data is not that of the checkpoint ({changed}): its epoch starts anew")
             return
         epoch, here, last = state["current_epoch"], self._grid(), _grid_of(state["dataset"])
-        begun = tuple(Grid(**grid) for grid in state.get(BEGUN, []))
+        begun = tuple(DataGrid(**grid) for grid in state.get(BEGUN, []))
         # LitData refuses a folder that has moved, though it is the same data.
         where = {"input_dir_path": self.dataset.input_dir.path, "input_dir_url": self.dataset.input_dir.url}
         state = {**state, "dataset": {**state["dataset"], **where}}
-        dealt_anew = not here.deals_like(last)
+        dealt_anew = here != last
         if dealt_anew:
             begun += (last,) if last.batches else ()
             state = _at_the_start_of(here, state)
@@ -172,9 +169,9 @@ class BlockLoader(StreamingDataLoader):
             )
         self.close()
 
-    def _grid(self) -> Grid:
+    def _grid(self) -> DataGrid:
         env = self.dataset.distributed_env
-        return Grid(env.world_size, env.num_nodes, self.num_workers or 1, int(self.batch_size or 1))
+        return DataGrid(env.world_size, env.num_nodes, self.num_workers or 1, int(self.batch_size or 1))
 
     def _say(self, line: str) -> None:
         if self.dataset.distributed_env.global_rank == 0:
@@ -190,14 +187,14 @@ class BlockLoader(StreamingDataLoader):
             check_shards(Path(self._folder), self._manifest.split(self._split), self._manifest.dtype, contents=True)
 
 
-def _grid_of(state: dict[str, Any]) -> Grid:
+def _grid_of(state: dict[str, Any]) -> DataGrid:
     """The grid that saved a state of LitData's dataset, and how far it came in its epoch."""
     batches = state["num_samples_yielded"] // state["batch_size"]
     nodes = state["initial_num_nodes"]
-    return Grid(state["world_size"], nodes, state["num_workers"], state["batch_size"], batches)
+    return DataGrid(state["world_size"], nodes, state["num_workers"], state["batch_size"], batches)
 
 
-def _at_the_start_of(grid: Grid, state: dict[str, Any]) -> dict[str, Any]:
+def _at_the_start_of(grid: DataGrid, state: dict[str, Any]) -> dict[str, Any]:
     """A loader's state as if `grid` had saved it before it read anything of the epoch."""
     own = {"world_size": grid.processes, "initial_num_nodes": grid.nodes, "num_workers": grid.workers}
     own |= {"batch_size": grid.batch_size, "num_samples_yielded": 0, "current_epoch": state["current_epoch"]}

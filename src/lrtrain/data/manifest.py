@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lrtrain.runtime.files import write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-PROGRESS = "progress.npz"
+PROGRESS = "progress.pt"
 SPLITS = ("train", "val")
 
 
@@ -70,18 +71,12 @@ class Manifest:
     format: int = FORMAT
 
     def split(self, name: str) -> Split:
-        return {"train": self.train, "val": self.val}[name]
+        split: Split = getattr(self, name)
+        return split
 
     def bytes_per_token(self, split: str = "val") -> float:
         """UTF-8 bytes of text per token: bits per byte = nats per token / (ln 2 · bytes per token)."""
         return self.split(split).bytes / self.split(split).tokens
-
-    def difference(self, request: dict[str, Any]) -> str | None:
-        """The first field in which `request` is not what this was made from, with both values; None if it is."""
-        for key, wanted in request.items():
-            if (made := getattr(self, key)) != wanted:
-                return f"{key} is {made} there and {wanted} in the request"
-        return None
 
     def save(self, folder: Path) -> None:
         write_atomically(folder / MANIFEST, json.dumps(asdict(self), indent=2).encode() + b"\n")
@@ -92,31 +87,32 @@ class Manifest:
         where = f"{path.rstrip('/')}/{MANIFEST}"
         try:
             with fsspec.open(where, "rb") as file:
-                content = json.loads(file.read())
+                text = file.read()
         except FileNotFoundError as error:
             raise _absent(path) from error
-        except ValueError as error:
-            raise UserError(f"{where} is damaged ({error}): delete the folder and prepare it again") from error
         except Exception as error:  # each file system has errors of its own
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"cannot read {where}: {reason} ({type(error).__name__})") from error
-        return cls._parse(where, content)
-
-    @classmethod
-    def _parse(cls, where: str, content: Any) -> "Manifest":
-        if not isinstance(content, dict) or "format" not in content:
-            raise UserError(f"{where} is not a manifest of lrtrain prepare: correct data.path")
-        if content["format"] != FORMAT:
-            found = content["format"]
-            raise UserError(f"{where} has format {found}, this version reads {FORMAT}: prepare the data again")
         try:
-            splits = {
-                name: Split(**{**content[name], "chunks": [Chunk(**chunk) for chunk in content[name]["chunks"]]})
-                for name in SPLITS
-            }
-            return cls(**{**{f.name: content[f.name] for f in fields(cls) if f.name in content}, **splits})
-        except (KeyError, TypeError) as error:
+            content = json.loads(text)
+            if "format" not in content:
+                raise UserError(f"{where} is not a manifest of lrtrain prepare: correct data.path")
+            if (found := content["format"]) != FORMAT:
+                raise UserError(f"{where} has format {found}, this version reads {FORMAT}: prepare the data again")
+            for name in SPLITS:
+                chunks = [Chunk(**chunk) for chunk in content[name]["chunks"]]
+                content[name] = Split(**{**content[name], "chunks": chunks})
+            return cls(**content)
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}): delete the folder and prepare it again") from error
+
+
+def difference(made: Mapping[str, Any], request: Mapping[str, Any]) -> str | None:
+    """The first key of `request` whose value in `made` is another, with both values; None if all agree."""
+    for key, wanted in request.items():
+        if made.get(key) != wanted:
+            return f"{key} is {made.get(key)} there and {wanted} in the request"
+    return None
 
 
 def _absent(path: str) -> UserError:

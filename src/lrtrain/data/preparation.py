@@ -5,19 +5,20 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress import TextColumn
 from tokenizers import Tokenizer
 
-from lrtrain.data.documents import read_documents
-from lrtrain.data.encode import Encoded, encode_batches, held_out, read_batches
-from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest
+from lrtrain.data.documents import Part, list_parts, read_documents
+from lrtrain.data.encode import encode_batches, held_out, read_batches
+from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
 from lrtrain.data.shards import ShardWriter, token_dtype
-from lrtrain.data.sources import Part, list_parts
 from lrtrain.data.tokenizer import (
     SMALLEST_VOCABULARY,
     end_of_text,
@@ -105,46 +106,47 @@ def prepare(spec: PrepareSpec, path: str) -> Manifest:
 def existing(spec: PrepareSpec, path: str) -> Manifest:
     """The manifest in `path`. Raises UserError if it was made for another request than `spec`."""
     manifest = Manifest.load(path)
-    if difference := manifest.difference(spec.request()):
-        raise UserError(f"{path} holds a data set of another request, {difference}: name another folder or delete it")
+    if other := difference(vars(manifest), spec.request()):
+        raise UserError(f"{path} holds a data set of another request, {other}: name another folder or delete it")
     return manifest
 
 
 def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     parts = list_parts(spec.source, spec.formats)
-    progress = Progress.load(folder)
-    fresh = Progress(spec.request(), [[part.url, part.size] for part in parts])
-    if progress is None:
+    progress = Progress(spec.request(), [[part.url, part.size] for part in parts])
+    saved = Progress.load(folder)
+    going_on = saved is not None and bool(saved.writers)
+    if saved is None:
         refuse_foreign(folder)
-    elif progress.begun:
-        progress.check(folder, fresh.request, fresh.files)
+    elif going_on:
+        saved.check(folder, progress.request, progress.files)
+        progress = saved
     else:
         clear(folder)
-    print(_announcement(spec, parts, folder, going_on=progress is not None and progress.begun), flush=True)
-    if progress is None or not progress.begun:
+    print(_announcement(spec, parts, folder, going_on), flush=True)
+    if not going_on:
         tokenizer_json = _tokenizer_json(spec, parts)
-        progress = fresh
         progress.save(folder)  # from here on the folder is marked as ours
         write_atomically(folder / TOKENIZER, tokenizer_json)
     tokenizer = load_tokenizer(str(folder / TOKENIZER))
     dtype = token_dtype(vocabulary_size(tokenizer))
     writers = {name: ShardWriter(folder / name, dtype) for name in SPLITS}
-    progress.restore(writers)
+    for name, state in progress.writers.items():
+        writers[name].restore(state)
     _write(spec, parts, tokenizer, folder, progress, writers)
     try:
         _refuse_empty(spec, writers)
     except UserError:
         clear(folder)
         raise
-    splits = {name: writer.close() for name, writer in writers.items()}
     manifest = Manifest(
         **spec.request(),
         tokenizer_sha256=hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
         vocab_size=vocabulary_size(tokenizer),
         eot_id=end_of_text(tokenizer),
         dtype=dtype.name,
-        train=splits["train"],
-        val=splits["val"],
+        train=writers["train"].close(),
+        val=writers["val"].close(),
     )
     manifest.save(folder)
     for file in (folder / PROGRESS, unfinished(folder / PROGRESS)):
@@ -185,41 +187,33 @@ def _write(
     writers: dict[str, ShardWriter],
 ) -> None:
     """Append every document from where `progress` stands, and save the progress every few seconds."""
-    sizes_before = [0]
-    for part in parts:
-        sizes_before.append(sizes_before[-1] + part.size)
+    sizes_before = [*accumulate((part.size for part in parts), initial=0)]
     batches = read_batches(parts, spec.text_column, progress.part, progress.position)
     workers = spec.workers or os.cpu_count() or 1
     saved = time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[tokens]:,} tokens"),
-        TimeRemainingColumn(),
-    )
+    columns = (*Bar.get_default_columns(), TextColumn("{task.fields[tokens]:,} tokens"))
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("Tokenizing", total=spec.max_tokens or sizes_before[-1] or None, tokens=0)
-        for batch, documents in encode_batches(batches, tokenizer, writers["train"].dtype, spec.val_fraction, workers):
-            if not _append(documents, writers, spec.max_tokens):
+        for batch, tokens in encode_batches(batches, tokenizer, writers["train"].dtype, workers):
+            if not _append(spec, batch.texts, tokens, writers):
                 break
             progress.part, progress.position = batch.part, batch.position
-            tokens = writers["train"].tokens
-            bar.update(
-                task, tokens=tokens, completed=tokens if spec.max_tokens else sizes_before[batch.part] + batch.offset
-            )
+            written = writers["train"].tokens
+            completed = written if spec.max_tokens else sizes_before[batch.part] + batch.offset
+            bar.update(task, tokens=written, completed=completed)
             if time.monotonic() - saved >= SAVE_SECONDS:
-                progress.save(folder, writers)
+                progress.writers = {name: writer.state() for name, writer in writers.items()}
+                progress.save(folder)
                 saved = time.monotonic()
 
 
-def _append(documents: list[Encoded], writers: dict[str, ShardWriter], max_tokens: int | None) -> bool:
+def _append(spec: PrepareSpec, texts: list[str], encoded: list[np.ndarray], writers: dict[str, ShardWriter]) -> bool:
     """Append documents to their splits; False when the next one would pass the token limit."""
-    for document in documents:
-        writer = writers[document.split]
-        if document.split == "train" and max_tokens is not None and writer.tokens + len(document.tokens) > max_tokens:
+    for text, tokens in zip(texts, encoded, strict=True):
+        split = "val" if held_out(text, spec.val_fraction) else "train"
+        if split == "train" and spec.max_tokens and writers[split].tokens + len(tokens) > spec.max_tokens:
             return False
-        writer.append(document.tokens, document.bytes)
+        writers[split].append(tokens, len(text.encode()))
     return True
 
 
@@ -229,15 +223,10 @@ def _refuse_empty(spec: PrepareSpec, writers: dict[str, ShardWriter]) -> None:
         raise UserError(f"source {' '.join(spec.source)} holds no text: name files with text in them")
     if train == 0 and spec.max_tokens is not None:
         raise UserError(f"max_tokens {spec.max_tokens} is less than the first document has: raise it")
-    if train == 0:
+    if train == 0 or val == 0:
+        share, change = (f"every one of {val}", "lower") if val else (f"none of {train}", "raise")
         raise UserError(
-            f"every one of {val} documents was held out (val_fraction {spec.val_fraction}): lower it or "
-            "give more documents"
-        )
-    if val == 0:
-        raise UserError(
-            f"none of {train} documents was held out (val_fraction {spec.val_fraction}): raise it or "
-            "give more documents"
+            f"{share} documents was held out (val_fraction {spec.val_fraction}): {change} it or give more documents"
         )
 
 

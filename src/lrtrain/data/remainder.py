@@ -6,7 +6,7 @@ the blocks that are left are dealt out anew, as the chunks of a smaller data set
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,18 @@ from litdata.utilities.env import _DistributedEnv
 
 
 @dataclass(frozen=True)
-class Grid:
+class DataGrid:
     """How an epoch, or a part of one, was dealt out, and how many `batches` each process took of its share.
 
-    `workers` is what LitData counts: 1 where the training process itself reads. So do lines for the user, as readers.
+    Equal ones deal the same blocks to the same reader. `workers` is what LitData counts: 1 where the training process
+    itself reads. So do lines for the user, as readers.
     """
 
     processes: int
     nodes: int
     workers: int
     batch_size: int
-    batches: int = 0
-
-    def deals_like(self, other: "Grid") -> bool:
-        """Whether both deal the same blocks to the same reader."""
-        return {**asdict(self), "batches": 0} == {**asdict(other), "batches": 0}
+    batches: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         several = "es" if self.processes > 1 else ""
@@ -44,7 +41,7 @@ class Remainder(Shuffle):
     process is left out.
     """
 
-    def __init__(self, whole: Shuffle, epoch: int, begun: tuple[Grid, ...]) -> None:
+    def __init__(self, whole: Shuffle, epoch: int, begun: tuple[DataGrid, ...]) -> None:
         super().__init__(whole.cache, whole.seed, whole.drop_last)
         self.whole = whole
         self.epoch = epoch
@@ -53,7 +50,7 @@ class Remainder(Shuffle):
         for grid in begun:
             self._mark(grid)
 
-    def lost(self, grid: Grid) -> int:
+    def lost(self, grid: DataGrid) -> int:
         """How many of the blocks left of `epoch` fill no whole batch on every process of `grid`."""
         dealt = sum(_length(interval) for intervals in self._deal(grid)[1] for interval in intervals)
         return sum(map(_length, self._left())) - dealt
@@ -61,7 +58,9 @@ class Remainder(Shuffle):
     def get_chunks_and_intervals_per_workers(
         self, distributed_env: _DistributedEnv, num_workers: int, batch_size: int, current_epoch: int
     ) -> Any:
-        deal = self.whole if current_epoch != self.epoch else self._restricted()
+        deal = copy.copy(self.whole)
+        if current_epoch == self.epoch:
+            deal.cache = _Left(deal.cache, self._left())
         return deal.get_chunks_and_intervals_per_workers(distributed_env, num_workers, batch_size, current_epoch)
 
     def __call__(self, array: np.ndarray, num_chunks: int, current_epoch: int, chunk_index: int) -> list[int]:
@@ -81,18 +80,12 @@ class Remainder(Shuffle):
         ends = [chunk[2] - read.get(index, 0) for index, chunk in enumerate(self._chunks)]
         return [Interval(chunk[0], chunk[1], end, end) for chunk, end in zip(self._chunks, ends, strict=True)]
 
-    def _restricted(self) -> Shuffle:
-        """The whole shuffle over what is left."""
-        shuffle = copy.copy(self.whole)
-        shuffle.cache = _Left(self.whole.cache, self._left())
-        return shuffle
-
-    def _deal(self, grid: Grid) -> Any:
+    def _deal(self, grid: DataGrid) -> Any:
         """The chunks of each reader of `grid`, and their intervals."""
         env = _DistributedEnv(grid.processes, 0, grid.nodes)
         return self.get_chunks_and_intervals_per_workers(env, grid.workers, grid.batch_size, self.epoch)
 
-    def _mark(self, grid: Grid) -> None:
+    def _mark(self, grid: DataGrid) -> None:
         """Note what `grid` has read; its workers took turns, the first of them first."""
         read: list[tuple[int, np.ndarray]] = []
         for reader, (chunks, intervals) in enumerate(zip(*self._deal(grid), strict=True)):

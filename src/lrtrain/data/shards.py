@@ -42,8 +42,7 @@ class ShardWriter:
         self._entries: list[dict[str, Any]] = []
         self._chunks: list[Chunk] = []
         self._config: dict[str, Any] | None = None
-        self._pending: list[np.ndarray] = []
-        self._pending_tokens = 0
+        self._pending = [np.empty(0, dtype)]
 
     def append(self, tokens: np.ndarray, n_bytes: int) -> None:
         """Add one document: its tokens with their separator, and the UTF-8 bytes of its text."""
@@ -51,32 +50,30 @@ class ShardWriter:
         self.bytes += n_bytes
         self.tokens += len(tokens)
         self._pending.append(tokens)
-        self._pending_tokens += len(tokens)
-        while self._pending_tokens >= CHUNK_TOKENS:
-            waiting = self.pending()
+        while self.tokens - CHUNK_TOKENS * len(self._chunks) >= CHUNK_TOKENS:
+            waiting = np.concatenate(self._pending)
             self._write(waiting[:CHUNK_TOKENS])
-            self._keep(waiting[CHUNK_TOKENS:])
-
-    def pending(self) -> np.ndarray:
-        """The tokens that are in no chunk yet."""
-        return np.concatenate(self._pending) if self._pending else np.empty(0, self.dtype)
+            self._pending = [waiting[CHUNK_TOKENS:]]
 
     def state(self) -> dict[str, Any]:
-        counts = {"documents": self.documents, "bytes": self.bytes, "tokens": self.tokens}
-        chunks = [asdict(chunk) for chunk in self._chunks]
-        return {**counts, "entries": self._entries, "chunks": chunks, "config": self._config}
+        return {
+            "counts": (self.documents, self.bytes, self.tokens),
+            "entries": [*self._entries],
+            "chunks": [asdict(chunk) for chunk in self._chunks],
+            "config": self._config,
+            "pending": torch.from_numpy(np.concatenate(self._pending)),
+        }
 
-    def restore(self, state: dict[str, Any], pending: np.ndarray) -> None:
-        self.documents, self.bytes, self.tokens = state["documents"], state["bytes"], state["tokens"]
+    def restore(self, state: dict[str, Any]) -> None:
+        self.documents, self.bytes, self.tokens = state["counts"]
         self._entries, self._config = state["entries"], state["config"]
         self._chunks = [Chunk(**chunk) for chunk in state["chunks"]]
-        self._keep(pending)
+        self._pending = [state["pending"].numpy()]
 
     def close(self) -> Split:
         """Write what is pending and LitData's index, drop files that belong to neither, and say what there is."""
-        if self._pending_tokens:
-            self._write(self.pending())
-            self._keep(np.empty(0, self.dtype))
+        if len(rest := np.concatenate(self._pending)):
+            self._write(rest)
         split = Split(self.documents, self.bytes, self.tokens, self._chunks)
         # LitData takes `updated_at` for a version in the name of its cache of a remote data set.
         index = {"chunks": self._entries, "config": self._config, "updated_at": split.digest[:16]}
@@ -87,13 +84,10 @@ class ShardWriter:
                 shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
         return split
 
-    def _keep(self, tokens: np.ndarray) -> None:
-        self._pending = [tokens] if len(tokens) else []
-        self._pending_tokens = len(tokens)
-
     def _write(self, tokens: np.ndarray) -> None:
         """One chunk with one item: LitData's own writer makes it aside, then it is synced and takes its name."""
         name = f"chunk-{len(self._chunks):05d}.bin"
+        path = self.folder / name
         self.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".writing-") as aside:
             writer = BinaryWriter(aside, chunk_bytes=CHUNK_BYTES_LIMIT, item_loader=TokensLoader())
@@ -101,12 +95,10 @@ class ShardWriter:
             (written,) = writer.done()
             (index,) = Path(aside).glob("*.index.json")
             content = json.loads(index.read_bytes())
-            file = Path(written)
-            write_atomically(self.folder / name, file.read_bytes())
+            write_atomically(path, Path(written).read_bytes())
         self._config = content["config"]
         (entry,) = content["chunks"]
         self._entries.append({**entry, "filename": name})
-        path = self.folder / name
         self._chunks.append(Chunk(name, len(tokens), path.stat().st_size, _sha256(path)))
 
 

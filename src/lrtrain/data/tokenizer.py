@@ -45,12 +45,12 @@ def tokenizer_file(name_or_path: str) -> Path:
         raise UserError(f"tokenizer {path} does not exist: give the path of a tokenizer.json or a Hugging Face name")
     try:
         from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name_or_path, "tokenizer.json"))
     except ImportError as error:
         raise UserError(
             f"tokenizer {name_or_path} is no file here, and a Hugging Face name needs: pip install 'lrtrain[hf]'"
         ) from error
-    try:
-        return Path(hf_hub_download(name_or_path, "tokenizer.json"))
     except Exception as error:  # network, authorization and validation errors share no base class
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -94,14 +94,10 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocabulary` tokens, all 256 bytes and `<|endoftext|>` among them.
+    """Trains a byte-level BPE of at most `vocabulary` tokens, all 256 bytes and `<|endoftext|>` among them.
 
-    It is smaller where the texts hold fewer pairs to merge. Raises UserError below 257 tokens.
+    It is smaller where the texts hold fewer pairs to merge.
     """
-    if vocabulary < SMALLEST_VOCABULARY:
-        raise UserError(
-            f"train_vocab_size {vocabulary} is too small: a byte-level vocabulary has at least {SMALLEST_VOCABULARY}"
-        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -2,9 +2,8 @@
 
 import errno
 import io
-import json
+import pickle
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
-from lrtrain.data.manifest import PROGRESS, SPLITS
-from lrtrain.data.shards import ShardWriter
+from lrtrain.data.manifest import PROGRESS, SPLITS, difference
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
 
@@ -28,8 +26,8 @@ LOCK = ".lock"
 class Progress:
     """How far a preparation has come: document `position` of part number `part` is the last one in the writers.
 
-    `request` and `files` (name and size of each part) are what it was begun with; `writers` and `pending` are the
-    state of the two `ShardWriter`s.
+    `request` and `files` (name and size of each part) are what it was begun with; `writers` holds the states of the two
+    `ShardWriter`s, and is empty until a document was saved: before that, another request may take the folder over.
     """
 
     request: dict[str, Any]
@@ -37,46 +35,29 @@ class Progress:
     part: int = 0
     position: int = 0
     writers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pending: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Progress | None":
         """The progress in `folder`; None if nothing was begun there. Raises UserError if it is damaged."""
         try:
-            with np.load(folder / PROGRESS, allow_pickle=False) as saved:
-                state = json.loads(saved["state"].tobytes())
-                return cls(**state, pending={name: saved[name] for name in SPLITS if name in saved})
+            return cls(**torch.load(folder / PROGRESS, weights_only=True))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{folder / PROGRESS} is damaged: delete {folder} and prepare again") from error
 
-    def save(self, folder: Path, writers: dict[str, ShardWriter] | None = None) -> None:
-        if writers is not None:
-            self.writers = {name: writer.state() for name, writer in writers.items()}
-            self.pending = {name: writer.pending() for name, writer in writers.items()}
-        state = {key: getattr(self, key) for key in ("request", "files", "part", "position", "writers")}
+    def save(self, folder: Path) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, state=np.frombuffer(json.dumps(state).encode(), np.uint8), **self.pending)
+        torch.save(vars(self), buffer)
         write_atomically(folder / PROGRESS, buffer.getvalue())
-
-    def restore(self, writers: dict[str, ShardWriter]) -> None:
-        for name, state in self.writers.items():
-            writers[name].restore(state, self.pending[name])
-
-    @property
-    def begun(self) -> bool:
-        """Whether any document has been saved: before that, another request may take the folder over."""
-        return bool(self.writers)
 
     def check(self, folder: Path, request: dict[str, Any], files: list[list[Any]]) -> None:
         """Raise UserError if `request` or the files it names are not what this was begun with."""
-        for key, wanted in request.items():
-            if (begun := self.request.get(key)) != wanted:
-                raise UserError(
-                    f"{folder} holds an unfinished preparation of another request, {key} is {begun} there "
-                    f"and {wanted} in the request: finish that one, name another folder, or delete it"
-                )
+        if other := difference(self.request, request):
+            raise UserError(
+                f"{folder} holds an unfinished preparation of another request, {other}: finish that one, name another "
+                "folder, or delete it"
+            )
         if self.files != files:
             changed = next(old or new for old, new in zip_longest(self.files, files) if old != new)
             raise UserError(
@@ -104,14 +85,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes from preparing in `folder` meanwhile; wait, and say so, if one is at it."""
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print(f"Another process is preparing {folder}: waiting for it", flush=True)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

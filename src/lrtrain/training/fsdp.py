@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lrtrain.checkpoint import shard_folder as sharded
-from lrtrain.checkpoint.lightning_io import check_architecture
+from lrtrain.checkpoint.checkpoint_io import check_architecture
 from lrtrain.nn import Decoder
 from lrtrain.optim import shard_like
 from lrtrain.runtime.errors import UserError

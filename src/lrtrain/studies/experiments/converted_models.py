@@ -82,9 +82,7 @@ def source(run_dir: Path) -> conversion.Source:
         raise UserError(
             f"{run_dir}: a conversion reads shards, data: of this run is a class of its own: leave that out"
         )
-    settings = {
-        key: config["data"][key] for key in ("path", "block_size", "batch_size", "val_batch_size", "num_workers")
-    }
+    settings = {key: config["data"][key] for key in ("path", "block_size", "batch_size", "num_workers")}
     limit = config["trainer"]["limit_val_batches"]
     held_out = TokenDataModule(**settings)
     held_out.setup()

@@ -13,16 +13,15 @@ from lrtrain.checkpoint import single_file as wholefile
 from lrtrain.runtime.errors import UserError
 
 
-class WholeFileIO(CheckpointIO):
-    """Writes whole files; reads these and folders of shards, only what matches its checksum, and no code out of it.
-
-    `training.FSDP` writes and, where it is to stay sharded, reads folders itself.
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes whole files; reads files and shard folders, refuses what does not match its checksum, and runs no code
+    from it. `training.FSDP` writes folders and, where it is to stay sharded, reads them itself.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises UserError where the disk is full or refuses."""
         if storage_options is not None:
-            raise TypeError("WholeFileIO writes local files: storage_options has no meaning here")
+            raise TypeError("AtomicCheckpointIO writes local files: storage_options has no meaning here")
         wholefile.write_whole(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -31,7 +30,11 @@ class WholeFileIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Onto the CPU, or a file where `map_location` says; raises UserError for anything but a whole checkpoint."""
+        """Loads onto the CPU, or where `map_location` says for a file.
+
+        Raises:
+            UserError: it is anything but a whole checkpoint.
+        """
         checkpoint = sharded.read(Path(path), map_location or "cpu", weights_only is not False)
         if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
             raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
@@ -49,16 +52,15 @@ def check_architecture(checkpoint: Mapping[str, Any], module: nn.Module, path: s
             `strict=False` only shapes count, as in `nn.Module.load_state_dict`.
     """
     saved, wanted = _shapes(checkpoint["state_dict"]), _shapes(module.state_dict())
-    extra = [name for name in saved if name not in wanted]
-    differing = next((name for name in wanted if saved.get(name, wanted[name]) != wanted[name]), None)
-    missing = next((name for name in wanted if name not in saved), None) if strict else None
-    if differing is not None:
-        what = f"its {differing} is {saved[differing]}, the model's is {wanted[differing]}"
-    elif missing is not None:
-        instead = f" (it has {extra[0]} {saved[extra[0]]})" if extra else ""
-        what = f"it lacks the model's {missing} {wanted[missing]}{instead}"
-    elif extra and strict:
-        what = f"it has {extra[0]} {saved[extra[0]]}, which the model lacks"
+    extra = [f"it has {name} {shape}" for name, shape in saved.items() if name not in wanted and strict]
+    missing = [f"it lacks the model's {name} {wanted[name]}" for name in wanted if name not in saved and strict]
+    differing = [name for name in wanted if saved.get(name, wanted[name]) != wanted[name]]
+    if differing:
+        what = f"its {differing[0]} is {saved[differing[0]]}, the model's is {wanted[differing[0]]}"
+    elif missing:
+        what = missing[0] + (f" ({extra[0]})" if extra else "")
+    elif extra:
+        what = f"{extra[0]}, which the model lacks"
     else:
         return
     raise UserError(f"checkpoint {path} is of another architecture: {what}; use the config.yaml of its run")
