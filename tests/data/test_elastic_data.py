@@ -39,7 +39,7 @@ def loaders(path: Path, processes: int, batch_size: int = 4, num_workers: int = 
         os.environ.update(WORLD_SIZE=str(processes), GLOBAL_RANK=str(rank))
         dataset = block_dataset(str(path / "train"), BLOCK + 1, shuffle=True, seed=3)
         options = {"batch_size": batch_size, "num_workers": num_workers}
-        loader = BlockLoader(dataset, manifest, "train", {"seed": 3}, endless=True, **options)
+        loader = BlockLoader(dataset, manifest, "train", {"seed": 3}, **options)
         if state is not None:
             loader.load_state_dict(state)
         made.append(loader)

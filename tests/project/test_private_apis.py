@@ -206,7 +206,7 @@ def test_litdata_keeps_shuffle_and_state_under_the_names_that_the_loader_sets(sh
     assert len(asked) == 2
     env, where = dataset.distributed_env, dataset.input_dir
     assert (env.world_size, env.num_nodes, env.global_rank, where.url) == (1, 1, 0, None)
-    loader = BlockLoader(dataset, None, "train", {}, endless=False, batch_size=4)  # type: ignore[arg-type]
+    loader = BlockLoader(dataset, None, "val", {}, batch_size=4)  # type: ignore[arg-type]
     loader._checked = lambda batches: batches  # type: ignore[method-assign]
     next(batches := iter(loader))
     state = loader.state_dict()

@@ -18,13 +18,9 @@ def resolve_ckpt_path(ckpt_path: str | None, run_dir: Path, required: bool = Fal
 
     For `last` it prints which checkpoint it takes, which it passed over and why, or that there is none.
 
-    Args:
-        ckpt_path: as the user gave it.
-        run_dir: the run directory, whose `checkpoints/` holds the files.
-        required: finding none for `last` is an error (validate, test) rather than a start from step 0 (fit).
-
     Raises:
-        UserError: the file is missing, cut short, changed since it was written, or not a checkpoint.
+        UserError: the file is missing, cut short, changed since it was written, or not a checkpoint; with `required`
+            (validate, test) also where there is none for `last`, from which fit starts at step 0.
     """
     if ckpt_path is None:
         return None

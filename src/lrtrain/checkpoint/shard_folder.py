@@ -1,9 +1,9 @@
 """Checkpoints as a folder that all processes of a sharded run write together: no Lightning, only a file format.
 
-`meta.pt` is the checkpoint as one process would write it, a whole file (`single_file`), but with meta tensors in place of
-the sharded ones. Their numbers lie beside it in torch's distributed format (`__<rank>_0.distcp`, `.metadata`), each
-under its path in the checkpoint (`state_dict/decoder.norm.weight`). `meta.pt` knows size and sha256 of every file, and
-the folder gets its name when all of them are on disk: it is whole or recognizably not.
+`meta.pt` is the checkpoint as one process would write it (`single_file`), but with meta tensors in place of the sharded
+ones. Their numbers lie beside it in torch's distributed format (`__<rank>_0.distcp`, `.metadata`), each under its path
+in the checkpoint (`state_dict/decoder.norm.weight`). `meta.pt` knows size and sha256 of every file, and the folder gets
+its name when all of them are on disk: it is whole or recognizably not.
 """
 
 import hashlib

@@ -5,7 +5,6 @@ that in its archive comment. The checksum is inside the file, so that one rename
 A zip's own CRC32s would not do: they skip the padding, and torch does not look at them.
 """
 
-import errno
 import hashlib
 import io
 import os
@@ -20,12 +19,11 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import replacing
+from lrtrain.runtime.files import NO_ROOM, replacing
 
 PARTIAL = ".partial"
 _COMMENT = re.compile(rb"\x47\x00sha256:([0-9a-f]{64})")  # the comment's length, 71, as the zip's last field, and it
 _COMMENT_BYTES = 73
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
@@ -132,7 +130,7 @@ def _foreign(value: Any, where: str) -> str | None:
 
 def _refusal(cause: OSError, checkpoint: Mapping[str, Any], path: Path) -> str:
     reason = f"cannot write checkpoint {path}: {cause.strerror or cause}"
-    if cause.errno not in _NO_ROOM:
+    if cause.errno not in NO_ROOM:
         return f"{reason}; set trainer.default_root_dir to a folder that can be written"
     counter = _Sink()
     torch.save(checkpoint, cast(IO[bytes], counter))

@@ -124,7 +124,6 @@ class TokenDataModule(L.LightningDataModule):
             self.manifest,
             name,
             identity,
-            endless=name == "train",
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -4,10 +4,10 @@ import io
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -87,25 +87,18 @@ def read_documents(part: Part, text_column: str = "text", start: int = 0) -> Ite
 
 
 def _read(part: Part, text_column: str, start: int) -> Iterator[Document]:
-    with _open(part) as (raw, stream):
+    if part.format.seeks and part.compression:
+        raise UserError(f"is compressed, and {part.format.__name__} seeks in its files: decompress it")
+    with fsspec.open(part.url, "rb") as raw, ExitStack() as opened:
+        stream = raw
+        if not part.format.seeks:
+            decompressed = opened.enter_context(pa.input_stream(raw, part.compression, BUFFER_BYTES))
+            stream = io.BufferedReader(decompressed, BUFFER_BYTES)
         for position, text in enumerate(part.format(text_column).texts_after(stream, start), start + 1):
             if text is not None and not isinstance(text, str):
                 raise UserError(f"{part.format.__name__} gives {type(text).__name__} for document {position}, not text")
             if text and text.strip():
                 yield Document(text, position, raw.tell())
-
-
-@contextmanager
-def _open(part: Part) -> Iterator[tuple[Any, Any]]:
-    """The stored file and the stream of its bytes, decompressed; a truncated compressed file raises OSError."""
-    if part.format.seeks and part.compression:
-        raise UserError(f"is compressed, and {part.format.__name__} seeks in its files: decompress it")
-    with fsspec.open(part.url, "rb") as raw:
-        if part.format.seeks:
-            yield raw, raw
-            return
-        with pa.input_stream(raw, part.compression, BUFFER_BYTES) as stream:
-            yield raw, io.BufferedReader(stream, BUFFER_BYTES)
 
 
 def _unreadable(url: str, error: Exception) -> UserError:

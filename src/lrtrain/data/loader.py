@@ -67,7 +67,7 @@ def block_dataset(path: str, block: int, shuffle: bool, seed: int) -> BlockDatas
         shuffle=shuffle,
         drop_last=True if shuffle else None,
         seed=seed,
-        transform=_to_int64,
+        transform=torch.Tensor.long,
         item_shuffle_window=0,  # permute a chunk's blocks as a whole, not window by window
     )
 
@@ -75,9 +75,9 @@ def block_dataset(path: str, block: int, shuffle: bool, seed: int) -> BlockDatas
 class BlockLoader(StreamingDataLoader):
     """Batches of shape (batch_size, block) int64.
 
-    With `endless`, every `iter()` gives `len(self)` batches and goes on where the last one was left, from one epoch of
-    the data into the next: a Trainer that abandons an iterator at its length, or that resumes at the end of an epoch,
-    then neither repeats nor skips data. Otherwise every `iter()` gives the split from its beginning.
+    Of training data every `iter()` gives `len(self)` batches and goes on where the last one was left, from one epoch
+    of the data into the next: a Trainer that abandons an iterator at its length, or that resumes at the end of an
+    epoch, then neither repeats nor skips data. Of other splits every `iter()` begins at the beginning.
 
     A failure to read, or an id outside the vocabulary, becomes a UserError that names the broken shard. The state it
     saves holds which data it was for; a state of other data is passed over with a line, and the epoch starts anew.
@@ -89,19 +89,12 @@ class BlockLoader(StreamingDataLoader):
     """
 
     def __init__(
-        self,
-        dataset: BlockDataset,
-        manifest: Manifest,
-        split: str,
-        identity: dict[str, Any],
-        endless: bool,
-        **options: Any,
+        self, dataset: BlockDataset, manifest: Manifest, split: str, identity: dict[str, Any], **options: Any
     ) -> None:
         super().__init__(dataset, **options)
         self._manifest = manifest
         self._split = split
         self._identity = identity
-        self._endless = endless
         self._stream: Iterator[torch.Tensor] | None = None  # epoch after epoch
         self._batches = super().__len__()  # of a whole epoch; LitData's would change within one that was dealt anew
 
@@ -109,7 +102,7 @@ class BlockLoader(StreamingDataLoader):
         return self._batches
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        if not self._endless:
+        if self._split != "train":
             yield from self._checked(super().__iter__())
             return
         for _ in range(len(self)):
@@ -144,12 +137,12 @@ class BlockLoader(StreamingDataLoader):
         return {**super().state_dict(), IDENTITY: self._identity, BEGUN: begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        saved = state.get(IDENTITY)
-        if saved != self._identity:
-            changed = ", ".join(key for key in self._identity if (saved or {}).get(key) != self._identity[key])
+        saved = state.get(IDENTITY, {})
+        if changed := ", ".join(key for key, value in self._identity.items() if saved.get(key) != value):
             self._say(f"The {self._split} data is not that of the checkpoint ({changed}): its epoch starts anew")
             return
-        epoch, here, last = state["current_epoch"], self._grid(), _grid_of(state["dataset"])
+        env, epoch, last = self.dataset.distributed_env, state["current_epoch"], _grid_of(state["dataset"])
+        here = DataGrid(env.world_size, env.num_nodes, self.num_workers or 1, int(self.batch_size or 1))
         begun = tuple(DataGrid(**grid) for grid in state.get(BEGUN, []))
         # LitData refuses a folder that has moved, though it is the same data.
         where = {"input_dir_path": self.dataset.input_dir.path, "input_dir_url": self.dataset.input_dir.url}
@@ -168,10 +161,6 @@ class BlockLoader(StreamingDataLoader):
                 f"{self.dataset.lost(here)} not at all"
             )
         self.close()
-
-    def _grid(self) -> DataGrid:
-        env = self.dataset.distributed_env
-        return DataGrid(env.world_size, env.num_nodes, self.num_workers or 1, int(self.batch_size or 1))
 
     def _say(self, line: str) -> None:
         if self.dataset.distributed_env.global_rank == 0:
@@ -199,10 +188,6 @@ def _at_the_start_of(grid: DataGrid, state: dict[str, Any]) -> dict[str, Any]:
     own = {"world_size": grid.processes, "initial_num_nodes": grid.nodes, "num_workers": grid.workers}
     own |= {"batch_size": grid.batch_size, "num_samples_yielded": 0, "current_epoch": state["current_epoch"]}
     return {**state, "dataset": {**state["dataset"], **own}, "num_samples_yielded": 0, "latest_worker_idx": -1}
-
-
-def _to_int64(block: torch.Tensor) -> torch.Tensor:
-    return block.to(torch.int64)
 
 
 def _cache_folder() -> str:

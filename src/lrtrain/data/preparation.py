@@ -23,7 +23,6 @@ from lrtrain.data.tokenizer import (
     SMALLEST_VOCABULARY,
     end_of_text,
     load_tokenizer,
-    tokenizer_file,
     train_tokenizer,
     vocabulary_size,
 )
@@ -125,9 +124,9 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
         clear(folder)
     print(_announcement(spec, parts, folder, going_on), flush=True)
     if not going_on:
-        tokenizer_json = _tokenizer_json(spec, parts)
+        made = _tokenizer(spec, parts)
         progress.save(folder)  # from here on the folder is marked as ours
-        write_atomically(folder / TOKENIZER, tokenizer_json)
+        write_atomically(folder / TOKENIZER, made.to_str(pretty=True).encode())
     tokenizer = load_tokenizer(str(folder / TOKENIZER))
     dtype = token_dtype(vocabulary_size(tokenizer))
     writers = {name: ShardWriter(folder / name, dtype) for name in SPLITS}
@@ -154,13 +153,12 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     return manifest
 
 
-def _tokenizer_json(spec: PrepareSpec, parts: list[Part]) -> bytes:
+def _tokenizer(spec: PrepareSpec, parts: list[Part]) -> Tokenizer:
     if spec.tokenizer is not None:
-        load_tokenizer(spec.tokenizer)
-        return tokenizer_file(spec.tokenizer).read_bytes()
+        return load_tokenizer(spec.tokenizer)
     assert spec.train_vocab_size is not None
     with Console(stderr=True).status(f"Training a tokenizer of {spec.train_vocab_size:,} tokens"):
-        return train_tokenizer(_sample(spec, parts), spec.train_vocab_size).to_str(pretty=True).encode()
+        return train_tokenizer(_sample(spec, parts), spec.train_vocab_size)
 
 
 def _sample(spec: PrepareSpec, parts: list[Part]) -> Iterator[str]:

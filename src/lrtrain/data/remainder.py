@@ -7,9 +7,12 @@ the blocks that are left are dealt out anew, as the chunks of a smaller data set
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+from litdata.streaming import Cache
 from litdata.streaming.item_loader import Interval
 from litdata.streaming.shuffle import Shuffle
 from litdata.utilities.env import _DistributedEnv
@@ -52,15 +55,17 @@ class Remainder(Shuffle):
 
     def lost(self, grid: DataGrid) -> int:
         """How many of the blocks left of `epoch` fill no whole batch on every process of `grid`."""
-        dealt = sum(_length(interval) for intervals in self._deal(grid)[1] for interval in intervals)
-        return sum(map(_length, self._left())) - dealt
+        left, dealt = self._left(), chain.from_iterable(self._deal(grid)[1])
+        return sum(end - start for _, start, end, _ in left) - sum(int(end - start) for _, start, end, _ in dealt)
 
     def get_chunks_and_intervals_per_workers(
         self, distributed_env: _DistributedEnv, num_workers: int, batch_size: int, current_epoch: int
     ) -> Any:
         deal = copy.copy(self.whole)
         if current_epoch == self.epoch:
-            deal.cache = _Left(deal.cache, self._left())
+            # All of a cache that a shuffle asks for.
+            left = self._left()
+            deal.cache = cast(Cache, SimpleNamespace(_reader=deal.cache._reader, get_chunk_intervals=lambda: left))
         return deal.get_chunks_and_intervals_per_workers(distributed_env, num_workers, batch_size, current_epoch)
 
     def __call__(self, array: np.ndarray, num_chunks: int, current_epoch: int, chunk_index: int) -> list[int]:
@@ -102,18 +107,3 @@ class Remainder(Shuffle):
         for chunk, blocks in read:
             start, _, end, _ = self._chunks[chunk]
             self._seen.setdefault(chunk, np.zeros(end - start, bool))[blocks - start] = True
-
-
-def _length(interval: Any) -> int:
-    return int(interval[2] - interval[1])
-
-
-class _Left:
-    """A cache as far as a shuffle asks it, with other intervals."""
-
-    def __init__(self, cache: Any, intervals: list[Interval]) -> None:
-        self._reader = cache._reader
-        self._intervals = intervals
-
-    def get_chunk_intervals(self) -> list[Interval]:
-        return self._intervals

@@ -39,9 +39,8 @@ class ShardWriter:
         self.folder = folder
         self.documents = self.bytes = self.tokens = 0
         self.dtype = dtype
-        self._entries: list[dict[str, Any]] = []
+        self._index: dict[str, Any] = {"chunks": [], "config": None}
         self._chunks: list[Chunk] = []
-        self._config: dict[str, Any] | None = None
         self._pending = [np.empty(0, dtype)]
 
     def append(self, tokens: np.ndarray, n_bytes: int) -> None:
@@ -58,15 +57,14 @@ class ShardWriter:
     def state(self) -> dict[str, Any]:
         return {
             "counts": (self.documents, self.bytes, self.tokens),
-            "entries": [*self._entries],
+            "index": self._index,
             "chunks": [asdict(chunk) for chunk in self._chunks],
-            "config": self._config,
             "pending": torch.from_numpy(np.concatenate(self._pending)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.documents, self.bytes, self.tokens = state["counts"]
-        self._entries, self._config = state["entries"], state["config"]
+        self._index = state["index"]
         self._chunks = [Chunk(**chunk) for chunk in state["chunks"]]
         self._pending = [state["pending"].numpy()]
 
@@ -76,7 +74,7 @@ class ShardWriter:
             self._write(rest)
         split = Split(self.documents, self.bytes, self.tokens, self._chunks)
         # LitData takes `updated_at` for a version in the name of its cache of a remote data set.
-        index = {"chunks": self._entries, "config": self._config, "updated_at": split.digest[:16]}
+        index = {**self._index, "updated_at": split.digest[:16]}
         write_atomically(self.folder / "index.json", json.dumps(index, sort_keys=True).encode())
         kept = {"index.json", *(chunk.file for chunk in self._chunks)}
         for stray in self.folder.iterdir():
@@ -96,9 +94,8 @@ class ShardWriter:
             (index,) = Path(aside).glob("*.index.json")
             content = json.loads(index.read_bytes())
             write_atomically(path, Path(written).read_bytes())
-        self._config = content["config"]
         (entry,) = content["chunks"]
-        self._entries.append({**entry, "filename": name})
+        self._index = {"chunks": [*self._index["chunks"], {**entry, "filename": name}], "config": content["config"]}
         self._chunks.append(Chunk(name, len(tokens), path.stat().st_size, _sha256(path)))
 
 

@@ -14,49 +14,35 @@ SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json` (or in a folder that holds one), or that of a Hugging Face repository.
+    """Loads a `tokenizer.json` (or that of a folder that holds one), or the tokenizer of a Hugging Face repository.
 
     Truncation and padding that the file asks for are switched off: both would change a training text in silence.
     Raises UserError when the file is missing or is no tokenizer, the hub does not answer, or no end-of-text token
     is in the vocabulary.
     """
-    file = tokenizer_file(name_or_path)
+    file = Path(name_or_path)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    local = file.is_file()
+    is_path = name_or_path.endswith(".json") or name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1
+    if is_path and not local:
+        raise UserError(f"tokenizer {file} does not exist: give the path of a tokenizer.json or a Hugging Face name")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+        tokenizer = Tokenizer.from_file(str(file)) if local else Tokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # the library raises bare Exception, and the hub's errors share no base class
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{file} is not a tokenizer file ({reason}): give a tokenizer.json of the tokenizers library"
-        ) from error
+        if local:
+            what = f"{file} is not a tokenizer file ({reason}): give a tokenizer.json of the tokenizers library"
+        else:
+            what = (
+                f"tokenizer {name_or_path} is no file here and cannot be had from the Hugging Face hub "
+                f"({type(error).__name__}: {reason}): give the path of a tokenizer.json"
+            )
+        raise UserError(what) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     end_of_text(tokenizer, name_or_path)
     return tokenizer
-
-
-def tokenizer_file(name_or_path: str) -> Path:
-    """Where the `tokenizer.json` of a path or a Hugging Face name lies, downloaded if need be."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        path = path / "tokenizer.json"
-    if path.is_file():
-        return path
-    if name_or_path.endswith(".json") or name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-        raise UserError(f"tokenizer {path} does not exist: give the path of a tokenizer.json or a Hugging Face name")
-    try:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(name_or_path, "tokenizer.json"))
-    except ImportError as error:
-        raise UserError(
-            f"tokenizer {name_or_path} is no file here, and a Hugging Face name needs: pip install 'lrtrain[hf]'"
-        ) from error
-    except Exception as error:  # network, authorization and validation errors share no base class
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"tokenizer {name_or_path} is no file here and cannot be had from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}): give the path of a tokenizer.json"
-        ) from error
 
 
 def read_tokenizer(path: str, sha256: str) -> str:

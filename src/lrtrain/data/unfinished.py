@@ -1,6 +1,5 @@
 """The state of an unfinished preparation: saved as one file, so that it is there whole or not at all."""
 
-import errno
 import io
 import pickle
 import shutil
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lrtrain.data.manifest import PROGRESS, SPLITS, difference
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import unfinished, write_atomically
+from lrtrain.runtime.files import NO_ROOM, unfinished, write_atomically
 
 TOKENIZER = "tokenizer.json"
 LOCK = ".lock"
@@ -99,7 +98,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_ROOM:
             raise UserError(
                 f"no space left while writing {folder} ({error.strerror}): free some and run the same "
                 "command again, it goes on where it stopped"
