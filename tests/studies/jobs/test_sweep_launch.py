@@ -13,8 +13,8 @@ import pytest
 
 import stand_in_fit
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.jobs import Job, Repeated, around, best_over_seeds, launch, train, train_best
-from lrtrain.studies.jobs.past import past, remember
+from lrtrain.studies.jobs import Job, Repeated, best_over_seeds, launch, run_job, search_learning_rate, train_best
+from lrtrain.studies.jobs.job_record import record_job, recorded_outcome
 from stand_in_fit import RATE
 
 STAND_IN = (sys.executable, stand_in_fit.__file__)
@@ -35,7 +35,7 @@ def starts(runs: Path) -> list[str]:
 
 
 def test_a_finished_job_is_not_repeated_and_leaves_no_checkpoint(tmp_path: Path) -> None:
-    first, again = (train(job(tmp_path)) for _ in range(2))
+    first, again = (run_job(job(tmp_path)) for _ in range(2))
     assert (first.status, first.metric, first.reason) == ("finished", 0.0, "")
     assert first.run_dir == tmp_path / "toy/0001"
     assert (again.status, again.metric, again.run_dir) == (first.status, first.metric, first.run_dir)
@@ -44,70 +44,70 @@ def test_a_finished_job_is_not_repeated_and_leaves_no_checkpoint(tmp_path: Path)
 
 
 def test_checkpoints_are_kept_on_demand(tmp_path: Path) -> None:
-    outcome = train(job(tmp_path), keep_checkpoints=True)
+    outcome = run_job(job(tmp_path), keep_checkpoints=True)
     assert outcome.run_dir is not None
     assert list((outcome.run_dir / "checkpoints").iterdir())
 
 
 def test_the_name_of_another_job_is_refused_with_the_setting_that_differs(tmp_path: Path) -> None:
-    train(job(tmp_path))
+    run_job(job(tmp_path))
     with pytest.raises(UserError, match=rf"toy holds a run with other settings \({RATE}: 0.01 there, 0.02 here\)"):
-        train(job(tmp_path, 0.02))
+        run_job(job(tmp_path, 0.02))
     with pytest.raises(UserError, match=r"trainer.max_steps: not set there, 5 here"):
-        train(job(tmp_path, **{"trainer.max_steps": 5}))
+        run_job(job(tmp_path, **{"trainer.max_steps": 5}))
 
 
 def test_other_content_of_a_file_is_another_job_and_a_comment_is_not(tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     mine = Job("toy", (file,), {RATE: 0.01}, tmp_path)
     file.write_text("trainer: {max_steps: 3}\n")
-    train(mine)
+    run_job(mine)
     file.write_text("trainer: {max_steps: 3}  # optimizer steps\n")
-    assert train(mine).status == "finished"
+    assert run_job(mine).status == "finished"
     file.write_text("trainer: {max_steps: 4}\n")
     with pytest.raises(UserError, match=r"config 1.trainer.max_steps: 3 there, 4 here"):
-        train(mine)
+        run_job(mine)
 
 
 def test_a_diverged_job_is_infinitely_bad_and_not_repeated(tmp_path: Path) -> None:
-    outcomes = [train(job(tmp_path, 0.7)) for _ in range(2)]
+    outcomes = [run_job(job(tmp_path, 0.7)) for _ in range(2)]
     assert [(outcome.status, outcome.metric) for outcome in outcomes] == [("diverged", math.inf)] * 2
     assert all(outcome.reason.startswith("stopped at step 7: non-finite") for outcome in outcomes)
     assert len(starts(tmp_path)) == 1
 
 
 def test_a_loss_that_is_no_number_has_diverged(tmp_path: Path) -> None:
-    remember(job(tmp_path))
+    record_job(job(tmp_path))
     (tmp_path / "toy/0001").mkdir()
     stand_in_fit.record(tmp_path / "toy/0001", step=1, metrics={"val/loss": "NaN"})
     stand_in_fit.record(tmp_path / "toy/0001", status="FINISHED")
-    outcome = train(job(tmp_path))
+    outcome = run_job(job(tmp_path))
     assert (outcome.status, outcome.metric, outcome.reason) == ("diverged", math.inf, "val/loss is nan")
 
 
 def test_a_crashed_job_says_why_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    outcomes = [train(job(tmp_path, 1e-5)) for _ in range(2)]
+    outcomes = [run_job(job(tmp_path, 1e-5)) for _ in range(2)]
     assert [(outcome.status, outcome.metric, outcome.refused) for outcome in outcomes] == [("failed", None, False)] * 2
     assert outcomes[0].reason == f"RuntimeError: the stand-in's crash (see {tmp_path}/toy/fit.log)"
     assert starts(tmp_path) == ["toy fresh 1", "toy resumed 1"]
 
 
 def test_a_refused_job_tells_the_one_line(tmp_path: Path) -> None:
-    outcome = train(job(tmp_path, -1))
+    outcome = run_job(job(tmp_path, -1))
     assert (outcome.status, outcome.refused) == ("failed", True)
     assert outcome.reason.startswith("model.optimizers.hidden: lr must be positive (see ")
 
 
 def test_a_metric_that_is_not_recorded_is_refused_with_near_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"toy/0001 has no metric 'val/los'; there are val/loss"):
-        train(job(tmp_path), metric="val/los")
+        run_job(job(tmp_path), metric="val/los")
 
 
 def test_a_run_that_no_job_made_is_refused(tmp_path: Path) -> None:
-    train(job(tmp_path))
+    run_job(job(tmp_path))
     (tmp_path / "toy/job.json").unlink()
     with pytest.raises(UserError, match=r"toy/0001 is no run of a job: give another name, or remove .*/toy"):
-        past(job(tmp_path), "val/loss")
+        recorded_outcome(job(tmp_path), "val/loss")
 
 
 def repeated(runs: Path, name: str, start: float, seeds: int = 1, search: bool = False) -> Repeated:
@@ -214,7 +214,7 @@ def until(condition: object) -> None:
 
 @pytest.mark.parametrize(("best", "runs"), [(0.02, 3), (0.08, 5), (0.0025, 5)])
 def test_a_search_goes_on_until_the_best_value_is_not_at_an_end(best: float, runs: int) -> None:
-    found = around(0.02, lambda lr: abs(math.log2(lr / best)))
+    found = search_learning_rate(0.02, lambda lr: abs(math.log2(lr / best)))
     assert len(found) == runs
     assert min(found, key=lambda lr: found[lr]) == pytest.approx(best)
     assert min(found) < best < max(found)
@@ -222,11 +222,11 @@ def test_a_search_goes_on_until_the_best_value_is_not_at_an_end(best: float, run
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_search_where_every_run_diverges_ends(loss: float) -> None:
-    assert around(0.02, lambda lr: loss) == {0.02: math.inf}
+    assert search_learning_rate(0.02, lambda lr: loss) == {0.02: math.inf}
 
 
-def test_a_search_goes_by_its_factor_away_from_what_diverges() -> None:
-    found = around(1.0, lambda value: math.nan if value > 2 else -value, factor=3.0)
-    assert found == {1.0: -1.0, 1 / 3: -1 / 3, 3.0: math.inf}
+def test_a_search_goes_away_from_what_diverges() -> None:
+    found = search_learning_rate(1.0, lambda rate: math.nan if rate > 1 else -rate)
+    assert found == {1.0: -1.0, 0.5: -0.5, 2.0: math.inf}
     with pytest.raises(ValueError, match="positive"):
-        around(0.0, lambda value: value)
+        search_learning_rate(0.0, lambda value: value)

@@ -25,7 +25,7 @@ from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import LOSS, Check
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.verdict import Finding, judge
-from lrtrain.studies.jobs.search import best_over_seeds
+from lrtrain.studies.jobs.best_rate import best_over_seeds
 
 DENSE = "dense"
 CACHE = "converted.json"

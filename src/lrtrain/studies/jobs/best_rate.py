@@ -1,15 +1,20 @@
-"""Jobs trained each at its best learning rate over seeds."""
+"""Jobs at their best learning rate over seeds: the search, and the training of many at once."""
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.jobs.launch import train
+from lrtrain.studies.jobs.launch import run_job
 from lrtrain.studies.jobs.processes import workers
-from lrtrain.studies.jobs.search import Best, best_over_seeds
+
+AGAIN = 3
+"""How often a search whose first value diverges begins anew, each time at a quarter of it."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,21 @@ class Repeated:
     start: float
     seeds: Sequence[int]
     search: bool = True
+
+
+@dataclass(frozen=True)
+class Best(Generic[Result]):
+    """What a search found.
+
+    Attributes:
+        rates: Learning rate -> loss with the first seed; infinite where it gave none.
+        lr: The best of them.
+        results: Of the runs at that rate, one a seed; the first seed's alone where no rate of a search gave a loss.
+    """
+
+    rates: dict[float, float]
+    lr: float
+    results: list[Result]
 
 
 def train_best(
@@ -48,31 +68,90 @@ def train_best(
         done: Called as all runs of one of `wanted`, by its index, have ended.
 
     Raises:
-        UserError: as of `train`; a run at the first rate is refused for its configuration.
+        UserError: as of `run_job`; a run at the first rate is refused for its configuration.
     """
 
     def run(of: Repeated, lr: float, seed: int) -> Outcome:
         job = of.job(lr, seed)
-        outcome = train(job, keep_checkpoints=keep_checkpoints)
+        outcome = run_job(job, keep_checkpoints=keep_checkpoints)
         if outcome.refused and lr == of.start:
             raise UserError(f"{job.name}: {outcome.reason}")
         each(job, outcome)
         return outcome
 
-    found: dict[int, Best[Outcome]] = {}
+    def loss(outcome: Outcome) -> float:
+        return math.nan if outcome.metric is None else outcome.metric
+
     # These threads wait for searches, those of `workers`, which end first, for processes.
     with ThreadPoolExecutor(parallel) as searches, workers(parallel) as pool:
-        running = {
+        found = [
             searches.submit(
-                best_over_seeds, lambda lr, seed, of=of: run(of, lr, seed), _loss, of.start, of.seeds, of.search, pool
-            ): index
-            for index, of in enumerate(wanted)
-        }
-        for future in as_completed(running):
-            found[running[future]] = future.result()
-            done(running[future], future.result())
-    return [found[index] for index in range(len(wanted))]
+                best_over_seeds, lambda lr, seed, of=of: run(of, lr, seed), loss, of.start, of.seeds, of.search, pool
+            )
+            for of in wanted
+        ]
+        for future in as_completed(found):
+            done(found.index(future), future.result())
+    return [future.result() for future in found]
 
 
-def _loss(outcome: Outcome) -> float:
-    return math.nan if outcome.metric is None else outcome.metric
+def best_over_seeds(
+    run: Callable[[float, int], Result],
+    loss: Callable[[Result], float],
+    start: float,
+    seeds: Sequence[int],
+    search: bool = True,
+    pool: Executor | None = None,
+) -> Best[Result]:
+    """Searches the learning rate on the first seed, by factors of two, and runs the other seeds at the best one.
+
+    A search whose first rate diverges begins again at a quarter of it.
+
+    Args:
+        run: Runs one learning rate with one seed.
+        loss: Of a result: infinite where the run diverged, NaN where it failed, which says nothing of its rate. Either
+            ends its direction of the search.
+        start: The first rate, or the only one.
+        seeds: The first one searches.
+        search: Whether other rates than `start` are tried.
+        pool: Where the runs take place, those of the other seeds at once; without, they run here, one by one.
+    """
+    each: Callable[..., Iterable[Result]] = map if pool is None else pool.map
+    first: dict[float, Result] = {}
+
+    def tried(lr: float) -> float:
+        (first[lr],) = each(run, [lr], seeds[:1])
+        return loss(first[lr])
+
+    rates = search_learning_rate(start, tried) if search else {start: _comparable(tried(start))}
+    for _ in range(AGAIN if search else 0):
+        if loss(first[start]) != math.inf:
+            break
+        start /= 4
+        rates |= search_learning_rate(start, tried)
+    best = min(rates, key=lambda lr: rates[lr])
+    others = [] if search and math.isinf(rates[best]) else seeds[1:]
+    return Best(rates, best, [first[best], *each(run, [best] * len(others), others)])
+
+
+def search_learning_rate(start: float, loss: Callable[[float], float]) -> dict[float, float]:
+    """Loss by rate: `start`, then on in either direction by factors of two until the best is not at an end.
+
+    An infinite loss or NaN, where a rate diverges, ends that direction.
+
+    Raises:
+        ValueError: `start` is not positive.
+    """
+    if start <= 0:
+        raise ValueError(f"a learning rate to start from must be positive, got {start}")
+    found = {start: _comparable(loss(start))}
+    for factor in (0.5, 2.0):
+        rate = start
+        while found[rate] == min(found.values()) < math.inf:
+            rate *= factor
+            found[rate] = _comparable(loss(rate))
+    return found
+
+
+def _comparable(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss

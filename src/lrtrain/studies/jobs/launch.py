@@ -6,12 +6,13 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import environment
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.jobs.past import past, remember
+from lrtrain.studies.jobs.job_record import record_job, recorded_outcome
 from lrtrain.studies.jobs.processes import run
 
 COMMAND = (sys.executable, "-m", "lrtrain", "fit")
@@ -19,7 +20,7 @@ LOG = "fit.log"
 DIVERGED = re.compile(r"lrtrain: error: (stopped at step \d+: non-finite gradients.*)")
 
 
-def train(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) -> Outcome:
+def run_job(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) -> Outcome:
     """Trains a job to its end, from its last checkpoint if it was interrupted; what it printed is in `fit.log`.
 
     A job that has finished or diverged under `<runs>/<name>` is not repeated. Its checkpoints are removed then, unless
@@ -30,9 +31,9 @@ def train(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) ->
             the folder cannot be written.
         EndedError: the process was ended together with all others of `workers`.
     """
-    outcome = past(job, metric)
+    outcome = recorded_outcome(job, metric)
     if outcome is None:
-        remember(job)
+        record_job(job)
         outcome = _attempt(job, metric, keep_checkpoints)
     if outcome.status != "failed" and not keep_checkpoints:
         for checkpoints in job.folder.glob("*/checkpoints"):
@@ -51,14 +52,12 @@ def _attempt(job: Job, metric: str, keep_checkpoints: bool) -> Outcome:
         file.seek(before)
         output = file.read().decode(errors="replace")
     if diverged := DIVERGED.search(output):
-        remember(job, diverged[1])
-    outcome = past(job, metric)
-    if outcome is None and code == 0:
+        record_job(job, diverged[1])
+    if outcome := recorded_outcome(job, metric):
+        return replace(outcome, seconds=seconds)
+    if code == 0:
         raise UserError(f"{job.folder}: the run left no record of its metrics: trainer.logger must not be false")
-    if outcome is None:
-        reason = f"{_reason(code, output)} (see {log})"
-        return Outcome("failed", None, job.newest_run(), reason, seconds, refused=code == 2)
-    return Outcome(outcome.status, outcome.metric, outcome.run_dir, outcome.reason, seconds)
+    return Outcome("failed", None, job.newest_run(), f"{_reason(code, output)} (see {log})", seconds, code == 2)
 
 
 def arguments(job: Job, keep_checkpoints: bool = False) -> list[str]:

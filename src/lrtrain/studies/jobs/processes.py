@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 GRACE = 90.0  # seconds that a process may take to finish its step and save
 
 _running: set["subprocess.Popen[bytes]"] = set()
 _mutex = threading.Lock()
 _ending = threading.Event()
+_PR_SET_PDEATHSIG = 1
+_die_with_parent = (
+    partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+)
 
 
 class EndedError(Exception):
@@ -31,7 +35,7 @@ def workers(parallel: int) -> Iterator[ThreadPoolExecutor]:
     SIGTERM leaves the block as Ctrl-C does, by SystemExit(143).
     """
     main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, _leave) if main else None
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main else None
     pool = ThreadPoolExecutor(parallel)
     try:
         yield pool
@@ -65,7 +69,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> in
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent if _libc is not None else None,
+            preexec_fn=_die_with_parent,
         )
         _running.add(process)
     try:
@@ -91,16 +95,3 @@ def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     finally:
         for process in processes:
             process.kill()  # nothing to one that has ended
-
-
-def _leave(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
-
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent() -> None:
-    assert _libc is not None
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.jobs.best_rate import Repeated, train_best
+from lrtrain.studies.jobs.best_rate import Best, Repeated, train_best
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.jobs.search import Best
 from lrtrain.studies.scaling.grid import Point
 from lrtrain.studies.scaling.planned_grid import Plan
 from lrtrain.tracking.recorded import recorded

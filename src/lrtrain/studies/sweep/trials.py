@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.jobs.launch import train
+from lrtrain.studies.jobs.launch import run_job
 from lrtrain.studies.jobs.processes import workers
 from lrtrain.studies.sweep.study import HEARTBEAT, POINT, STATUS, VALUES, Study
 
@@ -119,7 +119,7 @@ def _repeat(jobs: list[Job], metric: str, keep_checkpoints: bool) -> list[Outcom
     """The outcomes of a trial's jobs, up to the first that did not finish."""
     outcomes = []
     for job in jobs:
-        outcomes.append(train(job, metric, keep_checkpoints))
+        outcomes.append(run_job(job, metric, keep_checkpoints))
         if outcomes[-1].status != "finished":
             break
     return outcomes

@@ -15,33 +15,29 @@ from lrtrain.tracking.names import difference, flatten
 from lrtrain.tracking.recorded import recorded
 
 FILE = "job.json"
-PLACE = ("name", "runs", "ckpt_path")  # where a run lives, not what it is
+PLACE = ("name", "runs", "ckpt_path", "trainer.logger")  # where a run lives, not what it is
 DIVERGED = "diverged"
 
 
-def remember(job: Job, diverged: str = "") -> None:
+def record_job(job: Job, diverged: str = "") -> None:
     """Writes the job's settings, and why it diverged, into its folder.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    content = {**identity(job), DIVERGED: diverged}
+    content = {**_identity(job), DIVERGED: diverged}
     with writing(f"cannot write into {job.folder}", "make room, or set --runs to another disk"):
         job.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.folder / FILE, (json.dumps(content, indent=2, default=str) + "\n").encode())
+        write_atomically(job.folder / FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def past(job: Job, metric: str) -> Outcome | None:
+def recorded_outcome(job: Job, metric: str) -> Outcome | None:
     """How the job ended, if it finished or diverged.
 
     Raises:
         UserError: the folder holds a run of no job or with other settings, or the finished run has no such metric.
     """
-    known = _known(job)
-    if known is not None:
-        _same(job, known)
-    elif run_dir := job.newest_run():
-        raise UserError(f"{run_dir} is no run of a job: give another name, or remove {job.folder}")
+    diverged = _diverged(job)
     for run_dir in job.run_dirs():
         run = recorded(run_dir)
         if run is None or run.status != "FINISHED":
@@ -52,34 +48,32 @@ def past(job: Job, metric: str) -> Outcome | None:
         if math.isfinite(value):
             return Outcome("finished", value, run_dir, "", seconds)
         return Outcome("diverged", math.inf, run_dir, f"{metric} is {value}", seconds)
-    if known is not None and known[DIVERGED]:
-        return Outcome("diverged", math.inf, job.newest_run(), known[DIVERGED], 0.0)
-    return None
+    return Outcome("diverged", math.inf, job.newest_run(), diverged, 0.0) if diverged else None
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """What makes two jobs the same: the content of their files and their settings."""
-    configs = [content_of(path) for path in job.configs]
-    settings = {key: value for key, value in job.settings.items() if key not in (*PLACE, "trainer.logger")}
-    return json.loads(json.dumps({"configs": configs, "settings": settings}, default=str))
-
-
-def _known(job: Job) -> dict[str, Any] | None:
+def _diverged(job: Job) -> str:
+    """Why the folder's job diverged, empty if it did not; refuses a folder that is another's."""
     file = job.folder / FILE
     try:
-        return json.loads(file.read_text())
+        known = json.loads(file.read_text())
     except FileNotFoundError:
-        return None
+        if run_dir := job.newest_run():
+            raise UserError(f"{run_dir} is no run of a job: give another name, or remove {job.folder}") from None
+        return ""
     except ValueError as error:
         raise UserError(f"{file} is damaged: remove it") from error
-
-
-def _same(job: Job, known: Mapping[str, Any]) -> None:
-    """Raises UserError where a job of the same name had other settings."""
-    if found := difference(_flat(known), _flat(identity(job))):
+    if found := difference(_flat(known), _flat(_identity(job))):
         raise UserError(
             f"{job.folder} holds a run with other settings ({found}): give another name, or remove that folder"
         )
+    return known[DIVERGED]
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What makes two jobs the same: the content of their files and their settings."""
+    settings = {key: value for key, value in job.settings.items() if key not in PLACE}
+    content = {"configs": [content_of(path) for path in job.configs], "settings": settings}
+    return json.loads(json.dumps(content, default=str))
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:
