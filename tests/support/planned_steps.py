@@ -14,10 +14,10 @@ from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetr
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear
 from lrtrain.optim import Optimizers, Spectron, build_optimizer
 from lrtrain.studies.plan.activations import Activations
-from lrtrain.studies.plan.layouts import Layout
 from lrtrain.studies.plan.live_bytes import LiveBytes
-from lrtrain.studies.plan.optimizer_bytes import slot_bytes
+from lrtrain.studies.plan.optimizer_step import slot_bytes
 from lrtrain.studies.plan.peak_memory import Memory, MemoryModel
+from lrtrain.studies.plan.plan_settings import Layout
 from lrtrain.studies.plan.planned_model import PlannedModel, planned_model
 
 

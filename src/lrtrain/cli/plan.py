@@ -13,33 +13,23 @@ from lrtrain.runtime.units import read_amount, read_memory
 def main(argv: list[str]) -> int:
     """Prints the plan, and writes it as JSON where asked."""
     options, rest = _arguments().parse_known_args(argv)
-    if options.sct_memory or options.matrix:
-        from lrtrain.studies.plan.sct_memory import sct_lines
+    if options.sct_memory:
+        from lrtrain.studies.plan.sct_memory import sct_table
 
         if rest:
-            raise UserError(f"{rest[0]}: --sct-memory and --matrix take no configuration; leave it out")
-        print(sct_lines(options.matrix, options.rank))
+            raise UserError(f"{rest[0]}: --sct-memory takes no configuration; leave it out")
+        print(sct_table())
         return 0
     if options.tokens is not None and options.flops is not None:
         raise UserError("--tokens and --flops both set the budget: give one of them")
     if options.throughput is not None and options.like is not None:
         raise UserError("--throughput and --like both set the speed: give one of them")
 
-    from lrtrain.config.plan_parser import parse
-    from lrtrain.studies.plan.budget import recorded_throughput
     from lrtrain.studies.plan.estimate import make_plan
     from lrtrain.studies.plan.estimate_report import report
-    from lrtrain.studies.plan.layouts import STRATEGIES, layouts
-    from lrtrain.studies.plan.planned_model import model_of
-    from lrtrain.studies.plan.request import read_run
 
-    parser, config = parse(rest)
-    run = read_run(config)
-    chosen = layouts(options.devices or [run.devices], options.strategies or STRATEGIES, options.shards or run.shards)
-    speed = options.throughput if options.like is None else recorded_throughput(config.runs, options.like)
-    if speed is not None and run.steps is None and options.tokens is None and options.flops is None:
-        raise UserError("the time needs a budget: give --tokens or --flops, or set trainer.max_steps")
-    plan = make_plan(model_of(parser, config), run, chosen, options.memory, options.tokens, options.flops, speed)
+    asked = {key: value for key, value in vars(options).items() if key not in ("json", "sct_memory")}
+    plan = make_plan(rest, **asked)
     print(report(plan))
     if options.json is not None:
         with writing(f"--json {options.json}"):
@@ -62,7 +52,6 @@ def _arguments() -> Arguments:
     parser.add_argument(
         "--devices", type=int, nargs="+", metavar="N", help="numbers of processes [the configuration's]"
     )
-    parser.add_argument("--strategies", nargs="+", metavar="NAME", help="of ddp, fsdp, hsdp [all]")
     parser.add_argument(
         "--shards", type=int, help="processes of one copy under hsdp [the configuration's, else up to 8]"
     )
@@ -79,6 +68,4 @@ def _arguments() -> Arguments:
     amount("--flops", "a number of FLOPs", "budget in FLOPs of forward and backward pass")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, in bytes, FLOPs and seconds")
     parser.add_argument("--sct-memory", action="store_true", help="the SCT paper's memory table alone")
-    parser.add_argument("--matrix", metavar="MxN", help="that table's line for one matrix, as 8192x28672")
-    parser.add_argument("--rank", type=int, default=32, help="of --matrix [32]")
     return parser

@@ -22,8 +22,9 @@ from lrtrain.config.plan_parser import GROUPS, parse, signature
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.linalg import flops, orthonormalize, polar
 from lrtrain.optim import Optimizers, Spectron, Stiefel, build_optimizer
-from lrtrain.studies.plan.layouts import Layout, layouts
-from lrtrain.studies.plan.optimizer_bytes import slot_bytes
+from lrtrain.studies.plan.optimizer_step import slot_bytes
+from lrtrain.studies.plan.parameters_and_flops import parameters_by_kind
+from lrtrain.studies.plan.plan_settings import Layout, layouts
 from lrtrain.studies.plan.planned_model import model_of
 from lrtrain.studies.plan.sct_memory import PUBLISHED, sct_memory
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
@@ -43,8 +44,6 @@ def planned(tmp_path: Path, *argv: str) -> dict[str, Any]:
     ("size", "dense", "factorized"), [("S", "134.11", "93.60"), ("M", "488.30", "296.93"), ("L", "777.86", "453.85")]
 )
 def test_the_sizes_are_the_papers(size: str, dense: str, factorized: str) -> None:
-    from lrtrain.studies.plan.parameter_counts import parameters_by_kind
-
     kinds = parameters_by_kind(model_of(*parse(["--config", str(CONFIGS / f"spectron_{size}.yaml")])).decoder)
     assert f"{sum(kind.parameters for kind in kinds) / 1e6:.2f}" == factorized
     assert f"{sum(kind.dense for kind in kinds) / 1e6:.2f}" == dense
@@ -67,8 +66,6 @@ def test_the_sct_table_is_the_papers(
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
     m, n = PUBLISHED[name]
     assert line.split()[1:] == [str(m), "×", str(n), dense, spectral, ratio]
-    assert main(["plan", "--matrix", f"{m}x{n}", "--rank", "32"]) == 0
-    assert capsys.readouterr().out.split()[-3:] == [dense, spectral, ratio]
 
 
 def test_a_spectral_matrix_takes_what_its_parameters_take() -> None:
@@ -165,18 +162,13 @@ def test_a_run_s_recorded_throughput_is_its_median(tmp_path: Path) -> None:
 
 
 def test_hsdp_takes_a_node_of_shards_and_leaves_two_copies() -> None:
-    assert layouts([2, 12, 64], ["hsdp"], None) == [
-        Layout("hsdp", 2, 1),
-        Layout("hsdp", 2, 6),
-        Layout("hsdp", 8, 8),
-    ]
-    assert layouts([8], ["hsdp"], 2) == [Layout("hsdp", 4, 2)]
+    assert layouts([2, 12, 64], None)[2::3] == [Layout("hsdp", 2, 1), Layout("hsdp", 2, 6), Layout("hsdp", 8, 8)]
+    assert layouts([8], 2)[2] == Layout("hsdp", 4, 2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--strategies", "zero"], "--strategies zero: unknown strategy; give some of ddp, fsdp, hsdp"),
         (["--devices", "6", "--shards", "4"], "--devices 6: hsdp cannot make copies of 4 shards"),
         (["--devices", "0"], "--devices 0: give numbers of processes, at least 1"),
         (["--devices", "two"], "argument --devices: invalid int value: 'two'"),
@@ -197,7 +189,7 @@ def test_hsdp_takes_a_node_of_shards_and_leaves_two_copies() -> None:
         (["--model.decoder.depth=0"], "model.decoder: depth must be at least 1, got 0"),
         (["--data.block_size=0"], "data.block_size is 0: give at least 1"),
         (["--data.batch_size=x"], "--data.batch_size: expected int, got x"),
-        (["--sct-memory"], "--config: --sct-memory and --matrix take no configuration"),
+        (["--sct-memory"], "--config: --sct-memory takes no configuration"),
     ],
 )
 def test_bad_input_gets_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,8 +201,6 @@ def test_bad_input_gets_one_line(arguments: list[str], says: str, capsys: pytest
     [
         ([], "the configuration lacks "),
         (["--config", "absent.yaml"], "configuration file absent.yaml does not exist"),
-        (["--matrix", "8192"], "--matrix 8192: give rows and columns, as in 8192x28672"),
-        (["--matrix", "8x4", "--rank", "5"], "--rank 5: the rank of a 8 × 4 matrix is between 1 and 4, got 5"),
     ],
 )
 def test_bad_input_without_a_recipe(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import own_parts
 from commandline import RECIPE, refusal
 from lrtrain.cli.main import main
 from lrtrain.optim import Spectron, Stiefel, stated
-from lrtrain.studies.plan.measured_flops import measured_flops
+from lrtrain.studies.plan.optimizer_step import measured_flops
 
 TOY = ["--model.decoder.width=64", "--model.decoder.heads=2", "--model.decoder.ffn_width=96", "--data.block_size=32"]
 SHAPE = torch.Size((64, 16))

@@ -6,20 +6,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.experiments.definition import Definition, Variant
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.plan.counted import Cost
+
+if TYPE_CHECKING:  # it brings torch, which a heading needs not wait for
+    from lrtrain.studies.plan.counted import Cost
 
 LR = "model.optimizers.hidden.lr"
 STEPS = "trainer.max_steps"
 TELEMETRY = "trainer.callbacks+"  # beside the callbacks that an overlay brings
 LOGGER = "lrtrain.tracking.logger.MLflowLogger"
 
-Count = Callable[[Sequence[Path], Mapping[str, Any]], Cost]
+Count = Callable[[Sequence[Path], Mapping[str, Any]], "Cost"]
 """(configs, settings) -> what they take, without allocating it."""
 
 
@@ -31,7 +33,7 @@ class Arm:
     name: str
     configs: tuple[Path, ...]
     settings: dict[str, Any]
-    cost: Cost
+    cost: "Cost"
 
     def configuration(self, lr: float, seed: int) -> dict[str, Any]:
         """The settings of one run, by dotted key."""

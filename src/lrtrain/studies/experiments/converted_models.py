@@ -27,10 +27,10 @@ def plan(definition: Definition) -> str:
     """What the dense model takes, and how large the converted ones are."""
     arms = arms_of(definition, counted)
     lines = [plan_table(arms)]
-    decoder = planned(arms[0].configs, arms[0].configuration(arms[0].variant.lr, 0)).decoder
+    _, model = planned(arms[0].configs, arms[0].configuration(arms[0].variant.lr, 0))
     options = definition.scale.options
     for task in conversion.tasks(options.ranks, options.energies)[1:]:
-        parameters = conversion.converted_parameters(decoder, task)
+        parameters = conversion.converted_parameters(model.decoder, task)
         size = "as many parameters as its ranks take" if parameters is None else f"{parameters:,} parameters"
         lines.append(f"converted, {task.name}: {size}")
     return "\n".join(lines)

@@ -41,7 +41,7 @@ class Row:
 
 def plan(definition: Definition) -> str:
     """The paper's table by the formula."""
-    return sct_table(PUBLISHED)
+    return sct_table()
 
 
 def run(definition: Definition, effort: Effort) -> Result:

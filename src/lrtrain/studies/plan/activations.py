@@ -1,13 +1,13 @@
-"""What a training step keeps and needs beside weights, gradients and optimizer state, from the model's own code.
+"""Measures what a training step keeps in memory beyond weights, gradients and optimizer state.
 
-One block, and the decoder without its blocks, are run forward and backward on fake tensors: shapes and dtypes without
-data. So no formula has to follow what autograd saves, and a new parameterization is measured as it is.
+One block, and the decoder without blocks, run forward and backward on fake tensors (shape and dtype, no data), so no
+formula has to follow what autograd saves.
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +20,22 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
 
-@dataclass(frozen=True)
-class Affine:
-    """`constant` + `each` · sequences, in bytes."""
-
-    constant: float
-    each: float
-
-    def __call__(self, sequences: float) -> float:
-        return self.constant + self.each * sequences
-
-
-@dataclass(frozen=True)
-class BlockBytes:
-    """Bytes of one block by the sequences of a micro-batch.
+class BlockBytes(NamedTuple):
+    """Bytes of one block.
 
     Attributes:
         kept: Alive after its forward pass: what backward needs, and its output. The input belongs to the block before.
-        forward: The same until the forward pass of the whole model has ended: autocast holds its copies of weights.
-        backward: The most in its backward pass, beside its input: what it kept, gradients, and copies.
+        forward: The same plus autocast's copies of the weights, held until the model's forward pass has ended.
+        backward: Peak during its backward pass, without its input: what it kept, gradients, and copies.
     """
 
-    kept: Affine
-    forward: Affine
-    backward: Affine
+    kept: float
+    forward: float
+    backward: float
 
 
-@dataclass(frozen=True)
-class EndBytes:
-    """Bytes of embedding, last norm, head and loss by the tokens of a micro-batch, the embedding's output among them.
+class EndBytes(NamedTuple):
+    """Bytes of embedding, final norm, head and loss, and of the embedding's output, for a micro-batch of some tokens.
 
     Attributes:
         kept: Alive between forward and backward pass.
@@ -68,12 +55,12 @@ class Activations:
 
     Args:
         decoder: On the meta device.
-        tokens: Of one sequence.
+        tokens: Tokens in one sequence.
         weights: dtype of the parameters.
         compute: Autocast's dtype; None without autocast.
         loss: What training minimizes; None is the next-token loss.
 
-    `stay` says that gradients are there already: those of an earlier micro-batch, or buffers that always are.
+    `stay`: gradients already exist (from an earlier micro-batch, or as permanent buffers).
 
     Raises:
         UserError: blocks that are not alike or not `nn.decoder.Block`s, or a loss that needs data.
@@ -94,15 +81,18 @@ class Activations:
                 f"model.decoder: {type(decoder).__name__} has blocks that differ or are no lrtrain.nn.decoder.Block: "
                 "lrtrain plan measures the memory of one such block for all"
             )
-        self._blocks: dict[tuple[bool, bool], BlockBytes] = {}
+        self._blocks: dict[tuple[bool, bool], tuple[BlockBytes, BlockBytes]] = {}
         self._ends: dict[tuple[int, bool], EndBytes] = {}
 
-    def block(self, recompute: bool, stay: bool) -> BlockBytes:
-        """A block's bytes, with its inner activations computed again in the backward pass or not."""
+    def block(self, recompute: bool, stay: bool) -> tuple[BlockBytes, BlockBytes]:
+        """Returns a block's constant bytes and those of each sequence of a micro-batch.
+
+        With `recompute` its inner activations are recomputed in the backward pass.
+        """
         if (recompute, stay) not in self._blocks:
             one, two = (self._run_block(sequences, recompute, stay) for sequences in (1, 2))
-            parts = (Affine(2 * a - b, b - a) for a, b in zip(one, two, strict=True))
-            self._blocks[recompute, stay] = BlockBytes(*parts)
+            each = BlockBytes(*(b - a for a, b in zip(one, two, strict=True)))
+            self._blocks[recompute, stay] = BlockBytes(*(a - b for a, b in zip(one, each, strict=True))), each
         return self._blocks[recompute, stay]
 
     def ends(self, tokens: int, stay: bool) -> EndBytes:
@@ -110,13 +100,13 @@ class Activations:
         chunk = max(1, CHUNK_LOGITS // self.decoder.head_VD.shape[0])
         if tokens > 4 * chunk:
             # From the third chunk on nothing but the hidden states and their gradients grows.
-            three, four = (vars(self.ends(times * chunk, stay)).values() for times in (3, 4))
+            three, four = (self.ends(times * chunk, stay) for times in (3, 4))
             return EndBytes(*(a + (b - a) * (tokens / chunk - 3) for a, b in zip(three, four, strict=True)))
         if (tokens, stay) not in self._ends:
-            self._ends[tokens, stay] = EndBytes(*self._run_ends(tokens, stay))
+            self._ends[tokens, stay] = self._run_ends(tokens, stay)
         return self._ends[tokens, stay]
 
-    def _run_block(self, sequences: int, recompute: bool, stay: bool) -> tuple[int, int, int]:
+    def _run_block(self, sequences: int, recompute: bool, stay: bool) -> BlockBytes:
         module = copy.deepcopy(self.decoder.blocks[0])
         assert isinstance(module, Block)
         module.recompute = recompute
@@ -132,9 +122,9 @@ class Activations:
                 live.restart()
                 y_BTD.backward(torch.empty_like(y_BTD))
                 # In a model the output is gone by then: the next block's backward pass was the last to need it.
-                return kept, forward, live.peak - y_BTD.untyped_storage().nbytes()
+                return BlockBytes(kept, forward, live.peak - y_BTD.untyped_storage().nbytes())
 
-    def _run_ends(self, tokens: int, stay: bool) -> tuple[int, int, int, int]:
+    def _run_ends(self, tokens: int, stay: bool) -> EndBytes:
         blocks = self.decoder.blocks
         try:
             self.decoder.blocks = nn.ModuleList()
@@ -155,10 +145,10 @@ class Activations:
                     loss = decoder.loss(batch[:, :-1], batch[:, 1:], self.loss)
                 kept, forward = live.now, live.restart()
                 loss.backward()
-                return kept, forward, peaks[0], live.peak
+                return EndBytes(kept, forward, peaks[0], live.peak)
 
     def _materialize(self, module: nn.Module, stay: bool) -> None:
-        """Puts fake parameters in the place of those on the meta device, tied ones once."""
+        """Replaces meta parameters with fake ones; tied parameters become one."""
         made: dict[Tensor, nn.Parameter] = {}
         for part in module.modules():
             for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
@@ -172,10 +162,8 @@ class Activations:
             for name, buffer in list(part.named_buffers(recurse=False, remove_duplicate=False)):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        with torch.autocast("cpu", dtype=self.compute, enabled=self.compute is not None):
-            yield
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=self.compute, enabled=self.compute is not None)
 
 
 @contextmanager

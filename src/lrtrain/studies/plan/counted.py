@@ -1,14 +1,15 @@
-"""What a configuration takes, as `lrtrain plan` counts it, for commands that plan many."""
+"""Counts what a configuration takes, as `lrtrain plan` does, for commands that plan many configurations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lrtrain.config.plan_parser import parse
 from lrtrain.config.settings import command_line
-
-if TYPE_CHECKING:
-    from lrtrain.studies.plan.planned_model import PlannedModel
+from lrtrain.studies.plan.parameters_and_flops import costs
+from lrtrain.studies.plan.plan_settings import read_run
+from lrtrain.studies.plan.planned_model import PlannedModel, model_of
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class Cost:
     """What a configuration takes.
 
     Attributes:
-        parameters: Of the decoder.
-        flops: Of training on one token, forward and backward pass.
-        tokens: Of an optimizer step.
+        parameters: Parameters of the decoder.
+        flops: Forward and backward FLOPs per token.
+        tokens: Tokens per optimizer step.
         steps: Optimizer steps of the run.
         every: Optimizer steps between two validations.
     """
@@ -36,29 +37,19 @@ def counted(configs: Sequence[Path], settings: Mapping[str, Any]) -> Cost:
     Raises:
         UserError: a key or value that the configuration does not take.
     """
-    from lrtrain.studies.plan.costs import costs
-    from lrtrain.studies.plan.request import read_run
-
-    config, model = _planned(configs, settings)
+    config, model = planned(configs, settings)
     run = read_run(config)
     interval, steps = config.trainer.val_check_interval, run.steps or 1
     return Cost(
         parameters=sum(p.numel() for p in model.decoder.parameters()),
-        flops=costs(model, run.tokens, run.recompute, run.constraints).token,
+        flops=costs(model, run).token,
         tokens=run.step_tokens,
         steps=steps,
         every=max(1, interval // run.accumulate) if isinstance(interval, int) else steps,
     )
 
 
-def planned(configs: Sequence[Path], settings: Mapping[str, Any]) -> "PlannedModel":
-    """The decoder and the optimizers, without weights. Raises UserError as `counted` does."""
-    return _planned(configs, settings)[1]
-
-
-def _planned(configs: Sequence[Path], settings: Mapping[str, Any]) -> tuple[Any, "PlannedModel"]:
-    from lrtrain.config.plan_parser import parse
-    from lrtrain.studies.plan.planned_model import model_of
-
+def planned(configs: Sequence[Path], settings: Mapping[str, Any]) -> tuple[Any, PlannedModel]:
+    """The configuration, and its decoder and optimizers without weights. Raises UserError as `counted` does."""
     parser, config = parse(command_line(configs, settings))
     return config, model_of(parser, config)

@@ -4,26 +4,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrtrain.config.plan_parser import parse
+from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.activations import Activations
-from lrtrain.studies.plan.budget import Budget, budget
-from lrtrain.studies.plan.costs import Costs, costs
-from lrtrain.studies.plan.layouts import Layout
-from lrtrain.studies.plan.optimizer_bytes import SlotBytes, slot_bytes
-from lrtrain.studies.plan.parameter_counts import Kind, parameters_by_kind
+from lrtrain.studies.plan.optimizer_step import SlotBytes, slot_bytes
+from lrtrain.studies.plan.parameters_and_flops import Costs, Kind, costs, parameters_by_kind
 from lrtrain.studies.plan.peak_memory import Memory, MemoryModel
-from lrtrain.studies.plan.planned_model import PlannedModel
-from lrtrain.studies.plan.request import PRECISIONS, Run
+from lrtrain.studies.plan.plan_settings import PRECISIONS, Budget, Run, budget, layouts, read_run, recorded_throughput
+from lrtrain.studies.plan.planned_model import model_of
 
 
 @dataclass(frozen=True)
 class Line:
-    """One layout's memory, with and without activation checkpointing, and the largest micro-batch of each."""
+    """One layout: memory with and without activation checkpointing, the largest micro-batch of each, and the time.
 
-    layout: Layout
+    `seconds` to the budget assume that throughput grows with the number of devices.
+    """
+
+    strategy: str
+    replicas: int
+    shards: int
+    devices: int
     kept: Memory
     recomputed: Memory
-    largest_kept: int | None
-    largest_recomputed: int | None
+    largest_micro_batch: int | None
+    largest_micro_batch_recomputed: int | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Plan:
     run: Run
     kinds: list[Kind]
     costs: Costs
-    slots: list[tuple[str, SlotBytes]]
+    slots: list[SlotBytes]
     lines: list[Line]
     limit: float | None
     budget: Budget | None
@@ -49,14 +55,9 @@ class Plan:
 
     @property
     def flops_per_token(self) -> float:
-        """All FLOPs of a token of training."""
-        return self.costs.per_token(self.run.step_tokens)
-
-    def seconds(self, devices: int) -> float | None:
-        """Time to the budget on some devices, the throughput of one times their number."""
-        if self.budget is None or self.throughput is None:
-            return None
-        return self.budget.tokens / (self.throughput * devices)
+        """All FLOPs of a token of training, the optimizer's step shared among its tokens."""
+        step = self.costs.optimizer + sum(self.costs.constraints.values())
+        return self.costs.token + self.costs.recompute + self.costs.loss + step / self.run.step_tokens
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -70,67 +71,63 @@ class Plan:
                 "tokens_per_step": self.run.step_tokens,
                 "per_token": self.flops_per_token,
             },
-            "optimizers": [{"pattern": pattern, **asdict(slot)} for pattern, slot in self.slots],
+            "optimizers": [asdict(slot) for slot in self.slots],
             "precision": self.run.precision,
             "micro_batch": {"sequences": self.run.batch, "tokens": self.run.tokens, "memory_limit": self.limit},
-            "memory": [
-                {
-                    **asdict(line.layout),
-                    "devices": line.layout.devices,
-                    "kept": asdict(line.kept),
-                    "recomputed": asdict(line.recomputed),
-                    "largest_micro_batch": line.largest_kept,
-                    "largest_micro_batch_recomputed": line.largest_recomputed,
-                    "seconds": self.seconds(line.layout.devices),
-                }
-                for line in self.lines
-            ],
+            "memory": [asdict(line) for line in self.lines],
             "budget": None if self.budget is None else asdict(self.budget),
             "throughput": self.throughput,
         }
 
 
 def make_plan(
-    model: PlannedModel,
-    run: Run,
-    layouts: Sequence[Layout],
-    limit: float | None = None,
+    argv: list[str],
+    devices: Sequence[int] | None = None,
+    shards: int | None = None,
+    memory: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
     throughput: float | None = None,
+    like: str | None = None,
 ) -> Plan:
     """Plans a run.
 
     Args:
-        model: Decoder and optimizers, on the meta device.
-        run: Its settings.
-        layouts: For which to tell the memory of a process.
-        limit: Bytes of one process, for the largest micro-batch.
+        argv: The configuration, as `fit` takes it.
+        devices: Numbers of processes whose memory is estimated; None for the configuration's.
+        shards: Processes of one copy under hsdp; None for the configuration's.
+        memory: Memory of one process in bytes; the largest micro-batch that fits is searched.
         tokens: Budget in tokens.
         flops: Budget in FLOPs of forward and backward pass.
         throughput: Tokens a second of one device.
+        like: Name of a recorded run whose throughput is taken as one device's.
+
+    Raises:
+        UserError: settings that cannot be planned.
     """
+    parser, config = parse(argv)
+    run = read_run(config)
+    chosen = layouts(devices or [run.devices], shards or run.shards)
+    speed = throughput if like is None else recorded_throughput(config.runs, like)
+    if speed is not None and run.steps is None and tokens is None and flops is None:
+        raise UserError("the time needs a budget: give --tokens or --flops, or set trainer.max_steps")
+    model = model_of(parser, config)
     weights, compute = PRECISIONS[run.precision]
-    slots = [(s.pattern, slot_bytes(s, model.makers[s.pattern], run.on_cpu, weights)) for s in model.slots]
-    memory = MemoryModel(
-        model.decoder,
-        Activations(model.decoder, run.tokens, weights, compute, model.loss),
-        [slot for _, slot in slots],
-        accumulates=run.accumulate > 1,
-    )
-    lines = []
-    for layout in layouts:
-        kept, recomputed = (memory.at(run.batch, layout, recompute) for recompute in (False, True))
-        largest = [None if limit is None else memory.largest(limit, layout, recompute) for recompute in (False, True)]
-        lines.append(Line(layout, kept, recomputed, *largest))
-    spent = costs(model, run.tokens, run.recompute, run.constraints)
-    return Plan(
-        run=run,
-        kinds=parameters_by_kind(model.decoder),
-        costs=spent,
-        slots=slots,
-        lines=lines,
-        limit=limit,
-        budget=budget(tokens, flops, run.steps, run.step_tokens, spent.token),
-        throughput=throughput,
-    )
+    slots = [slot_bytes(slot, model.makers[slot.pattern], run.on_cpu, weights) for slot in model.slots]
+    activations = Activations(model.decoder, run.tokens, weights, compute, model.loss)
+    process = MemoryModel(model.decoder, activations, slots, accumulates=run.accumulate > 1)
+    spent = costs(model, run)
+    found = budget(tokens, flops, run.steps, run.step_tokens, spent.token)
+    lines = [
+        Line(
+            **asdict(layout),
+            devices=layout.devices,
+            kept=process.at(run.batch, layout, recompute=False),
+            recomputed=process.at(run.batch, layout, recompute=True),
+            largest_micro_batch=None if memory is None else process.largest(memory, layout, recompute=False),
+            largest_micro_batch_recomputed=None if memory is None else process.largest(memory, layout, recompute=True),
+            seconds=None if found is None or speed is None else found.tokens / (speed * layout.devices),
+        )
+        for layout in chosen
+    ]
+    return Plan(run, parameters_by_kind(model.decoder), spent, slots, lines, memory, found, speed)

@@ -1,9 +1,10 @@
 """A plan as tables of text."""
 
+from dataclasses import astuple
+
 from lrtrain.runtime.table import table
 from lrtrain.runtime.units import duration, short
 from lrtrain.studies.plan.estimate import Plan
-from lrtrain.studies.plan.peak_memory import Memory
 
 GB = 1e9
 
@@ -48,17 +49,17 @@ def _memory(plan: Plan) -> str:
     if plan.limit is not None:
         rows[0].append("largest micro-batch")
     for line in plan.lines:
-        layout = line.layout
-        name = layout.strategy if layout.devices == 1 else f"{layout.strategy}, {layout.devices} devices"
+        name = line.strategy if line.devices == 1 else f"{line.strategy}, {line.devices} devices"
         for mark, memory, largest in (
-            ("off", line.kept, line.largest_kept),
-            ("on", line.recomputed, line.largest_recomputed),
+            ("off", line.kept, line.largest_micro_batch),
+            ("on", line.recomputed, line.largest_micro_batch_recomputed),
         ):
-            row = [name, f"{layout.replicas} × {layout.shards}", mark, *_gigabytes(memory), memory.phase]
+            *sizes, phase = astuple(memory)
+            row = [name, f"{line.replicas} × {line.shards}", mark, *(f"{size / GB:.3f}" for size in sizes), phase]
             if plan.limit is not None:
                 row.append(str(largest) if largest else "none fits")
             rows.append(row)
-    states = ", ".join(f"{slot.name} {slot.state / GB:.3f}" for _, slot in plan.slots)
+    states = ", ".join(f"{slot.name} {slot.state / GB:.3f}" for slot in plan.slots)
     notes = [
         f"micro-batch {plan.run.batch} × {plan.run.tokens}, {plan.run.precision}, {device}; mesh: replicas × shards",
         f"optimizer state, whole: {states}",
@@ -68,25 +69,18 @@ def _memory(plan: Plan) -> str:
     return table(rows) + "\n" + "\n".join(notes)
 
 
-def _gigabytes(memory: Memory) -> list[str]:
-    kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.loss, memory.step)
-    return [f"{value / GB:.3f}" for value in (*kinds, memory.peak)]
-
-
 def _budget(plan: Plan) -> list[str]:
     if plan.budget is None:
         return []
     found = plan.budget
     rows = [
-        ["budget", f"{found.source}"],
+        ["budget", found.source],
         ["tokens", f"{found.tokens:,.0f}"],
         ["optimizer steps", f"{found.steps:,}"],
         ["FLOPs", f"{found.flops:.3g}"],
     ]
-    if plan.throughput is not None:
-        for devices in dict.fromkeys(line.layout.devices for line in plan.lines):
-            seconds = plan.seconds(devices)
-            assert seconds is not None
-            speed = f"{plan.throughput * devices:,.0f} tokens/s"
+    for devices, seconds in {line.devices: line.seconds for line in plan.lines}.items():
+        if seconds is not None:
+            speed = f"{found.tokens / seconds:,.0f} tokens/s"
             rows.append([f"{devices} device{'s' if devices > 1 else ''}", f"{duration(seconds)} at {speed}"])
     return [table(rows, numbers=False)]

@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storage of every tensor that is made inside `with`, from its first operation until it is freed.
+    """Counts the storage of every tensor created inside `with` while it is alive.
 
-    Real and fake tensors are counted alike; what an operator takes inside itself is not seen. Views share a storage
-    and count once. Tensors that were there before are not counted.
+    Real and fake tensors count alike; views count once; an operator's internal buffers and earlier tensors do not
+    count.
 
     Attributes:
         now: Bytes alive.
@@ -35,20 +35,14 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
-                self._count(tensor)
+        for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self._alive:
+                self._alive.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, key, size)
         return result
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-        self._alive.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, key, size)
 
     def _freed(self, key: int, size: int) -> None:
         self._alive.discard(key)

@@ -8,9 +8,8 @@ from torch import nn
 
 from lrtrain.nn import Decoder
 from lrtrain.studies.plan.activations import Activations
-from lrtrain.studies.plan.layouts import Layout
-from lrtrain.studies.plan.optimizer_bytes import SlotBytes
-from lrtrain.studies.plan.parameter_counts import spread
+from lrtrain.studies.plan.optimizer_step import SlotBytes
+from lrtrain.studies.plan.plan_settings import Layout
 
 LARGEST = 1 << 24
 """Sequences of a micro-batch beyond which nothing is looked for."""
@@ -58,17 +57,14 @@ class MemoryModel:
     as computed and in float32 on their way to their owners. The allocator's fragments, the libraries' work space and
     the program itself are not counted.
 
-    Args:
-        decoder: On the meta device.
-        activations: Of that decoder.
-        optimizers: Of all its parameters.
-        accumulates: A step has several micro-batches.
+    `accumulates`: a step has several micro-batches.
     """
 
     def __init__(
         self, decoder: Decoder, activations: Activations, optimizers: Sequence[SlotBytes], accumulates: bool
     ) -> None:
-        block, ends = spread(decoder)
+        inside = set(decoder.blocks.parameters())
+        block, ends = list(decoder.blocks[0].parameters()), [p for p in decoder.parameters() if p not in inside]
         self.depth, self.width = len(decoder.blocks), decoder.width
         self.item = activations.weights.itemsize
         self.block, self.ends = (self.item * sum(p.numel() for p in part) for part in (block, ends))
@@ -85,21 +81,22 @@ class MemoryModel:
         self.loss = sum(tensor.nbytes for tensor in held)
 
     def at(self, sequences: int, layout: Layout, recompute: bool) -> Memory:
-        """The memory with micro-batches of some sequences, with activation checkpointing or without."""
+        """Returns the memory for micro-batches of `sequences`, with or without activation checkpointing."""
         sharded = layout.shards > 1
         share = 1 / layout.shards
         stay = not sharded and (self.accumulates or layout.strategy == "ddp")
         tokens = sequences * self.activations.tokens
-        parts, ends = self.activations.block(recompute, stay), self.activations.ends(tokens, stay)
-        kept, forward, backward = (part(sequences) for part in (parts.kept, parts.forward, parts.backward))
+        constant, each = self.activations.block(recompute, stay)
+        ends = self.activations.ends(tokens, stay)
+        kept, forward, backward = (a + sequences * b for a, b in zip(constant, each, strict=True))
         embedded = tokens * self.width * self.item
         weights, gradients, state = (part * share for part in (self.weights, self.weights, self.state))
         weights += self.loss
         block_gradients, end_gradients = self.block * share, float(self.early)
         if sharded:
             # The gathered matrices take the place of autocast's copies.
-            kept, forward = kept - parts.kept.constant, forward - parts.forward.constant
-            backward += self.block - parts.kept.constant
+            kept, forward = kept - constant.kept, forward - constant.forward
+            backward += self.block - constant.kept
             weights += self.ends + 2 * self.gathered
         if stay:
             block_gradients = end_gradients = 0.0
@@ -128,6 +125,6 @@ class MemoryModel:
         )
 
     def largest(self, limit: float, layout: Layout, recompute: bool) -> int:
-        """The most sequences of a micro-batch whose peak is at most `limit` bytes; 0 where one is too many."""
+        """Returns the largest micro-batch (sequences) whose peak is at most `limit` bytes, 0 if none fits."""
         sizes = range(1, LARGEST + 1)
         return bisect_right(sizes, limit, key=lambda sequences: self.at(sequences, layout, recompute).peak)

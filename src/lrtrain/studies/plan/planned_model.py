@@ -16,7 +16,7 @@ from lrtrain.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a plan is made of; nothing in it takes memory, but for what a loss of one's own holds."""
+    """A configuration's decoder and optimizers: no memory is allocated, but for what a loss of one's own holds."""
 
     decoder: Decoder
     optimizers: Optimizers
@@ -32,10 +32,8 @@ class PlannedModel:
 
 def model_of(parser: Any, config: Any) -> PlannedModel:
     """The decoder and the optimizers of a parsed configuration, on the meta device."""
-    depth = None
     decoder = config.model.decoder
-    if decoder.class_path == "lrtrain.nn.Decoder":
-        depth = decoder.init_args.depth
+    depth = decoder.init_args.depth if decoder.class_path == "lrtrain.nn.Decoder" else None
     made = parser.instantiate(config).model
     return planned_model(made.decoder, depth, made.optimizers, made.loss)
 

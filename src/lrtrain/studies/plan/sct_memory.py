@@ -1,10 +1,7 @@
 """The memory of one trained matrix, dense and spectral, as the SCT paper counts it."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 
 BYTES = 16
@@ -22,8 +19,7 @@ PUBLISHED = {
 RANK = 32
 
 
-@dataclass(frozen=True)
-class SctMemory:
+class SctMemory(NamedTuple):
     """Bytes of a dense and of a spectral matrix, and how many times smaller the latter is."""
 
     dense: int
@@ -35,36 +31,15 @@ class SctMemory:
 
 
 def sct_memory(m: int, n: int, k: int) -> SctMemory:
-    """16·m·n bytes dense; 16·k(m + n + 1) as U (m, k), s (k), V (n, k).
-
-    Raises:
-        ValueError: k is not between 1 and min(m, n).
-
-    Source: SCT, arXiv 2604.00733.
-    """
-    if not 1 <= k <= min(m, n):
-        raise ValueError(f"the rank of a {m} × {n} matrix is between 1 and {min(m, n)}, got {k}")
+    """16·m·n bytes dense; 16·k(m + n + 1) as U (m, k), s (k), V (n, k). Source: SCT, arXiv 2604.00733."""
     return SctMemory(BYTES * m * n, BYTES * k * (m + n + 1))
 
 
-def sct_lines(matrix: str | None, rank: int) -> str:
-    """The paper's table, or its line for a matrix as `8192x28672`. Raises UserError for one that is none."""
-    if matrix is None:
-        return sct_table(PUBLISHED)
-    match = re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", matrix)
-    if match is None:
-        raise UserError(f"--matrix {matrix}: give rows and columns, as in 8192x28672")
-    try:
-        return sct_table({"matrix": (int(match[1]), int(match[2]))}, rank)
-    except ValueError as error:
-        raise UserError(f"--rank {rank}: {error}") from error
-
-
-def sct_table(matrices: Mapping[str, tuple[int, int]], rank: int = RANK) -> str:
-    """A line a matrix: name -> (m, n); in MB of 10⁶ bytes. Raises ValueError as `sct_memory` does."""
-    rows = [["matrix", "m × n", "dense MB", f"SCT MB (rank {rank})", "ratio"]]
-    for name, (m, n) in matrices.items():
-        found = sct_memory(m, n, rank)
-        megabytes = [f"{size / 1e6:.3f}" for size in (found.dense, found.spectral)]
+def sct_table() -> str:
+    """The paper's table, a line a matrix, in MB of 10⁶ bytes."""
+    rows = [["matrix", "m × n", "dense MB", f"SCT MB (rank {RANK})", "ratio"]]
+    for name, (m, n) in PUBLISHED.items():
+        found = sct_memory(m, n, RANK)
+        megabytes = [f"{size / 1e6:.3f}" for size in found]
         rows.append([name, f"{m} × {n}", *megabytes, f"{found.ratio:.2f}"])
     return table(rows)

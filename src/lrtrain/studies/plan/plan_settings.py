@@ -1,7 +1,9 @@
-"""What is asked of a plan, read from a resolved configuration."""
+"""What is asked of a plan: the settings of the run, how processes share the model, and the budget."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from lrtrain.config.error_lines import one_line
 from lrtrain.config.own_data import data_sizes
 from lrtrain.constraints import Constraint
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import nearest
+from lrtrain.tracking.recorded import recorded
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "32-true": (torch.float32, None),
@@ -26,8 +30,10 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 }
 """Precision -> dtype of the weights and autocast's, None without autocast."""
 
-DEFAULT_PRECISION = "bf16-mixed"
-"""Of `precision: null`: what `fit` takes on every device that has bfloat16."""
+NODE = 8
+"""Processes of a node where nothing says otherwise: the shards of one copy under hsdp."""
+
+METRIC = "throughput/tokens_per_second"
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Run:
     """The settings of a run that a plan looks at.
 
     Attributes:
-        tokens: Of one sequence.
+        tokens: Tokens in one sequence.
         batch: Sequences of a micro-batch on one device.
         accumulate: Micro-batches of an optimizer step.
         steps: Optimizer steps; None where the configuration sets none.
@@ -72,7 +78,8 @@ def read_run(config: Any) -> Run:
     """
     trainer = config.trainer
     block_size, batch_size = data_sizes(config.data)
-    precision = DEFAULT_PRECISION if trainer.precision is None else str(trainer.precision)
+    # null: what `fit` takes on every device that has bfloat16.
+    precision = "bf16-mixed" if trainer.precision is None else str(trainer.precision)
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision is {precision}: a plan knows {', '.join(PRECISIONS)}")
     sizes = {
@@ -113,3 +120,92 @@ def _constraints(callbacks: Any) -> Sequence[Constraint] | None:
                 raise UserError(f"trainer.callbacks: SpectralConstraints: {line}") from error
             return parser.instantiate(given).constraints
     return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`replicas` copies of a model, each cut by rows into `shards`."""
+
+    strategy: str
+    replicas: int
+    shards: int
+
+    @property
+    def devices(self) -> int:
+        return self.replicas * self.shards
+
+
+def layouts(devices: Sequence[int], shards: int | None) -> list[Layout]:
+    """Returns every strategy on every number of devices; one device, with nothing to share, gives one layout.
+
+    Under hsdp `shards` processes share one copy; None takes the largest divisor up to 8 that leaves two copies.
+
+    Raises:
+        UserError: a number below 1, or one that `shards` does not divide.
+    """
+    if shards is not None and shards < 1:
+        raise UserError(f"--shards {shards}: processes that share one copy of the model, at least 1")
+    return list(dict.fromkeys(layout for number in devices for layout in _layouts(number, shards)))
+
+
+def _layouts(devices: int, shards: int | None) -> list[Layout]:
+    if devices < 1:
+        raise UserError(f"--devices {devices}: give numbers of processes, at least 1")
+    if devices == 1:
+        return [Layout("one device", 1, 1)]
+    if shards is None:
+        shards = max(d for d in range(1, min(NODE, devices // 2) + 1) if devices % d == 0)
+    if devices % shards:
+        raise UserError(
+            f"--devices {devices}: hsdp cannot make copies of {shards} shards of it; give --shards a divisor of it"
+        )
+    return [Layout("ddp", devices, 1), Layout("fsdp", 1, devices), Layout("hsdp", devices // shards, shards)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run takes.
+
+    Attributes:
+        tokens: Trained on.
+        steps: Optimizer steps, rounded up.
+        flops: Of forward and backward pass.
+        source: Where the budget is from.
+    """
+
+    tokens: float
+    steps: int
+    flops: float
+    source: str
+
+
+def budget(
+    tokens: float | None, flops: float | None, steps: int | None, step_tokens: int, token_flops: int
+) -> Budget | None:
+    """Returns the budget from `tokens`, else `flops`, else the configuration's steps; None without any."""
+    if tokens is not None:
+        source = "--tokens"
+    elif flops is not None:
+        tokens, source = flops / token_flops, "--flops"
+    elif steps is not None:
+        tokens, source = float(steps * step_tokens), "trainer.max_steps"
+    else:
+        return None
+    return Budget(tokens, -int(-tokens // step_tokens), tokens * token_flops, source)
+
+
+def recorded_throughput(runs: str, name: str) -> float:
+    """Returns the median tokens per second (all processes together) of the newest run of a name that recorded any.
+
+    Raises:
+        UserError: no such run, or none with a recorded throughput.
+    """
+    found = [run for folder in sorted(Path(runs, name).glob("[0-9]" * 4), reverse=True) if (run := recorded(folder))]
+    if not found:
+        known = [path.name for path in Path(runs).iterdir() if path.is_dir()] if Path(runs).is_dir() else []
+        hint = nearest(name, known) if known else "train it with lrtrain fit, or give --throughput"
+        raise UserError(f"--like {name}: no run of that name has metrics in {runs}; {hint}")
+    for run in found:
+        if METRIC in run.metrics:
+            return statistics.median(run.metrics[METRIC].value.tolist())
+    raise UserError(f"--like {name}: its runs recorded no {METRIC}; name another run, or give --throughput")

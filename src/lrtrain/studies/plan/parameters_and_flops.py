@@ -1,25 +1,72 @@
-"""FLOPs of a training step, by what they are for, a multiply-add counted as two."""
+"""What a model takes: parameters by kind, and FLOPs of a training step by purpose, a multiply-add counted as two."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrtrain.constraints import Constraint, attached
+from lrtrain.constraints import attached
 from lrtrain.nn import Decoder, LossCallable, projections
 from lrtrain.optim import Slot, stated
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.activations import loss_errors
-from lrtrain.studies.plan.measured_flops import measured_flops
+from lrtrain.studies.plan.optimizer_step import measured_flops
+from lrtrain.studies.plan.plan_settings import Run
 from lrtrain.studies.plan.planned_model import PlannedModel
+
+KINDS = ("embedding", "head", "norms", "attention", "mlp")
+OTHER = "other"
+"""What a decoder of one's own has beside these."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of parameters.
+
+    Attributes:
+        name: One of `KINDS`, or `OTHER`.
+        form: How its weights are written: the projections' classes, `dense` for what is no projection, `tied` for a
+            head that is the embedding.
+        parameters: Their number.
+        dense: Their number with every projection dense.
+    """
+
+    name: str
+    form: str
+    parameters: int
+    dense: int
+
+
+def parameters_by_kind(decoder: Decoder) -> list[Kind]:
+    """Every parameter of a decoder, on any device, counted under one kind."""
+    count, dense = Counter[str](), Counter[str]()
+    forms: dict[str, list[str]] = {"head": ["tied"]} if decoder.head is None else {}
+    parts = projections(decoder)
+    for name, projection in parts.items():
+        dense[_kind(name)] += projection.in_features * projection.out_features
+        forms.setdefault(_kind(name), []).append(type(projection).__name__)
+    inside = {parameter for projection in parts.values() for parameter in projection.parameters()}
+    for name, parameter in decoder.named_parameters():
+        count[_kind(name)] += parameter.numel()
+        dense[_kind(name)] += 0 if parameter in inside else parameter.numel()
+    return [
+        Kind(name, ", ".join(dict.fromkeys(forms.get(name, ["dense"]))), count[name], dense[name])
+        for name in (*KINDS, OTHER)
+        if name in KINDS or count[name]
+    ]
+
+
+def _kind(name: str) -> str:
+    parts = name.split(".")
+    known = next((kind for kind in ("embedding", "head", "attention", "mlp") if kind in parts), None)
+    return known or ("norms" if any("norm" in part for part in parts) else OTHER)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs. The first five are of a token, `optimizer` and `constraints` of an optimizer step.
+    """FLOPs by purpose: the first five per token, `optimizer` and `constraints` per optimizer step.
 
     Attributes:
         forward: Projections, head and attention.
@@ -43,44 +90,32 @@ class Costs:
 
     @property
     def token(self) -> int:
-        """Forward and backward pass, without recomputation, as budgets are counted."""
+        """Forward and backward FLOPs per token, without recomputation: the convention of budgets."""
         return self.forward + self.backward
 
-    def per_token(self, tokens: int) -> float:
-        """All there is, with optimizer steps of some tokens."""
-        return self.token + self.recompute + self.loss + (self.optimizer + sum(self.constraints.values())) / tokens
 
-
-def costs(model: PlannedModel, tokens: int, recompute: bool, constraints: Sequence[Constraint] | None) -> Costs:
-    """The FLOPs of a model on sequences of some tokens.
-
-    Args:
-        model: Decoder and optimizers.
-        tokens: Of one sequence.
-        recompute: Activation checkpointing.
-        constraints: Those that the configuration asks for; None for what the projections need.
+def costs(model: PlannedModel, run: Run) -> Costs:
+    """The FLOPs of a model in a run.
 
     Raises:
         UserError: a constraint that is asked for has nothing to hold.
     """
     decoder = model.decoder
-    forward = decoder.flops_per_token(tokens)
+    forward, head = decoder.flops_per_token(run.tokens), 2 * decoder.head_VD.numel()
     parts = projections(decoder).values()
     saved = sum(2 * part.in_features * part.out_features - part.flops_per_token for part in parts)
-    notes: list[str] = []
     try:
-        found = attached(constraints, decoder, model.optimizer)
+        found = attached(run.constraints, decoder, model.optimizer)
     except ValueError as error:
         raise UserError(f"trainer.callbacks: SpectralConstraints, {error}") from error
     of_constraints = {name: constraint.step_flops(model.optimizer) for name, constraint in found.items()}
-    notes += [f"{name} is not counted: it has no step_flops" for name, spent in of_constraints.items() if spent is None]
-    head = 2 * decoder.head_VD.numel()
+    notes = [f"{name} is not counted: it has no step_flops" for name, spent in of_constraints.items() if spent is None]
     return Costs(
         forward=forward,
         dense=forward + saved,
         backward=2 * forward,
-        recompute=forward - head if recompute else 0,
-        loss=0 if model.loss is None else _loss_flops(decoder, model.loss, tokens) - 3 * head,
+        recompute=forward - head if run.recompute else 0,
+        loss=0 if model.loss is None else _loss_flops(decoder, model.loss, run.tokens) - 3 * head,
         optimizer=sum(_slot_flops(slot, model, notes) for slot in model.slots),
         constraints={name: spent for name, spent in of_constraints.items() if spent is not None},
         notes=list(dict.fromkeys(notes)),
