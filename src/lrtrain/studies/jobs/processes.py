@@ -17,10 +17,8 @@ GRACE = 90.0  # seconds that a process may take to finish its step and save
 _running: set["subprocess.Popen[bytes]"] = set()
 _mutex = threading.Lock()
 _ending = threading.Event()
-_PR_SET_PDEATHSIG = 1
-_die_with_parent = (
-    partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
-)
+# Upon the end of its parent a process gets SIGTERM: PR_SET_PDEATHSIG is 1.
+_die_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM) if sys.platform == "linux" else None
 
 
 class EndedError(Exception):

@@ -7,6 +7,7 @@ formula has to follow what autograd saves.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ class EndBytes(NamedTuple):
     bottom: float
 
 
+@dataclass
 class Activations:
     """Runs a decoder's parts on fake tensors, each size once.
 
@@ -66,23 +68,22 @@ class Activations:
         UserError: blocks that are not alike or not `nn.decoder.Block`s, or a loss that needs data.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        tokens: int,
-        weights: torch.dtype,
-        compute: torch.dtype | None,
-        loss: LossCallable | None = None,
-    ) -> None:
-        self.decoder, self.tokens, self.weights, self.compute, self.loss = decoder, tokens, weights, compute, loss
-        shapes = [{name: p.shape for name, p in block.named_parameters()} for block in decoder.blocks]
-        if any(found != shapes[0] for found in shapes) or not isinstance(decoder.blocks[0], Block):
+    decoder: Decoder
+    tokens: int
+    weights: torch.dtype
+    compute: torch.dtype | None
+    loss: LossCallable | None = None
+    _blocks: dict[tuple[bool, bool], tuple[BlockBytes, BlockBytes]] = field(default_factory=dict, init=False)
+    _ends: dict[tuple[int, bool], EndBytes] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        blocks = self.decoder.blocks
+        shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
+        if any(found != shapes[0] for found in shapes) or not isinstance(blocks[0], Block):
             raise UserError(
-                f"model.decoder: {type(decoder).__name__} has blocks that differ or are no lrtrain.nn.decoder.Block: "
-                "lrtrain plan measures the memory of one such block for all"
+                f"model.decoder: {type(self.decoder).__name__} has blocks that differ or are no "
+                "lrtrain.nn.decoder.Block: lrtrain plan measures the memory of one such block for all"
             )
-        self._blocks: dict[tuple[bool, bool], tuple[BlockBytes, BlockBytes]] = {}
-        self._ends: dict[tuple[int, bool], EndBytes] = {}
 
     def block(self, recompute: bool, stay: bool) -> tuple[BlockBytes, BlockBytes]:
         """Returns a block's constant bytes and those of each sequence of a micro-batch.
@@ -125,12 +126,7 @@ class Activations:
                 return BlockBytes(kept, forward, live.peak - y_BTD.untyped_storage().nbytes())
 
     def _run_ends(self, tokens: int, stay: bool) -> EndBytes:
-        blocks = self.decoder.blocks
-        try:
-            self.decoder.blocks = nn.ModuleList()
-            decoder = copy.deepcopy(self.decoder)
-        finally:
-            self.decoder.blocks = blocks
+        decoder = copy.deepcopy(self.decoder, {id(self.decoder.blocks): nn.ModuleList()})
         peaks: list[int] = []
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, fake:  # a loss may hold weights
             self._materialize(decoder, stay)
