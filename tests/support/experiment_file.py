@@ -43,4 +43,4 @@ def write(folder: Path, shards: Path, **changes: Any) -> list[str]:
     folder = folder / "experiments"
     folder.mkdir(exist_ok=True)
     (folder / "widths.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return ["experiment", "widths", "--folder", str(folder), "--runs", str(folder.parent / "runs")]
+    return ["experiment", str(folder / "widths.yaml"), "--runs", str(folder.parent / "runs")]

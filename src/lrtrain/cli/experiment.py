@@ -1,13 +1,12 @@
 """`lrtrain experiment`: figures and tables, the papers' or a user's own, trained, drawn, and judged."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments, positive
-from lrtrain.config.recipes import folder
+from lrtrain.config.recipes import find, names
 from lrtrain.runtime.errors import UserError
-
-FOLDER = folder("experiments")
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +18,8 @@ def main(argv: list[str]) -> int:
         "name it lists those that are shipped.",
         allow_abbrev=False,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, or files of your own (.yaml)")
+    shipped = partial(find, "experiments")
+    parser.add_argument("files", nargs="*", type=shipped, metavar="NAME", help="experiments, or files of your own")
     parser.add_argument("--all", action="store_true", help="all of the papers' figures and tables")
     parser.add_argument("--scale", help="how large, as tiny or paper of those that are shipped [the file's first]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs [runs]")
@@ -27,22 +27,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--threads", type=positive, default=1, help="threads of a run [1]")
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 … N − 1, but for isoflop [the file's]")
     parser.add_argument("--plan", action="store_true", help="print what each variant takes, and train nothing")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the experiments' files [the shipped ones]")
     options = parser.parse_args(argv)
 
-    from lrtrain.studies.experiments.catalog import listing
-    from lrtrain.studies.experiments.experiment_file import find, load, names
+    from lrtrain.studies.experiments.experiment_file import load
+    from lrtrain.studies.experiments.run_experiment import listing, plan, run
 
-    if not options.all and not options.names:
-        print(listing([load(find(name, options.folder)) for name in names(options.folder)]))
+    files = options.files or [shipped(name) for name in names("experiments")]
+    if not options.all and not options.files:
+        print(listing([load(file) for file in files]))
         return 0
-    wanted = [find(name, options.folder) for name in (names(options.folder) if options.all else options.names)]
-    chosen = [load(file, options.scale) for file in wanted if not options.all or load(file).source]
+    chosen = [load(file, options.scale) for file in files if not options.all or load(file).source]
     if options.seeds is not None:
         chosen = [replace(one, scale=replace(one.scale, seeds=options.seeds)) for one in chosen]
 
     from lrtrain.studies.experiments.experiment_report import heading
-    from lrtrain.studies.experiments.run_experiment import plan, run
 
     verdicts, errors = [], []
     for index, definition in enumerate(chosen):

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         "plan",
         allow_abbrev=False,
         help="write the grid: sizes by budgets",
-        description="Writes plan.yaml: sizes from one dial, at every budget as many steps as it pays. Further "
+        description="Writes plan.yaml: sizes by their indices, at every budget as many steps as it pays. Further "
         "--key value, after the grid file, override the recipe.",
     )
     plan.add_argument("grid", type=partial(find, "scaling_laws"), help="grid file, or a shipped one: tiny, paper")
@@ -38,55 +38,45 @@ def main(argv: list[str]) -> int:
     fit = commands.add_parser("fit", allow_abbrev=False, help="fit the laws; writes fit.json and fit.png")
     fit.add_argument("points", type=Path, help="folder of the plan, or a CSV with budget, parameters, tokens, loss")
     fit.add_argument("--parameters", choices=("all", "non-embedding"), default="all", help="what counts as N [all]")
-    fit.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default 0.95)")
     fit.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default 1000)")
     fit.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     fit.add_argument("--out", type=Path, metavar="FOLDER", help="where the fit goes (default: beside the points)")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "plan":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return {"plan": _plan, "run": _run, "fit": _fit}[arguments.command](arguments, rest)
+    if arguments.command == "plan":
+        _plan(arguments, settings(rest))
+    else:
+        {"run": _run, "fit": _fit}[arguments.command](arguments)
+    return 0
 
 
-def _plan(arguments: argparse.Namespace, rest: list[str]) -> int:
+def _plan(of: argparse.Namespace, overrides: dict[str, str]) -> None:
     from lrtrain.studies.scaling.grid import check_override, points_table
-    from lrtrain.studies.scaling.stages import plan_grid
+    from lrtrain.studies.scaling.planned_grid import plan_grid
 
-    overrides = settings(rest)
     for key in overrides:
         check_override(key, f"--{key}")
-    plan = plan_grid(
-        arguments.grid, arguments.out.resolve().name, [str(file) for file in arguments.config or ()], overrides
-    )
-    plan.save(arguments.out)
+    plan = plan_grid(of.grid, of.out.resolve().name, of.config or (), overrides)
+    plan.save(of.out)
     print(points_table(plan.points))
-    print(f"{plan.tokens_per_step:,} tokens a step; train with: lrtrain scaling run {arguments.out}")
-    return 0
+    print(f"{plan.tokens_per_step:,} tokens a step; train with: lrtrain scaling run {of.out}")
 
 
-def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from lrtrain.studies.scaling.stages import train_grid
+def _run(of: argparse.Namespace) -> None:
+    from lrtrain.studies.scaling.point_runs import train_grid
 
-    train_grid(arguments.folder, arguments.runs, arguments.jobs, arguments.threads, _say, arguments.only)
-    if arguments.only is None:
-        print(f"fit with: lrtrain scaling fit {arguments.folder}")
-    return 0
+    train_grid(of.folder, of.runs, of.jobs, of.threads, partial(print, flush=True), of.only)
+    if of.only is None:
+        print(f"fit with: lrtrain scaling fit {of.folder}")
 
 
-def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from lrtrain.studies.scaling.stages import fit_laws
+def _fit(of: argparse.Namespace) -> None:
+    from lrtrain.studies.scaling.fit_report import fit_laws
 
-    if not 0 < arguments.confidence < 1:
-        raise UserError(f"--confidence {arguments.confidence}: give a share between 0 and 1, such as 0.95")
-    if arguments.resamples < 100:
-        raise UserError(f"--resamples {arguments.resamples}: an interval needs at least 100")
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed}: give at least 0")
-    of = arguments
-    fit = fit_laws(of.points, print, of.parameters, of.confidence, of.resamples, of.seed, of.out)
+    if of.resamples < 100:
+        raise UserError(f"--resamples {of.resamples}: an interval needs at least 100")
+    if of.seed < 0:
+        raise UserError(f"--seed {of.seed}: give at least 0")
+    fit = fit_laws(of.points, print, of.parameters, of.resamples, of.seed, of.out)
     print(f"verdict: {fit['verdict']}")
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -48,6 +48,8 @@ Kind = TypeVar("Kind")
 def typed(kind: type[Kind], content: Any, file: Path, where: str = "", **given: Any) -> Kind:
     """An object of a dataclass from the mapping at `where` of a file; `given` are fields that do not come from it.
 
+    Fields that are dataclasses, or lists of one, are read alike.
+
     Raises:
         UserError: as of `stated` and `complete`.
     """
@@ -106,21 +108,24 @@ def refused(file: Path, where: str, key: str, expected: str, *got: Any) -> UserE
 
 def wanted(hint: Any) -> str:
     """A type in words."""
-    inner = get_args(hint)
-    if get_origin(hint) is Literal:
+    inner, kind = get_args(hint), get_origin(hint) or hint
+    if kind is Literal:
         return f"one of {', '.join(inner)}"
-    if hint in WANTED:
-        return WANTED[hint]
-    if get_origin(hint) is tuple:
-        alike = inner[-1] is Ellipsis
-        return f"a list, each item {wanted(inner[0])}" if alike else f"{len(inner)} items, each {wanted(inner[0])}"
-    if get_origin(hint) is dict:
-        return "keys with their values"
-    return " or ".join(map(wanted, inner)) or str(hint)
+    if kind is tuple:
+        many = "a list" if inner[-1] is Ellipsis else f"{len(inner)} items"
+        return f"{many}, each{' item' if inner[-1] is Ellipsis else ''} {wanted(inner[0])}"
+    if kind in WANTED:
+        return WANTED[kind]
+    return " or ".join(map(wanted, inner)) or WANTED[dict]
 
 
 def _value(hint: Any, value: Any, file: Path, where: str, key: str) -> Any:
     """The value as its type has it. The parser takes null and any key of a mapping for whatever type: not here."""
+    kind, place = next(iter(get_args(hint)), hint), _path(where, key)
+    if dataclasses.is_dataclass(kind) and isinstance(value, list) and hint is not kind:
+        return tuple(typed(kind, item, file, f"{place}[{number}]") for number, item in enumerate(value))  # type: ignore[type-var]
+    if dataclasses.is_dataclass(hint):
+        return typed(hint, value, file, place)  # type: ignore[type-var]
     wrong = (value is None and NoneType not in get_args(hint)) or (
         isinstance(value, Mapping) and not all(isinstance(name, str) for name in value)
     )
@@ -131,10 +136,8 @@ def _value(hint: Any, value: Any, file: Path, where: str, key: str) -> Any:
     if wrong:
         raise refused(file, where, key, wanted(hint), value)
     if hint is Path:
-        return _existing(found, file, where, key)
-    if hint == tuple[Path, ...]:
-        return tuple(_existing(path, file, where, key) for path in found)
-    return found
+        return _existing(found, file, place)
+    return tuple(_existing(path, file, place) for path in found) if hint == tuple[Path, ...] else found
 
 
 @functools.cache
@@ -144,16 +147,16 @@ def _parser(hint: Any) -> ArgumentParser:
     return parser
 
 
-def _existing(name: Path, file: Path, where: str, key: str) -> Path:
+def _existing(name: Path, file: Path, place: str) -> Path:
     path = Path(os.path.normpath(file.parent / name))
-    if not path.is_file() and name.suffix != ".yaml":
-        try:
-            return find("", name)
-        except UserError as error:
-            raise UserError(f"{file}: {_path(where, key)}: {error}") from error
-    if not path.is_file():
-        raise UserError(f"{file}: {_path(where, key)}: the file {path} does not exist: correct the path")
-    return path
+    if path.is_file():
+        return path
+    if name.suffix == ".yaml":
+        raise UserError(f"{file}: {place}: the file {path} does not exist: correct the path")
+    try:
+        return find("", name)
+    except UserError as error:
+        raise UserError(f"{file}: {place}: {error}") from error
 
 
 def _path(where: str, key: object) -> str:

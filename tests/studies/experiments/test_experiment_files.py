@@ -10,12 +10,12 @@ import yaml
 
 from commandline import refusal
 from lrtrain.cli.main import main
-from lrtrain.studies.experiments.arms import Arm, arms_of, with_rate
-from lrtrain.studies.experiments.experiment_file import find, load, names
-from lrtrain.studies.plan.counted import counted
+from lrtrain.config.recipes import find, folder, names
+from lrtrain.studies.experiments.experiment_file import load
+from lrtrain.studies.experiments.variant_runs import VariantRuns, variant_runs, with_rate
 
-FOLDER = Path(__file__).parents[3] / "configs" / "experiments"
-NAMES = names(FOLDER)
+FOLDER = folder("experiments")
+NAMES = names("experiments")
 SHIPPED = [
     (name, scale)
     for name in NAMES
@@ -37,31 +37,31 @@ PUBLISHED = {
 
 
 @cache
-def arms(name: str, scale: str) -> dict[str, Arm]:
-    return {arm.variant.name: arm for arm in arms_of(load(find(name, FOLDER), scale), counted)}
+def planned_runs(name: str, scale: str) -> dict[str, VariantRuns]:
+    return {runs.variant.name: runs for runs in variant_runs(load(find("experiments", name), scale))}
 
 
 @pytest.mark.parametrize(("name", "scale"), SHIPPED)
 def test_an_experiment_is_planned(name: str, scale: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["experiment", name, "--scale", scale, "--plan", "--folder", str(FOLDER)]) == 0
+    assert main(["experiment", name, "--scale", scale, "--plan"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{name} ({scale}): ")
     assert len(out.splitlines()) > 3
-    definition = load(find(name, FOLDER), scale)
+    definition = load(find("experiments", name), scale)
     assert definition.checks or definition.kind != "training"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_paper_scale_has_the_published_sizes(name: str) -> None:
-    planned = arms(name, "paper")
+    planned = planned_runs(name, "paper")
     assert {variant: planned[variant].cost.parameters for variant in PUBLISHED[name]} == PUBLISHED[name]
 
 
 def test_what_several_experiments_train_is_one_run() -> None:
-    spectron = {arms(*place)[variant].name for place, variant in SAME}
+    spectron = {planned_runs(*place)[variant].name for place, variant in SAME}
     assert len(spectron) == 1
-    assert arms("sct_ranks", "tiny")["r32"].name == arms("sct_per_component_lr", "tiny")["shared"].name
-    assert arms("optimizers", "tiny")["adamw"].name == arms("spectral_norms", "tiny")["adamw"].name
+    assert planned_runs("sct_ranks", "tiny")["r32"].name == planned_runs("sct_per_component_lr", "tiny")["shared"].name
+    assert planned_runs("optimizers", "tiny")["adamw"].name == planned_runs("spectral_norms", "tiny")["adamw"].name
 
 
 SAME = [
@@ -74,7 +74,7 @@ SAME = [
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])
 def test_equal_flops_are_equal(scale: str) -> None:
-    planned = arms("equal_flops", scale)
+    planned = planned_runs("equal_flops", scale)
     mine, dense = (planned[name].cost for name in ("spectron", "dense"))
     assert mine.steps > dense.steps
     assert mine.steps % mine.every == 0
@@ -84,8 +84,11 @@ def test_equal_flops_are_equal(scale: str) -> None:
 
 @pytest.mark.parametrize("scale", ["quickstart", "larger"])
 def test_the_dense_decoders_of_the_sct_table_equal_the_spectral_one(scale: str) -> None:
-    planned = arms("sct_table", scale)
-    like, costs = planned["bounded"].cost, {name: arm.cost for name, arm in planned.items() if name.startswith("dense")}
+    planned = planned_runs("sct_table", scale)
+    like, costs = (
+        planned["bounded"].cost,
+        {name: runs.cost for name, runs in planned.items() if name.startswith("dense")},
+    )
     assert len(costs) == 7
     for name, cost in costs.items():
         of = "parameters" if name.endswith("parameters") else "flops"
@@ -93,8 +96,8 @@ def test_the_dense_decoders_of_the_sct_table_equal_the_spectral_one(scale: str) 
 
 
 def test_the_learning_rate_goes_where_it_is_named() -> None:
-    arm = arms("sct_per_component_lr", "tiny")["per_component"]
-    settings = arm.configuration(0.01, 3)
+    runs = planned_runs("sct_per_component_lr", "tiny")["per_component"]
+    settings = runs.configuration(0.01, 3)
     assert settings["model.optimizers.hidden.lr"] == 0.0004
     assert settings["model.optimizers.overrides"]["*.mlp.*"]["init_args"]["lr"] == 0.01
     assert settings["seed_everything"] == 3
@@ -102,11 +105,11 @@ def test_the_learning_rate_goes_where_it_is_named() -> None:
 
 
 def test_the_list_has_a_claim_and_a_time_for_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["experiment", "--folder", str(FOLDER)]) == 0
+    assert main(["experiment"]) == 0
     heads, *lines, _, total = capsys.readouterr().out.splitlines()
     assert heads.split() == ["experiment", "scale", "time", "claim"]
     assert [line.split()[0] for line in lines] == NAMES
-    times = [int(line.split()[2]) for line in lines if load(find(line.split()[0], FOLDER)).source]
+    times = [int(line.split()[2]) for line in lines if load(find("experiments", line.split()[0])).source]
     assert len(times) > 10
     assert min(times) > 0
     whole, summed = int(total.split("about ")[1].split()[0]), sum(times)
@@ -170,22 +173,18 @@ def test_a_mistake_in_a_file_is_refused_with_its_key(
     for scale in content["scales"].values():
         scale["configs"] = [os.path.join("..", name) for name in scale["configs"]]
     (folder / "toy.yaml").write_text(yaml.safe_dump(content))
-    line = refusal(["experiment", "toy", "--folder", str(folder)], capsys)
+    line = refusal(["experiment", str(folder / "toy.yaml")], capsys)
     assert line.startswith(f"{folder}/toy.yaml: ")
     assert said in line
 
 
 def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--folder", str(FOLDER)]
-    assert (
-        refusal(["experiment", "optimizer", *flags], capsys)
-        == f"no experiment 'optimizer' in {FOLDER}: did you mean optimizers?"
-    )
-    line = refusal(["experiment", "ablation", "--scale", "huge", *flags], capsys)
+    said = refusal(["experiment", "optimizer"], capsys)
+    assert said == "optimizer is neither a file nor a shipped experiment: did you mean optimizers?"
+    line = refusal(["experiment", "ablation", "--scale", "huge"], capsys)
     assert line == f"{FOLDER}/ablation.yaml: no scale huge: there are tiny, paper"
     for flag in ("--seeds", "--jobs", "--threads"):
-        line = refusal(["experiment", "ablation", flag, "0", *flags], capsys)
+        line = refusal(["experiment", "ablation", flag, "0"], capsys)
         assert line.startswith(f"argument {flag}: expected a whole number, at least 1, got 0")
-    assert refusal(["experiment", "--folder", str(tmp_path)], capsys).startswith(f"no experiments in {tmp_path}: ")
     (tmp_path / "broken.yaml").write_text("a: [")
-    assert "is not valid YAML" in refusal(["experiment", "broken", "--folder", str(tmp_path)], capsys)
+    assert "is not valid YAML" in refusal(["experiment", str(tmp_path / "broken.yaml")], capsys)

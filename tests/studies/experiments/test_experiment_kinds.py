@@ -26,13 +26,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_published_figure_that_is_not_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "PUBLISHED", {"small": (64, 96)})
     rows = memory.measure_rows(1)
-    assert rows[0].dense[0] == rows[0].formula.dense
-    assert rows[0].spectral[0] == rows[0].formula.spectral
-    right = [
-        round(rows[0].formula.dense / 1e6, 3),
-        round(rows[0].formula.spectral / 1e6, 3),
-        round(rows[0].formula.ratio, 2),
-    ]
+    assert rows[0].dense_measured == rows[0].dense
+    assert rows[0].spectral_measured == rows[0].spectral
+    right = [round(rows[0].dense / 1e6, 3), round(rows[0].spectral / 1e6, 3), round(rows[0].ratio, 2)]
     assert [finding.outcome for finding in memory.findings(rows, {"small": right})] == ["reproduced"] * 2
     wrong = memory.findings(rows, {"small": [*right[:2], 2.0]})
     assert (wrong[0].outcome, wrong[0].text) == ("not reproduced", f"small ratio {right[2]:.2f}, the paper's 2.0")
@@ -62,7 +58,7 @@ def test_a_conversion_of_full_rank_changes_nothing_and_its_size_is_known() -> No
 def test_real_dense_models_are_converted_and_fine_tuned(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scale = yaml.safe_load(Path(write(tmp_path, shards)[3], "widths.yaml").read_text())["scales"]["tiny"]
+    scale = yaml.safe_load(Path(write(tmp_path, shards)[1]).read_text())["scales"]["tiny"]
     scale |= {"seeds": 1, "ranks": [4], "energies": [0.9], "steps": 2, "lr": 0.001}
     scale["settings"] |= {"model.decoder.width": 32, "trainer.max_steps": 2}
     overlay = RECIPE.parent / "methods" / "dense.yaml"

@@ -174,7 +174,7 @@ def test_one_of_several_experiments_that_is_refused_ends_no_other(
     file = tmp_path / "experiments" / "widths.yaml"
     broken = file.read_text().replace("model.decoder.heads: 2", "model.decoder.heads: 3")
     file.with_name("a_broken.yaml").write_text(broken)
-    argv[1] = "--all"
+    argv.insert(1, str(file.with_name("a_broken.yaml")))
     line = refusal(argv, capsys)
     assert line == "1 of 2 experiments ended with an error: a_broken"
     assert (tmp_path / "runs/experiments/widths-tiny/results.json").exists()

@@ -19,7 +19,7 @@ NARROW = {"a": [3.00, 3.01, 3.02], "b": [3.20, 3.21, 3.22], "c": [3.50, 3.52, 3.
 
 
 def found(kind: str, values: dict[str, list], *variants: str, low: float | None = None, high: float | None = None):  # type: ignore[no-untyped-def]
-    check = Check(kind, variants or ("a", "b"), between=(low, high))
+    check = Check(**{kind: variants or ("a", "b")}, between=(low, high))
     return judge(check, lambda name, metric, statistic: values[name], LABELS)
 
 

@@ -127,7 +127,7 @@ def test_three_sizes_give_no_interval_and_with_a_second_seed_they_do() -> None:
     alone = fit(once)
     assert alone.parameters.interval(0.95) is None
     assert alone.parameters.band(BUDGETS, 0.95) is None
-    assert verdict(alone, 0.95).startswith("not comparable, no interval")
+    assert verdict(alone).startswith("not comparable, no interval")
     again = curves(0.004, np.random.default_rng(5), sizes=3)
     both = Points(*(np.concatenate(pair) for pair in zip(vars(once).values(), vars(again).values(), strict=True)))
     assert fit(both).parameters.interval(0.95) is not None
@@ -153,10 +153,10 @@ def test_a_curve_without_a_minimum_in_its_range_is_left_out_and_said() -> None:
 
 def test_the_verdict_compares_within_the_papers_budgets_alone() -> None:
     random = np.random.default_rng(6)
-    assert verdict(fit(curves(0.002, random)), 0.95).startswith("reproduced: N_opt exponent 0.4")
-    assert verdict(fit(hoffmann(0.0005, random)), 0.95).startswith("not reproduced: N_opt exponent 0.4")
+    assert verdict(fit(curves(0.002, random))).startswith("reproduced: N_opt exponent 0.4")
+    assert verdict(fit(hoffmann(0.0005, random))).startswith("not reproduced: N_opt exponent 0.4")
     small = fit(curves(0.002, random, budgets=BUDGETS / 1e6))
-    assert verdict(small, 0.95).startswith("not comparable, budgets 2.2e+12 to 3.57e+13 FLOPs")
+    assert verdict(small).startswith("not comparable, budgets 2.2e+12 to 3.57e+13 FLOPs")
 
 
 def test_fit_prints_and_writes_figure_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,10 +194,9 @@ ROWS = [f"{c},{n},{c / 6 / n},3" for c in (1e18, 2e18, 3e18) for n in (1e8, 2e8,
         ([HEADER, *ROWS, "3e18,big,5e9,3"], [], "points.csv line 11: parameters is 'big', not a positive number"),
         ([HEADER.replace("loss", "los"), *ROWS], [], "points.csv lacks the column loss"),
         ([HEADER, *ROWS], ["--parameters", "non-embedding"], "points.csv lacks the column non_embedding"),
-        ([HEADER, *ROWS], ["--confidence", "95"], "--confidence 95.0: give a share between 0 and 1"),
         ([HEADER, *ROWS], ["--resamples", "5"], "--resamples 5: an interval needs at least 100"),
         ([HEADER, *ROWS], ["--seed", "-1"], "--seed -1: give at least 0"),
-        ([HEADER, *ROWS], ["--confidnce", "0.5"], "unrecognized arguments: --confidnce 0.5"),
+        ([HEADER, *ROWS], ["--resample", "500"], "unrecognized arguments: --resample 500"),
         ([HEADER, *ROWS], [], "0 of 3 budgets have a minimum, a power law needs 2: 1e+18: "),
     ],
 )

@@ -40,7 +40,7 @@ def plan(folder: Path, shards: Path, **changes: Any) -> Path:
     grid = {
         "configs": [str(RECIPE)],
         "budgets": [1e9, 3e9, 1e10],
-        "dials": [2, 3, 4, 5],
+        "size_indices": [2, 3, 4, 5],
         "head_width": 8,
         "tokens_per_parameter": [1e-6, 1e6],
         "overrides": {
@@ -160,7 +160,8 @@ def test_some_points_alone_are_trained_on_one_of_many_machines(
     assert missing.startswith(f"{tmp_path}/none/plan.yaml cannot be read")
     for text, said in (
         ("a: [", "is not valid YAML"),
-        ("a: 1", "plan.yaml: points: expected a list of points, got None"),
+        ("a: 1", "plan.yaml: a: unknown key"),
+        ("points: 3", "plan.yaml: points: expected a list, each item keys with their values, got 3"),
         ("{a: 1, points: []}", "plan.yaml: a: unknown key"),
         ("1", "plan.yaml: expected keys with their values, got 1"),
     ):

@@ -22,13 +22,12 @@ from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.studies.compare.comparison import spread
 from lrtrain.studies.compare.panels import Panel
-from lrtrain.studies.experiments.definition import LOSS, Check
+from lrtrain.studies.experiments.definition import LOSS, Check, Conversion
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.verdict import Finding, judge
 from lrtrain.studies.jobs.best_rate import best_over_seeds
 
 DENSE = "dense"
-CACHE = "converted.json"
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A task's outcome: one loss a seed, before and after fine-tuning; mean rank; parameters of the first seed's."""
+    """What came of a task: losses one a seed, mean rank and parameters of the first seed's, losses by searched rate."""
 
-    task: Task
-    lr: float
-    rates: dict[float, float]
+    model: str
+    mean_rank: float
     parameters: int
-    rank: float
-    before: list[float]
-    after: list[float]
+    as_converted: list[float]
+    searched: dict[str, float]
+    lr: float
+    fine_tuned: list[float]
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ class Source:
     held_out: Callable[[], Iterator[Tensor]]
 
 
-def tasks(ranks: Sequence[int], energies: Sequence[float]) -> list[Task]:
-    """The rows, dense first."""
-    return [Task(), *(Task(rank=rank) for rank in ranks), *(Task(energy=energy) for energy in energies)]
+def tasks(options: Conversion) -> list[Task]:
+    """The rows of a table, dense first."""
+    return [Task(), *(Task(rank=rank) for rank in options.ranks), *(Task(energy=share) for share in options.energies)]
 
 
 def convert(decoder: Decoder, task: Task) -> Decoder:
@@ -111,12 +110,11 @@ def converted_parameters(decoder: Decoder, task: Task) -> int | None:
 @torch.no_grad()
 def held_out_loss(decoder: Decoder, source: Source, autocast: bool) -> float:
     """Mean next-token loss over the held-out batches, in nats."""
-    device = next(decoder.parameters()).device
+    decoder.eval()
     total, tokens = 0.0, 0
     for batch in source.held_out():
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            loss = decoder.eval().loss(batch[:, :-1].to(device), batch[:, 1:].to(device))
-        total, tokens = total + float(loss) * batch[:, 1:].numel(), tokens + batch[:, 1:].numel()
+        count = batch[:, 1:].numel()
+        total, tokens = total + float(_loss(decoder, batch, autocast)) * count, tokens + count
     return total / tokens
 
 
@@ -126,14 +124,12 @@ def fine_tune(decoder: Decoder, source: Source, seed: int, steps: int, lr: float
     The schedule is the recipes': a linear warm-up over 5 % of the steps and half a cosine to 0; gradients are clipped
     at norm 1. A loss that is not finite ends it, as infinity.
     """
-    device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = WarmupCosine(optimizer, steps, warmup=0.05)
     retraction = StiefelRetraction().hold(find_factors(decoder)[1])
     decoder.train()
     for batch in islice(source.batches(seed), steps):
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            loss = decoder.loss(batch[:, :-1].to(device), batch[:, 1:].to(device))
+        loss = _loss(decoder, batch, autocast)
         if not torch.isfinite(loss):
             return math.inf
         optimizer.zero_grad()
@@ -146,95 +142,80 @@ def fine_tune(decoder: Decoder, source: Source, seed: int, steps: int, lr: float
     return held_out_loss(decoder, source, autocast)
 
 
-def convert_all(
-    wanted: Sequence[Task],
-    sources: Sequence[Source],
-    steps: int,
-    lr: float,
-    autocast: bool,
-    folder: Path,
-    each: Callable[[str], object] = lambda text: None,
-) -> list[Row]:
+def _loss(decoder: Decoder, batch: Tensor, autocast: bool) -> Tensor:
+    device = next(decoder.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        return decoder.loss(batch[:, :-1].to(device), batch[:, 1:].to(device))
+
+
+def convert_all(options: Conversion, sources: Sequence[Source], autocast: bool, folder: Path) -> list[Row]:
     """Every task on every source; the learning rate of fine-tuning is searched on the first one, by factors of two.
 
-    Losses that were found are kept in `converted.json` and not computed again.
+    Losses that were found are printed, kept in `converted.json` and not computed again.
 
     Args:
-        wanted: The rows.
+        options: What to convert to, and how it is fine-tuned.
         sources: Dense models, one a seed.
-        steps: Of fine-tuning.
-        lr: First learning rate of the search.
         autocast: Compute in bfloat16.
         folder: Of the losses that are kept.
-        each: Takes a line as a loss is found.
 
     Raises:
         UserError: a rank is too large, or the folder cannot be written.
     """
-    known = _known(folder / CACHE)
+    file = folder / "converted.json"
+    try:
+        known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: remove it") from error
 
-    def loss(task: Task, source: Source, rate: float | None) -> float:
-        what = "as converted" if rate is None else f"{steps} steps at lr {rate:g}"
+    def loss(task: Task, rate: float | None, seed: int) -> float:
+        source = sources[seed]
+        what = "as converted" if rate is None else f"{options.steps} steps at lr {rate:g}"
         key = f"{source.name}, {task.name}, {what}"
         if key not in known:
             decoder = convert(source.decoder, task)
             if rate is None:
                 known[key] = held_out_loss(decoder, source, autocast)
             else:
-                known[key] = fine_tune(decoder, source, 1 + sources.index(source), steps, rate, autocast)
-            _keep(folder / CACHE, known)
-            each(f"{key}: loss {known[key]:.4f}")
+                known[key] = fine_tune(decoder, source, 1 + seed, options.steps, rate, autocast)
+            with writing(f"cannot write {file}", "set --runs to another folder"):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, json.dumps(known, indent=2).encode())
+            print(f"{key}: loss {known[key]:.4f}", flush=True)
         return known[key]
 
-    def tuned(task: Task, rate: float, seed: int) -> float:
-        return loss(task, sources[seed], rate)
-
     rows = []
-    for task in wanted:
+    for task in tasks(options):
         decoder = convert(sources[0].decoder, task)
-        spectral = [m.rank for m in decoder.modules() if isinstance(m, SpectralLinear)]
-        best = best_over_seeds(partial(tuned, task), float, lr, range(len(sources)))
+        ranks = [m.rank for m in decoder.modules() if isinstance(m, SpectralLinear)]
+        best = best_over_seeds(partial(loss, task), float, options.lr, range(len(sources)))
         rows.append(
             Row(
-                task,
-                best.lr,
-                best.rates,
-                sum(p.numel() for p in decoder.parameters()),
-                statistics.fmean(spectral) if spectral else math.nan,
-                before=[loss(task, source, None) for source in sources],
-                after=best.results,
+                model=task.name,
+                mean_rank=statistics.fmean(ranks) if ranks else math.nan,
+                parameters=sum(p.numel() for p in decoder.parameters()),
+                as_converted=[loss(task, None, seed) for seed in range(len(sources))],
+                searched={f"{lr:g}": found for lr, found in sorted(best.rates.items())},
+                lr=best.lr,
+                fine_tuned=best.results,
             )
         )
     return rows
-
-
-def _known(file: Path) -> dict[str, float]:
-    try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: remove it") from error
-
-
-def _keep(file: Path, losses: dict[str, float]) -> None:
-    with writing(f"cannot write {file}", "set --runs to another folder"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(losses, indent=2).encode())
 
 
 def conversion_table(rows: Sequence[Row]) -> str:
     """A line a row, mean ± sample standard deviation over seeds."""
     lines = [["model", "mean rank", "parameters", "loss as converted", "lr", "loss after fine-tuning"]]
     for row in rows:
-        rank = "" if math.isnan(row.rank) else f"{row.rank:.1f}"
-        name, count = row.task.name, f"{row.parameters:,}"
-        lines.append([name, rank, count, spread(row.before), f"{row.lr:g}", spread(row.after)])
+        size = ("" if math.isnan(row.mean_rank) else f"{row.mean_rank:.1f}", f"{row.parameters:,}")
+        lines.append([row.model, *size, spread(row.as_converted), f"{row.lr:g}", spread(row.fine_tuned)])
     return table(lines)
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
     """Whether the dense model stays ahead of every rank after fine-tuning."""
-    after = {row.task.name: row.after for row in rows}
-    checks = [Check("order", (DENSE, row.task.name)) for row in rows if row.task.rank is not None]
+    after = {row.model: row.fine_tuned for row in rows}
+    checks = [Check(order=(DENSE, name)) for name in after if name.startswith("rank ")]
     return [judge(check, lambda name, *_: after[name], {name: name for name in after}) for check in checks]
 
 
@@ -242,22 +223,9 @@ def panel(rows: Sequence[Row]) -> Panel:
     """Loss over parameters: dense, and by rank and by energy, before and after fine-tuning."""
     lines: dict[str, list[tuple[float, list[float]]]] = {}
     for row in rows:
-        by = "dense" if row.task == Task() else "by rank" if row.task.rank is not None else "by energy"
-        for what, losses in (("as converted", row.before), ("fine-tuned", row.after)):
+        by = DENSE if row.model == DENSE else f"by {row.model.partition(' ')[0]}"
+        for what, losses in (("as converted", row.as_converted), ("fine-tuned", row.fine_tuned)):
             finite = [loss for loss in losses if math.isfinite(loss)]
             if finite:
                 lines.setdefault(f"{by}, {what}", []).append((row.parameters / 1e6, finite))
     return over_x("Loss of converted models", "parameters (millions)", f"{LOSS} (nats per token)", lines)
-
-
-def as_data(row: Row) -> dict[str, Any]:
-    """A row for JSON, losses one a seed."""
-    return {
-        "model": row.task.name,
-        "mean_rank": row.rank,
-        "parameters": row.parameters,
-        "as_converted": row.before,
-        "searched": {f"{lr:g}": loss for lr, loss in sorted(row.rates.items())},
-        "lr": row.lr,
-        "fine_tuned": row.after,
-    }

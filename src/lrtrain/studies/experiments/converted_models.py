@@ -1,7 +1,7 @@
 """The experiment that trains a dense model and converts it: `conversion` on its runs and their data."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,22 +14,20 @@ from lrtrain.config.trained_model import load, newest_checkpoint
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.experiments import conversion
-from lrtrain.studies.experiments.arms import arms_of, kept
 from lrtrain.studies.experiments.definition import Definition
-from lrtrain.studies.experiments.experiment_report import plan_table, unfinished, variants_as_data
-from lrtrain.studies.experiments.result import Effort, Result
-from lrtrain.studies.experiments.trained_variants import checked_arms, train
+from lrtrain.studies.experiments.experiment_report import Effort, Result, plan_table, unfinished, variants_as_data
+from lrtrain.studies.experiments.trained_variants import checked_runs, train
+from lrtrain.studies.experiments.variant_runs import variant_runs
 from lrtrain.studies.experiments.verdict import overall
-from lrtrain.studies.plan.counted import counted, planned
+from lrtrain.studies.plan.counted import planned
 
 
 def plan(definition: Definition) -> str:
     """What the dense model takes, and how large the converted ones are."""
-    arms = arms_of(definition, counted)
-    lines = [plan_table(arms)]
-    _, model = planned(arms[0].configs, arms[0].configuration(arms[0].variant.lr, 0))
-    options = definition.scale.options
-    for task in conversion.tasks(options.ranks, options.energies)[1:]:
+    (runs, *_) = of_variants = variant_runs(definition)
+    lines = [plan_table(of_variants)]
+    _, model = planned(runs.configs, runs.configuration(runs.variant.lr, 0))
+    for task in conversion.tasks(definition.scale.options)[1:]:
         parameters = conversion.converted_parameters(model.decoder, task)
         size = "as many parameters as its ranks take" if parameters is None else f"{parameters:,} parameters"
         lines.append(f"converted, {task.name}: {size}")
@@ -42,34 +40,23 @@ def run(definition: Definition, effort: Effort) -> Result:
     Raises:
         UserError: there is not one variant alone, the dense model did not finish, or a rank is too large.
     """
-    options = definition.scale.options
-    arm, *others = checked_arms(definition)
+    runs, *others = checked_runs(definition)
     if others:
         raise UserError(f"{definition.name}: variants: a conversion has one, the dense model, got {1 + len(others)}")
-    lr, rates = arm.variant.lr, {}
-    if arm.variant.search:
-        (searched,) = train([arm], 1, effort)
+    lr, rates = runs.variant.lr, {}
+    if runs.variant.search:
+        ((_, searched),) = train([runs], 1, effort)
         lr, rates = searched.lr, searched.rates
-    (dense,) = train([kept(arm, lr)], definition.scale.seeds, effort, keep_checkpoints=True)
-    dense = replace(dense, rates={**dense.rates, **rates})
-    finished = [outcome.run_dir for outcome in dense.outcomes if outcome.status == "finished" and outcome.run_dir]
+    ((kept, best),) = train([runs.keeping_checkpoints(lr)], definition.scale.seeds, effort, keep_checkpoints=True)
+    dense = [(kept, replace(best, rates={**best.rates, **rates}))]
+    finished = [outcome.run_dir for outcome in best.results if outcome.status == "finished" and outcome.run_dir]
     if not finished:
-        raise UserError(f"{definition.name}: the dense model did not finish: {'; '.join(unfinished([dense]))}")
+        raise UserError(f"{definition.name}: the dense model did not finish: {'; '.join(unfinished(dense))}")
     torch.set_num_threads(effort.jobs * effort.threads)
-    rows = conversion.convert_all(
-        conversion.tasks(options.ranks, options.energies),
-        [source(run_dir) for run_dir in finished],
-        options.steps,
-        options.lr,
-        fastest_precision() == "bf16-mixed",
-        effort.folder,
-        lambda line: print(line, flush=True),
-    )
+    sources, autocast = [source(run_dir) for run_dir in finished], fastest_precision() == "bf16-mixed"
+    rows = conversion.convert_all(definition.scale.options, sources, autocast, effort.folder)
     findings = conversion.findings(rows)
-    found = {
-        "variants": variants_as_data(definition, [dense]),
-        "converted": [conversion.as_data(row) for row in rows],
-    }
+    found = {"variants": variants_as_data(definition, dense), "converted": [asdict(row) for row in rows]}
     _, verdict = overall(findings, definition.scale.differs, bool(definition.source))
     return Result(conversion.conversion_table(rows), verdict, found, findings, [conversion.panel(rows)])
 

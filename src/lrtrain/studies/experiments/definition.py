@@ -109,42 +109,52 @@ class Drawing:
     logarithmic: bool = False
 
 
-@dataclass(frozen=True)
-class Check:
-    """One condition of the claim: see `verdict`. `ours` ones go beyond the paper and do not count."""
+CHECKS = {"order": range(2, 99), "reaches": [2], "ratio": [2], "difference": [2], "bound": [1]}
+"""Kind of check -> how many variants it takes."""
 
-    kind: str
-    variants: tuple[str, ...]
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One condition of the claim: the variants under its kind, see `verdict`. `ours` ones go beyond the paper."""
+
+    order: tuple[str, ...] = ()
+    reaches: tuple[str, ...] = ()
+    ratio: tuple[str, ...] = ()
+    difference: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
     metric: str = LOSS
     statistic: Literal["last", "mean", "max", "rise"] = "last"
     between: tuple[float | None, float | None] = (None, None)
     ours: bool = False
 
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in CHECKS if getattr(self, kind))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        found: tuple[str, ...] = getattr(self, self.kind)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
-class About:
-    """What an experiment is. One of a user's own has neither the claim of a paper nor its source.
+class Definition:
+    """An experiment at one scale. One of a user's own has neither the claim of a paper nor its source.
 
     `published` is a table of the paper, where the kind computes one.
     """
 
+    name: str
+    scale: Scale
+    variants: tuple[Variant, ...]
     kind: Literal["training", "isoflop", "memory", "conversion"] = "training"
     title: str = ""
     claim: str = ""
     source: str = ""
     xlabel: str = "x"
     published: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Definition(About):
-    """An experiment at one scale."""
-
-    name: str
-    scale: Scale
-    variants: tuple[Variant, ...]
-    figure: tuple[Drawing, ...]
-    checks: tuple[Check, ...]
+    figure: tuple[Drawing, ...] = (Drawing(LOSS),)
+    checks: tuple[Check, ...] = ()
 
     @property
     def claimed(self) -> str:

@@ -1,16 +1,16 @@
 """The picture of an experiment: its panels over steps, tokens, FLOPs, or over the variants' own x."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from lrtrain.studies.compare.curves import Band, Curve, band
 from lrtrain.studies.compare.groups import Group
 from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel, with_unit
-from lrtrain.studies.experiments.arms import Trained
 from lrtrain.studies.experiments.definition import Definition, Drawing
 from lrtrain.studies.experiments.records import matching, value
+from lrtrain.studies.experiments.variant_runs import Trained
 from lrtrain.tracking.recorded import recorded
 
 
@@ -20,12 +20,11 @@ def panels(definition: Definition, trained: Sequence[Trained]) -> tuple[list[Pan
     Raises:
         UserError: a run has no such metric.
     """
-    finished = [(one, [o for o in one.outcomes if o.status == "finished"]) for one in trained]
-    groups = [
-        Group(one.arm.variant.label, [run for o in outcomes if o.run_dir and (run := recorded(o.run_dir))])
-        for one, outcomes in finished
-        if outcomes
-    ]
+    groups = []
+    for runs, best in trained:
+        finished = [recorded(o.run_dir) for o in best.results if o.status == "finished" and o.run_dir]
+        if finished:
+            groups.append(Group(runs.variant.label, [run for run in finished if run]))
     if not groups:
         return [], ["no figure: no run has finished"]
     found = [_panel(wanted, groups, trained, definition.xlabel) for wanted in definition.figure]
@@ -36,11 +35,10 @@ def over_x(title: str, xlabel: str, ylabel: str, lines: dict[str, list[tuple[flo
     """A panel of values over a number: label -> points (x, values of the runs there)."""
     bands = []
     for label, points in lines.items():
-        ordered = sorted(points)
-        x = np.array([place for place, _ in ordered])
-        columns: list[Callable[[Sequence[float]], float]] = [lambda v: float(np.mean(v)), min, max]
-        mean, low, high = (np.array([column(values) for _, values in ordered]) for column in columns)
-        bands.append(Band(label, min(len(values) for _, values in ordered), x, mean, low, high, float(mean[-1])))
+        x = np.array([place for place, _ in sorted(points)])
+        found = [(float(np.mean(values)), min(values), max(values)) for _, values in sorted(points)]
+        mean, low, high = (np.array(column) for column in zip(*found, strict=True))
+        bands.append(Band(label, min(len(values) for _, values in points), x, mean, low, high, float(mean[-1])))
     return Panel(title, xlabel, ylabel, bands, whole=True)
 
 
@@ -67,11 +65,11 @@ def _norms(metric: str, group: Group) -> Band | None:
 
 def _summary(wanted: Drawing, trained: Sequence[Trained], xlabel: str) -> Panel | str:
     points = []
-    for one in trained:
-        values = [value(outcome, wanted.metric, "last") for outcome in one.outcomes]
+    for runs, best in trained:
+        values = [value(outcome, wanted.metric, "last") for outcome in best.results]
         known = [v for v in values if v is not None and math.isfinite(v)]
-        if one.arm.variant.x is not None and known:
-            points.append((one.arm.variant.x, known))
+        if runs.variant.x is not None and known:
+            points.append((runs.variant.x, known))
     if not points:
         return f"no {wanted.metric} over {xlabel}: no run of a variant with an x has finished"
     return over_x(f"{wanted.metric} at the end", xlabel, with_unit(wanted.metric), {"mean over seeds": points})

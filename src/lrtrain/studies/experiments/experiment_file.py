@@ -1,65 +1,23 @@
 """Reading an experiment's file."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrtrain.config.typed_file import complete, mapping, refused, stated, typed
+from lrtrain.config.typed_file import complete, mapping, refused, stated
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.experiments.definition import (
-    KINDS,
-    LOSS,
-    About,
-    Check,
-    Definition,
-    Drawing,
-    Scale,
-    Variant,
-)
-
-CHECKS = {"order": range(2, 99), "reaches": [2], "ratio": [2], "difference": [2], "bound": [1]}
-"""Kind of check -> how many variants it takes."""
+from lrtrain.studies.experiments.definition import CHECKS, KINDS, Check, Definition, Scale, Variant
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What a file holds beside `About` and what it says for all scales."""
+class _Tables:
+    """What a file holds for each scale and each variant."""
 
-    scales: dict[str, Any] = field(default_factory=lambda: {"": {}})
-    variants: dict[str, Any] = field(default_factory=dict)
-    figure: tuple[dict, ...] = ({"metric": LOSS},)
-    checks: tuple[dict, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """The kinds of checks, with the variants that one compares."""
-
-    order: tuple[str, ...] = ()
-    reaches: tuple[str, ...] = ()
-    ratio: tuple[str, ...] = ()
-    difference: tuple[str, ...] = ()
-    bound: tuple[str, ...] = ()
-
-
-def names(folder: Path) -> list[str]:
-    """The experiments that a folder holds. Raises UserError where there is none."""
-    found = sorted(path.stem for path in folder.glob("*.yaml"))
-    if not found:
-        raise UserError(f"no experiments in {folder}: go to the project's folder, or name theirs with --folder")
-    return found
-
-
-def find(name: str, folder: Path) -> Path:
-    """The file of an experiment: `<folder>/<name>.yaml`, or any that ends so. Raises UserError with near names."""
-    if name.endswith(".yaml"):
-        return Path(name)
-    if name not in (known := names(folder)):
-        raise UserError(f"no experiment {name!r} in {folder}: {near(name, known)}")
-    return folder / f"{name}.yaml"
+    scales: dict[str, Any]
+    variants: dict[str, Any]
 
 
 def load(file: Path, scale: str | None = None) -> Definition:
@@ -75,30 +33,28 @@ def load(file: Path, scale: str | None = None) -> Definition:
     kind = content.get("kind", "training")
     if kind not in list(KINDS):
         raise refused(file, "", "kind", f"one of {', '.join(KINDS)}", kind)
-    sizes, given = (Scale, KINDS[kind]), ("name", "options")
-    top = stated((_Parts, About, *sizes), content, file, but=given)
-    parts = complete(_Parts, top, file)
-    name = next(iter(parts.scales), "") if scale is None else scale
-    if name not in parts.scales:
-        raise UserError(f"{file}: no scale {name}: there are {', '.join(filter(None, parts.scales)) or 'none'}")
+    sizes = (Scale, KINDS[kind])
+    top = stated((Definition, *sizes, _Tables), content, file, but=("name", "scale", "options"))
+    scales, variants = top.get("scales", {"": {}}), top.pop("variants", {})
+    name = next(iter(scales), "") if scale is None else scale
+    if name not in scales:
+        raise UserError(f"{file}: no scale {name}: there are {', '.join(filter(None, scales)) or 'none'}")
     where = f"scales.{name}" if name else ""
-    values = _stronger(top, stated(sizes, parts.scales[name], file, where, given))
-    if not values.get("configs") and kind in ("training", "conversion"):
-        raise refused(file, where, "configs", "a recipe", *([values["configs"]] if "configs" in values else []))
-    if not parts.variants and kind in ("training", "conversion"):
-        raise refused(file, "", "variants", "the variants to train", parts.variants)
-    options: Any = complete(KINDS[kind], values, file, where)
-    whole = {
-        **{key: value for key, value in top.items() if key != "variants"},
+    values = _stronger(top, stated(sizes, scales[name], file, where, ("name", "options")))
+    if kind in ("training", "conversion"):
+        if not values.get("configs"):
+            raise refused(file, where, "configs", "a recipe", *([values["configs"]] if "configs" in values else []))
+        if not variants:
+            raise refused(file, "", "variants", "the variants to train", variants)
+    for number, check in enumerate(top.get("checks", ())):
+        _sound(check, content["checks"][number], file, f"checks[{number}]", variants)
+    size = {**values, "name": name, "options": complete(KINDS[kind], values, file, where)}
+    own = {
         "name": file.stem,
-        "scale": complete(Scale, {**values, "name": name, "options": options}, file, where),
-        "variants": _variants(file, parts, name, values.get("search", True)),
-        "figure": tuple(typed(Drawing, item, file, f"figure[{n}]") for n, item in enumerate(parts.figure)),
-        "checks": tuple(
-            _check(file, f"checks[{n}]", item, list(parts.variants)) for n, item in enumerate(parts.checks)
-        ),
+        "scale": complete(Scale, size, file, where),
+        "variants": _variants(file, scales, variants, name, values.get("search", True)),
     }
-    return complete(Definition, whole, file)
+    return complete(Definition, {**top, **own}, file)
 
 
 def _stronger(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,12 +67,14 @@ def _stronger(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _variants(file: Path, parts: _Parts, scale: str, search: bool) -> tuple[Variant, ...]:
+def _variants(
+    file: Path, scales: Iterable[str], variants: Mapping[str, Any], scale: str, search: bool
+) -> tuple[Variant, ...]:
     found = []
-    for name, content in parts.variants.items():
+    for name, content in variants.items():
         where = f"variants.{name}"
-        general = {key: value for key, value in mapping(content, file, where).items() if key not in parts.scales}
-        values = {"label": name, "search": search, **stated((Variant,), general, file, where, ["name"], parts.scales)}
+        general = {key: value for key, value in mapping(content, file, where).items() if key not in scales}
+        values = {"label": name, "search": search, **stated((Variant,), general, file, where, ["name"], scales)}
         if scale in content:
             where += f".{scale}"
             values = _stronger(values, stated((Variant,), content[scale], file, where, ["name"]))
@@ -132,22 +90,20 @@ def _variants(file: Path, parts: _Parts, scale: str, search: bool) -> tuple[Vari
     return tuple(found)
 
 
-def _check(file: Path, where: str, content: Any, known: Sequence[str]) -> Check:
-    values = stated((_Compared, Check), content, file, where, ("kind", "variants"))
-    kinds = [kind for kind in CHECKS if kind in values]
+def _sound(check: Check, content: Mapping[str, Any], file: Path, where: str, known: Iterable[str]) -> None:
+    """Raises UserError for a check that is none of one kind, or whose variants or ends are not what its kind takes."""
+    kinds = [kind for kind in CHECKS if kind in content]
     if len(kinds) != 1:
         raise UserError(f"{file}: {where}: give one of {', '.join(CHECKS)}")
     (kind,) = kinds
-    compared = values[kind]
-    if len(compared) not in CHECKS[kind]:
+    compared = getattr(check, kind)
+    if len(compared) not in CHECKS[kind] or len(set(compared)) < len(compared):
         many = {"bound": "one variant", "order": "two variants or more"}.get(kind, "two variants")
         raise refused(file, where, kind, many, list(compared))
     for name in compared:
         if name not in known:
             raise UserError(f"{file}: {where}.{kind}: no variant {name!r}: {near(name, known)}")
-    between = values.get("between", (None, None))
-    if kind in ("ratio", "difference", "bound") and between == (None, None):
+    if kind in ("ratio", "difference", "bound") and check.between == (None, None):
         raise refused(file, where, "between", "a lower and an upper end, null for none")
-    if kind in ("order", "reaches") and "between" in values:
-        raise refused(file, where, "between", f"nothing beside {kind}", list(between))
-    return complete(Check, {**values, "kind": kind, "variants": compared}, file, where)
+    if kind in ("order", "reaches") and "between" in content:
+        raise refused(file, where, "between", f"nothing beside {kind}", list(check.between))

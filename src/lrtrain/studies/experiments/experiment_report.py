@@ -1,9 +1,9 @@
-"""What an experiment ends with: its table and its file of numbers."""
+"""What an experiment of any kind is given beside its definition, and what it ends with: tables and numbers."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,42 @@ from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import spread
-from lrtrain.studies.experiments.arms import Arm, Trained
+from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
-from lrtrain.studies.experiments.result import Result
+from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns
+from lrtrain.studies.experiments.verdict import Finding
 
-RESULTS = "results.json"
+
+@dataclass(frozen=True)
+class Effort:
+    """Where the runs are, how many are trained at a time, the threads of each, and the experiment's own folder."""
+
+    runs: Path
+    jobs: int
+    threads: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment comes to.
+
+    Attributes:
+        table: As text; empty where it has been printed.
+        verdict: In a line.
+        found: The numbers, by the keys that `results.json` has.
+        findings: Of the checks.
+        panels: Of the figure.
+        notes: Lines after the table.
+    """
+
+    table: str
+    verdict: str
+    found: dict[str, Any]
+    findings: Sequence[Finding] = ()
+    panels: Sequence[Panel] = ()
+    notes: Sequence[str] = ()
 
 
 def heading(definition: Definition) -> str:
@@ -28,46 +58,42 @@ def heading(definition: Definition) -> str:
     return f"{title}\nclaim: {definition.claim}{source}" if definition.claim else title
 
 
-def plan_table(arms: Sequence[Arm]) -> str:
+def plan_table(planned: Sequence[VariantRuns]) -> str:
     """What each variant takes."""
     rows = [["variant", "parameters", "FLOPs a token", "tokens a step", "steps", "tokens", "FLOPs of a run"]]
-    for arm in arms:
-        cost = arm.cost
+    for runs in planned:
+        cost = runs.cost
         tokens = cost.tokens * cost.steps
         cells = (f"{cost.parameters:,}", short(cost.flops), f"{cost.tokens:,}", f"{cost.steps:,}", f"{tokens:,}")
-        rows.append([arm.variant.label, *cells, f"{tokens * cost.flops:.3g}"])
+        rows.append([runs.variant.label, *cells, f"{tokens * cost.flops:.3g}"])
     return table(rows)
 
 
 def result_table(definition: Definition, trained: Sequence[Trained]) -> str:
     """A line a variant: the best learning rate, loss and what the checks look at, mean ± sample standard deviation."""
     looked = _looked_at(definition)
-    heads = [
-        LOSS,
-        *(f"{statistic} {metric.removeprefix('spectral/').lstrip('*.')}" for metric, statistic in looked[1:]),
-    ]
-    published = any(one.arm.variant.published for one in trained)
-    rows = [["variant", "lr", "runs", "steps", *heads, *(["paper"] if published else [])]]
-    for one in trained:
-        cells = [_cell([value(outcome, *what) for outcome in one.outcomes]) for what in looked]
-        variant, runs = one.arm.variant, str(len(one.outcomes))
-        last = [variant.published] if published else []
-        rows.append([variant.label, f"{one.lr:g}", runs, str(one.arm.cost.steps), *cells, *last])
+    others = [f"{statistic} {metric.removeprefix('spectral/').lstrip('*.')}" for metric, statistic in looked[1:]]
+    published = any(runs.variant.published for runs, _ in trained)
+    rows = [["variant", "lr", "runs", "steps", LOSS, *others, *(["paper"] if published else [])]]
+    for runs, best in trained:
+        cells = [_cell([value(outcome, *what) for outcome in best.results]) for what in looked]
+        taken = (f"{best.lr:g}", str(len(best.results)), str(runs.cost.steps))
+        rows.append([runs.variant.label, *taken, *cells, *([runs.variant.published] if published else [])])
     return "\n".join([table(rows), *unfinished(trained)])
 
 
 def unfinished(trained: Sequence[Trained]) -> list[str]:
     """A line for each run over the seeds that diverged or failed, and one a search that met any."""
     lines = []
-    for one in trained:
-        label = one.arm.variant.label
+    for runs, best in trained:
+        label = runs.variant.label
         lines += [
-            f"{label}, lr {one.lr:g}, seed {seed}: {outcome.status}: {outcome.reason}"
-            for seed, outcome in enumerate(one.outcomes)
+            f"{label}, lr {best.lr:g}, seed {seed}: {outcome.status}: {outcome.reason}"
+            for seed, outcome in enumerate(best.results)
             if outcome.status != "finished"
         ]
-        lost = [f"{lr:g}" for lr, loss in sorted(one.rates.items()) if math.isinf(loss)]
-        if lost and len(lost) < len(one.rates):
+        lost = [f"{lr:g}" for lr, loss in sorted(best.rates.items()) if math.isinf(loss)]
+        if lost and len(lost) < len(best.rates):
             lines.append(f"{label}: no loss at lr {', '.join(lost)} in the search")
     return lines
 
@@ -77,13 +103,13 @@ def variants_as_data(definition: Definition, trained: Sequence[Trained]) -> list
     looked = _looked_at(definition)
     return [
         {
-            "variant": one.arm.variant.name,
-            "label": one.arm.variant.label,
-            "runs": one.arm.name,
-            **asdict(one.arm.cost),
-            "published": one.arm.variant.published,
-            "searched": {f"{lr:g}": loss for lr, loss in sorted(one.rates.items())},
-            "lr": one.lr,
+            "variant": runs.variant.name,
+            "label": runs.variant.label,
+            "runs": runs.name,
+            **asdict(runs.cost),
+            "published": runs.variant.published,
+            "searched": {f"{lr:g}": loss for lr, loss in sorted(best.rates.items())},
+            "lr": best.lr,
             "seeds": [
                 {
                     "status": outcome.status,
@@ -92,10 +118,10 @@ def variants_as_data(definition: Definition, trained: Sequence[Trained]) -> list
                     "seconds": outcome.seconds,
                     **{f"{statistic} {metric}": value(outcome, metric, statistic) for metric, statistic in looked},
                 }
-                for outcome in one.outcomes
+                for outcome in best.results
             ],
         }
-        for one in trained
+        for runs, best in trained
     ]
 
 
@@ -108,10 +134,7 @@ def write_results(definition: Definition, result: Result, folder: Path) -> None:
     content = {
         "experiment": definition.name,
         "scale": definition.scale.name,
-        "title": definition.title,
-        "claim": definition.claim,
-        "source": definition.source,
-        "published": definition.published,
+        **{key: getattr(definition, key) for key in ("title", "claim", "source", "published")},
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         **result.found,
         "findings": [asdict(finding) for finding in result.findings],
@@ -120,7 +143,7 @@ def write_results(definition: Definition, result: Result, folder: Path) -> None:
     with writing(f"cannot write into {folder}", "set --runs to another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False, default=str)
-        write_atomically(folder / RESULTS, (text + "\n").encode())
+        write_atomically(folder / "results.json", (text + "\n").encode())
 
 
 def _looked_at(definition: Definition) -> list[tuple[str, str]]:

@@ -1,9 +1,13 @@
 """The experiment that is a scaling law: the grid of a file, trained and fitted as `lrtrain scaling` does it."""
 
+from functools import partial
+
 from lrtrain.studies.experiments.definition import Definition
-from lrtrain.studies.experiments.result import Effort, Result
+from lrtrain.studies.experiments.experiment_report import Effort, Result
+from lrtrain.studies.scaling.fit_report import fit_laws
 from lrtrain.studies.scaling.grid import points_table
-from lrtrain.studies.scaling.stages import fit_laws, plan_grid, train_grid
+from lrtrain.studies.scaling.planned_grid import plan_grid
+from lrtrain.studies.scaling.point_runs import train_grid
 
 
 def plan(definition: Definition) -> str:
@@ -13,13 +17,9 @@ def plan(definition: Definition) -> str:
 
 def run(definition: Definition, effort: Effort) -> Result:
     """Trains the grid and fits its laws. Raises UserError where a run fails or the points tell no law."""
-    grid = plan_grid(definition.scale.options.grid, effort.folder.resolve().name)
+    grid, say = plan_grid(definition.scale.options.grid, effort.folder.resolve().name), partial(print, flush=True)
     grid.save(effort.folder)
-    print(points_table(grid.points), flush=True)
-    train_grid(effort.folder, effort.runs, effort.jobs, effort.threads, _say)
-    fit = fit_laws(effort.folder, _say)
+    say(points_table(grid.points))
+    train_grid(effort.folder, effort.runs, effort.jobs, effort.threads, say)
+    fit = fit_laws(effort.folder, say)
     return Result("", fit["verdict"], {"fit": fit})
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

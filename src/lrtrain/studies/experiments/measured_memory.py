@@ -1,7 +1,7 @@
 """The SCT paper's memory table: computed, and measured on real matrices after a real AdamW step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,10 @@ from lrtrain.runtime.table import table
 from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import Definition
 from lrtrain.studies.experiments.experiment_figure import over_x
-from lrtrain.studies.experiments.result import Effort, Result
+from lrtrain.studies.experiments.experiment_report import Effort, Result
 from lrtrain.studies.experiments.verdict import NOT_REPRODUCED, REPRODUCED, Finding, overall
 from lrtrain.studies.plan.live_bytes import LiveBytes
-from lrtrain.studies.plan.sct_memory import PUBLISHED, RANK, SctMemory, sct_memory, sct_table
+from lrtrain.studies.plan.sct_memory import PUBLISHED, RANK, sct_memory, sct_table
 
 MB = 1e6
 FIGURES, DIGITS = ("MB dense", "MB spectral", "ratio"), (3, 3, 2)
@@ -29,14 +29,19 @@ SLACK = 64
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix: bytes by the formula, bytes kept after a step, and most bytes in it; 0 where nothing was measured."""
+    """One matrix: bytes by the formula, kept after a step (`measured`), and most in it; None where not measured."""
 
-    name: str
+    matrix: str
     m: int
     n: int
-    formula: SctMemory
-    dense: tuple[int, int]
-    spectral: tuple[int, int]
+    rank: int
+    dense: int
+    spectral: int
+    ratio: float
+    dense_measured: int | None
+    dense_peak: int | None
+    spectral_measured: int | None
+    spectral_peak: int | None
 
 
 def plan(definition: Definition) -> str:
@@ -49,7 +54,8 @@ def run(definition: Definition, effort: Effort) -> Result:
     rows = measure_rows(definition.scale.options.measure)
     checked = findings(rows, definition.published)
     _, verdict = overall(checked, definition.scale.differs)
-    return Result(memory_table(rows), verdict, {"matrices": [as_data(row) for row in rows]}, checked, [panel(rows)])
+    found = {"matrices": [asdict(row) for row in rows]}
+    return Result(memory_table(rows), verdict, found, checked, [panel(rows)])
 
 
 def measure_rows(most: float) -> list[Row]:
@@ -57,9 +63,9 @@ def measure_rows(most: float) -> list[Row]:
     rows = []
     for name, (m, n) in PUBLISHED.items():
         formula = sct_memory(m, n, RANK)
-        dense = measured(partial(DenseLinear, m, n), m) if formula.dense <= most * MB else (0, 0)
+        dense = measured(partial(DenseLinear, m, n), m) if formula.dense <= most * MB else (None, None)
         spectral = measured(partial(SpectralLinear, m, n, rank=RANK), m)
-        rows.append(Row(name, m, n, formula, dense, spectral))
+        rows.append(Row(name, m, n, RANK, formula.dense, formula.spectral, formula.ratio, *dense, *spectral))
     return rows
 
 
@@ -83,73 +89,48 @@ def findings(rows: list[Row], published: Mapping[str, Any]) -> list[Finding]:
     Raises:
         UserError: `published` is no table of the matrices' MB dense, MB spectral and ratio.
     """
-    wrong = []
+    wrong, off = [], []
     for row in rows:
-        paper = published.get(row.name)
-        if (
-            not isinstance(paper, list)
-            or not all(isinstance(number, int | float) for number in paper)
-            or len(paper) != 3
-        ):
-            raise UserError(f"published.{row.name}: expected MB dense, MB spectral and ratio, got {paper!r}")
-        ours = (row.formula.dense / MB, row.formula.spectral / MB, row.formula.ratio)
+        paper, ours = published.get(row.matrix), (row.dense / MB, row.spectral / MB, row.ratio)
+        if not isinstance(paper, list) or [isinstance(number, int | float) for number in paper] != [True] * 3:
+            raise UserError(f"published.{row.matrix}: expected MB dense, MB spectral and ratio, got {paper!r}")
         wrong += [
-            f"{row.name} {what} {value:.{places}f}, the paper's {number}"
+            f"{row.matrix} {what} {value:.{places}f}, the paper's {number}"
             for what, places, value, number in zip(FIGURES, DIGITS, ours, paper, strict=True)
             if f"{value:.{places}f}" != f"{number:.{places}f}"
         ]
-    found = [
-        Finding(NOT_REPRODUCED, "; ".join(wrong))
-        if wrong
-        else Finding(REPRODUCED, f"all {3 * len(rows)} figures of the table equal the paper's to every digit")
+        pairs = ((row.dense_measured, row.dense), (row.spectral_measured, row.spectral))
+        off += [abs(kept - size) for kept, size in pairs if kept]
+    right = f"all {3 * len(rows)} figures of the table equal the paper's to every digit"
+    text = f"{len(off)} matrices measured after an AdamW step differ from the formula by at most {max(off)} bytes"
+    return [
+        Finding(NOT_REPRODUCED if wrong else REPRODUCED, "; ".join(wrong) or right),
+        Finding(REPRODUCED if max(off) <= SLACK else NOT_REPRODUCED, text),
     ]
-    pairs = [
-        (kept[0], size)
-        for row in rows
-        for kept, size in ((row.dense, row.formula.dense), (row.spectral, row.formula.spectral))
-        if kept[0]
-    ]
-    off = max(abs(kept - size) for kept, size in pairs)
-    exact = off <= SLACK
-    text = f"{len(pairs)} matrices measured after an AdamW step differ from the formula by at most {off} bytes"
-    return [*found, Finding(REPRODUCED if exact else NOT_REPRODUCED, text)]
 
 
 def memory_table(rows: list[Row]) -> str:
     """MB of 10⁶ bytes: by the formula, kept after a step, and at the peak of that step."""
     lines = [["matrix", "m × n", "dense", "measured", "peak", f"SCT, rank {RANK}", "measured", "peak", "ratio"]]
     for row in rows:
-        sizes = (row.formula.dense, *row.dense, row.formula.spectral, *row.spectral)
-        cells = [f"{size / MB:.3f}" if size else "" for size in sizes]
-        lines.append([row.name, f"{row.m} × {row.n}", *cells, f"{row.formula.ratio:.2f}"])
+        dense, spectral = (row.dense_measured, row.dense_peak), (row.spectral_measured, row.spectral_peak)
+        cells = [f"{size / MB:.3f}" if size else "" for size in (row.dense, *dense, row.spectral, *spectral)]
+        lines.append([row.matrix, f"{row.m} × {row.n}", *cells, f"{row.ratio:.2f}"])
     return table(lines)
 
 
 def panel(rows: list[Row]) -> Panel:
     """Memory over the entries of the matrix, on a logarithmic axis."""
-
-    def line(of: Callable[[Row], int]) -> list[tuple[float, list[float]]]:
-        return [(row.m * row.n / MB, [of(row) / MB]) for row in rows if of(row)]
-
-    lines = {
-        "dense": line(lambda row: row.formula.dense),
-        f"SCT, rank {RANK}": line(lambda row: row.formula.spectral),
-        "dense, peak of a step": line(lambda row: row.dense[1]),
-        "SCT, peak of a step": line(lambda row: row.spectral[1]),
+    sizes = {
+        "dense": "dense",
+        f"SCT, rank {RANK}": "spectral",
+        "dense, peak of a step": "dense_peak",
+        "SCT, peak of a step": "spectral_peak",
     }
-    ylabel = "MB of weights, gradients, moments"
-    drawn = over_x(
-        "Memory of one trained matrix",
-        "entries of the matrix (millions)",
-        ylabel,
-        {k: v for k, v in lines.items() if v},
-    )
-    return Panel(drawn.title, drawn.xlabel, drawn.ylabel, drawn.bands, logarithmic=True)
-
-
-def as_data(row: Row) -> dict[str, Any]:
-    """A row for JSON, in bytes; measured ones null where they were not."""
-    names = ("dense_measured", "dense_peak", "spectral_measured", "spectral_peak")
-    numbers = dict(zip(names, (size or None for size in (*row.dense, *row.spectral)), strict=True))
-    formula = {"dense": row.formula.dense, "spectral": row.formula.spectral, "ratio": row.formula.ratio}
-    return {"matrix": row.name, "m": row.m, "n": row.n, "rank": RANK, **formula, **numbers}
+    lines = {
+        label: [(row.m * row.n / MB, [getattr(row, size) / MB]) for row in rows if getattr(row, size)]
+        for label, size in sizes.items()
+    }
+    drawn = {label: points for label, points in lines.items() if points}
+    axes = ("entries of the matrix (millions)", "MB of weights, gradients, moments")
+    return replace(over_x("Memory of one trained matrix", *axes, drawn), logarithmic=True)

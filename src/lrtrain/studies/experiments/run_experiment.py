@@ -1,12 +1,12 @@
-"""Planning and running an experiment of any kind."""
+"""Listing experiments, and planning and running one of any kind."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrtrain.runtime.table import table
 from lrtrain.studies.experiments.definition import Definition
-from lrtrain.studies.experiments.experiment_report import write_results
-from lrtrain.studies.experiments.result import Effort, Result
 
 MODULES = {
     "training": "trained_variants",
@@ -16,7 +16,30 @@ MODULES = {
 }
 """Kind -> the module whose `plan` and `run` it is; each imports what it needs."""
 
-FIGURE = "figure.png"
+SEARCHED = 4
+"""Runs of a usual search: 3 where the first rate is the best, 5 two factors beside it."""
+
+STARTUP = 10.0
+"""Seconds of a run before its first step."""
+
+
+def listing(found: Sequence[Definition]) -> str:
+    """A line an experiment with its time, two runs at a time; the sum counts a run that several share once."""
+    rows = [["experiment", "scale", "time", "claim"]]
+    distinct: dict[str, float] = {}
+    for one in found:
+        own = {one.name: float(one.scale.besides)}
+        run = (one.scale.seconds + STARTUP) / 2 / 60 if one.scale.seconds else 0.0
+        for variant in one.variants:
+            same = (variant.overlays, variant.settings, variant.equal_flops, one.scale.settings)
+            own[str(same)] = (one.scale.seeds + (SEARCHED - 1 if variant.search else 0)) * run
+            if one.kind == "conversion":
+                own[f"{same} kept"] = one.scale.seeds * run
+        total = f"{sum(own.values()):.0f} min" if any(own.values()) else ""
+        rows.append([one.name, one.scale.name, total, one.claim or one.title])
+        distinct |= own if one.source else {}
+    whole = f"about {sum(distinct.values()):.0f} minutes on two quiet cores with --jobs 2"
+    return f"{table(rows, numbers=False)}\n\nall of the papers', shared runs once: {whole}"
 
 
 def plan(definition: Definition) -> str:
@@ -36,6 +59,8 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
     Raises:
         UserError: a run is refused for its configuration, or a folder cannot be written.
     """
+    from lrtrain.studies.experiments.experiment_report import Effort, Result, write_results
+
     folder = runs / "experiments" / definition.place
     result: Result = _module(definition).run(definition, Effort(runs, jobs, threads, folder))
     if result.table:
@@ -45,7 +70,7 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
         from lrtrain.studies.compare.figure import picture
 
         labels = dict.fromkeys(band.label for panel in result.panels for band in panel.bands)
-        picture(result.panels, list(labels), folder / FIGURE)
+        picture(result.panels, list(labels), folder / "figure.png")
     print("\n".join([*result.notes, f"verdict: {result.verdict}", f"wrote {folder}"]), flush=True)
     return result.verdict
 

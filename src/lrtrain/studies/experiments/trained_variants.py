@@ -4,21 +4,25 @@ from collections.abc import Sequence
 from functools import partial
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.experiments.arms import Arm, Trained, arms_of
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.experiment_figure import panels
-from lrtrain.studies.experiments.experiment_report import plan_table, result_table, variants_as_data
+from lrtrain.studies.experiments.experiment_report import (
+    Effort,
+    Result,
+    plan_table,
+    result_table,
+    variants_as_data,
+)
 from lrtrain.studies.experiments.records import value
-from lrtrain.studies.experiments.result import Effort, Result
+from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns, variant_runs
 from lrtrain.studies.experiments.verdict import compared, judge, overall, p_table
 from lrtrain.studies.jobs.best_rate import Repeated, train_best
 from lrtrain.studies.jobs.job import Job, Outcome
-from lrtrain.studies.plan.counted import counted
 
 
 def plan(definition: Definition) -> str:
     """What each variant takes, as a table. Raises UserError for what the configuration does not take."""
-    return plan_table(arms_of(definition, counted))
+    return plan_table(variant_runs(definition))
 
 
 def run(definition: Definition, effort: Effort) -> Result:
@@ -27,8 +31,8 @@ def run(definition: Definition, effort: Effort) -> Result:
     Raises:
         UserError: `lrtrain fit` refuses a run for its configuration.
     """
-    trained = train(checked_arms(definition), definition.scale.seeds, effort)
-    outcomes = {one.arm.variant.name: one.outcomes for one in trained}
+    trained = train(checked_runs(definition), definition.scale.seeds, effort)
+    outcomes = {runs.variant.name: best.results for runs, best in trained}
     labels = {variant.name: variant.label for variant in definition.variants}
 
     def measure(name: str, metric: str, statistic: str) -> list[float | None]:
@@ -47,33 +51,32 @@ def run(definition: Definition, effort: Effort) -> Result:
     return Result(result_table(definition, trained), verdict, found, findings, drawn, notes)
 
 
-def checked_arms(definition: Definition) -> list[Arm]:
-    """The arms, once every configuration is known to be one that `fit` takes; prints what they take."""
+def checked_runs(definition: Definition) -> list[VariantRuns]:
+    """The variants' runs, once every configuration is known to be one that `fit` takes; prints what they take."""
     from lrtrain.config.checked import checked
 
-    arms = arms_of(definition, counted)
-    for arm in arms:
+    planned = variant_runs(definition)
+    for runs in planned:
         try:
-            checked(arm.configs, arm.configuration(arm.variant.lr, 0))
+            checked(runs.configs, runs.configuration(runs.variant.lr, 0))
         except UserError as error:
-            raise UserError(f"{definition.name}: {arm.variant.name}: {error}") from error
-    print(plan_table(arms), flush=True)
-    return arms
+            raise UserError(f"{definition.name}: {runs.variant.name}: {error}") from error
+    print(plan_table(planned), flush=True)
+    return planned
 
 
-def train(arms: Sequence[Arm], seeds: int, effort: Effort, keep_checkpoints: bool = False) -> list[Trained]:
-    """Trains arms, each at its best learning rate over seeds; prints a line a run."""
+def train(planned: Sequence[VariantRuns], seeds: int, effort: Effort, keep_checkpoints: bool = False) -> list[Trained]:
+    """Trains variants, each at its best learning rate over seeds; prints a line a run."""
     wanted = [
         Repeated(
-            partial(arm.job, runs=effort.runs, threads=effort.threads),
-            arm.variant.lr,
+            partial(one.job, runs=effort.runs, threads=effort.threads),
+            one.variant.lr,
             range(seeds),
-            arm.variant.search,
+            one.variant.search,
         )
-        for arm in arms
+        for one in planned
     ]
-    found = train_best(wanted, effort.jobs, keep_checkpoints, each=_tell)
-    return [Trained(arm, best.rates, best.lr, best.results) for arm, best in zip(arms, found, strict=True)]
+    return list(zip(planned, train_best(wanted, effort.jobs, keep_checkpoints, each=_tell), strict=True))
 
 
 def _tell(job: Job, outcome: Outcome) -> None:

@@ -49,11 +49,16 @@ def judge(check: Check, measure: Measure, labels: Mapping[str, str], claimed: st
     if missing:
         return Finding(NOT_COMPARABLE, f"{what}not all runs of {', '.join(missing)} have a value", check.ours)
     known = {name: [value for value in values[name] if value is not None] for name in check.variants}
-    # A variant that diverged at every rate has one run, and needs no more to lie above all others.
-    alone = any(len(own) < 2 and math.isfinite(own[0]) for own in known.values())
-    if alone and check.kind != "bound":
+    if check.kind != "bound" and any(map(_alone, known.values())):
         return Finding(NOT_COMPARABLE, f"{what}one seed has no spread", check.ours)
-    outcome, text = RULES[check.kind](check, known, labels, claimed)
+    if check.kind == "bound":
+        value = max(known[check.variants[0]], key=lambda value: _outside(check, value))
+        text = f"{labels[check.variants[0]]} {figure(value)}, {claimed} {_range(check)}"
+        outcome = NOT_REPRODUCED if _outside(check, value) > 0 else REPRODUCED
+    elif check.kind in ("ratio", "difference"):
+        outcome, text = _between(check, known, labels, claimed)
+    else:
+        outcome, text = (_order if check.kind == "order" else _reaches)(known, labels)
     return Finding(outcome, what + text, check.ours)
 
 
@@ -86,7 +91,14 @@ def compared(values: Mapping[str, Sequence[float | None]]) -> tuple[str, dict[st
     known = {label: [v for v in own if v is not None] for label, own in values.items() if label not in missing}
     order = sorted(known, key=lambda label: statistics.fmean(known[label]))
     told = [f"{label} {spread(known[label])}" for label in order]
-    p = {a: {b: _apart(known[a], known[b]) for b in order if b != a} for a in order}
+    p: dict[str, dict[str, float | None]] = {
+        a: {
+            b: None if _alone(known[a]) or _alone(known[b]) else welch(known[a], known[b], "two-sided")
+            for b in order
+            if b != a
+        }
+        for a in order
+    }
     for index, (a, b) in enumerate(itertools.pairwise(order), start=1):
         near = p[a][b]
         sign = "?" if near is None else "<" if near < LEVEL else "≈"
@@ -129,14 +141,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return t.interval(0.95, len(values) - 1, mean, error) if error else (mean, mean)
 
 
-def _apart(first: Sequence[float], second: Sequence[float]) -> float | None:
-    alone = any(len(values) < 2 and math.isfinite(values[0]) for values in (first, second))
-    return None if alone else welch(first, second, "two-sided")
+def _alone(values: Sequence[float]) -> bool:
+    """Whether there is no spread; a variant that diverged at every rate has one run, and needs no more."""
+    return len(values) < 2 and math.isfinite(values[0])
 
 
-def _order(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str) -> tuple[str, str]:
-    text, holds = f"{labels[check.variants[0]]} {spread(values[check.variants[0]])}", True
-    for lower, higher in zip(check.variants, check.variants[1:], strict=False):
+def _order(values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
+    names = list(values)
+    text, holds = f"{labels[names[0]]} {spread(values[names[0]])}", True
+    for lower, higher in itertools.pairwise(names):
         p, reverse = (welch(values[a], values[b]) for a, b in ((lower, higher), (higher, lower)))
         holds &= p < LEVEL
         sign = "<" if p < LEVEL else ">" if reverse < LEVEL else "≈"
@@ -144,63 +157,36 @@ def _order(check: Check, values: Mapping[str, list[float]], labels: Mapping[str,
     return (REPRODUCED if holds else NOT_REPRODUCED), text
 
 
-def _reaches(
-    check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str
-) -> tuple[str, str]:
-    mine, other = check.variants
-    p = welch(values[other], values[mine])
-    said = f"{labels[mine]} {spread(values[mine])}, {labels[other]} {spread(values[other])}"
-    if p < LEVEL:
-        return NOT_REPRODUCED, f"{said}: above it (p = {p:.2g})"
-    ahead = welch(values[mine], values[other])
-    return REPRODUCED, f"{said}: {f'below it (p = {ahead:.2g})' if ahead < LEVEL else 'equal within the spread'}"
-
-
-def _ratio(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str) -> tuple[str, str]:
-    return _between(check, values, labels, claimed, "/", lambda a, b: a / b if b else math.nan)
-
-
-def _difference(
-    check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str
-) -> tuple[str, str]:
-    return _between(check, values, labels, claimed, "−", lambda a, b: a - b)
+def _reaches(values: Mapping[str, list[float]], labels: Mapping[str, str]) -> tuple[str, str]:
+    said = ", ".join(f"{labels[name]} {spread(own)}" for name, own in values.items())
+    mine, other = values.values()
+    above, below = welch(other, mine), welch(mine, other)
+    if above < LEVEL:
+        return NOT_REPRODUCED, f"{said}: above it (p = {above:.2g})"
+    return REPRODUCED, f"{said}: {f'below it (p = {below:.2g})' if below < LEVEL else 'equal within the spread'}"
 
 
 def _between(
-    check: Check,
-    values: Mapping[str, list[float]],
-    labels: Mapping[str, str],
-    claimed: str,
-    sign: str,
-    of: Callable[..., float],
+    check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str
 ) -> tuple[str, str]:
-    one, other = check.variants
-    found = [of(a, b) for a, b in zip(values[one], values[other], strict=False)]
-    text = f"{labels[one]} {sign} {labels[other]} is {spread(found)}, {claimed} {_range(check)}"
+    pairs = list(zip(*values.values(), strict=False))
+    ratio = check.kind == "ratio"
+    found = [(a / b if b else math.nan) if ratio else a - b for a, b in pairs]
+    what = f" {'/' if ratio else '−'} ".join(labels[name] for name in values)
+    text = f"{what} is {spread(found)}, {claimed} {_range(check)}"
     if not all(map(math.isfinite, found)):
         return NOT_COMPARABLE, f"{text}: a run diverged"
-    if _inside(check, statistics.fmean(found)):
+    if _outside(check, statistics.fmean(found)) <= 0:
         return REPRODUCED, text
     (low, high), (least, most) = interval(found), check.between
     reaches = (least is None or high >= least) and (most is None or low <= most)
     return (NOT_COMPARABLE, f"{text}: within its spread") if reaches else (NOT_REPRODUCED, text)
 
 
-def _bound(check: Check, values: Mapping[str, list[float]], labels: Mapping[str, str], claimed: str) -> tuple[str, str]:
-    (name,) = check.variants
-    worst = max(values[name], key=lambda value: _outside(check, value))
-    text = f"{labels[name]} {figure(worst)}, {claimed} {_range(check)}"
-    return (REPRODUCED if _inside(check, worst) else NOT_REPRODUCED), text
-
-
 def _outside(check: Check, value: float) -> float:
     """How far a value lies outside, negative inside."""
     low, high = check.between
-    return max([*([] if low is None else [low - value]), *([] if high is None else [value - high])])
-
-
-def _inside(check: Check, value: float) -> bool:
-    return _outside(check, value) <= 0
+    return max(-math.inf if low is None else low - value, -math.inf if high is None else value - high)
 
 
 def _range(check: Check) -> str:
@@ -208,13 +194,3 @@ def _range(check: Check) -> str:
     if low is None:
         return f"at most {high:g}"
     return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-
-
-Rule = Callable[[Check, Mapping[str, list[float]], Mapping[str, str], str], tuple[str, str]]
-RULES: dict[str, Rule] = {
-    "order": _order,
-    "reaches": _reaches,
-    "ratio": _ratio,
-    "difference": _difference,
-    "bound": _bound,
-}

@@ -1,10 +1,19 @@
-"""What a fit says: its lines, its JSON, and its verdict against the published exponents."""
+"""Fitting the laws, and what the fit says: its lines, JSON, picture, and verdict against the published exponents."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
-from lrtrain.studies.scaling.isoflop_fit import IsoFlop, Minimum, PowerLaw
-from lrtrain.studies.scaling.parametric import NAMES, Parametric
+from lrtrain.studies.scaling.isoflop_figure import draw
+from lrtrain.studies.scaling.isoflop_fit import CONFIDENCE, IsoFlop, PowerLaw, fit
+from lrtrain.studies.scaling.parametric import NAMES, Parametric, fit_parametric
+from lrtrain.studies.scaling.points import POINTS, read_points
+
+COUNTED = {"all": "parameters", "non-embedding": "non_embedding"}
+"""What counts as N -> the column of `points.csv`."""
 
 PAPER = {"N": 0.479, "D": 0.521}
 """Exponents of N_opt and D_opt for factorized decoders (arXiv 2602.12429)."""
@@ -13,20 +22,60 @@ PAPER_BUDGETS = (2.2e18, 3.57e19)
 """The range of the training FLOPs that they were fitted over."""
 
 
-def lines(iso: IsoFlop, parametric: Parametric, confidence: float) -> list[str]:
+def fit_laws(
+    points: Path,
+    tell: Callable[[str], None],
+    parameters: str = "all",
+    resamples: int = 1000,
+    seed: int = 0,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Fits the laws to `points.csv`, writes `fit.json` and `fit.png` beside it or into `out`, and returns the former.
+
+    Args:
+        points: A CSV, or the folder of a plan.
+        tell: Takes the lines of the report.
+        parameters: What counts as N, a key of `COUNTED`.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        out: Folder of both files.
+
+    Raises:
+        UserError: the points tell no law, or a file cannot be written.
+    """
+    file = points / POINTS if points.is_dir() else points
+    found = read_points(file, COUNTED[parameters])
+    iso = fit(found, resamples, seed)
+    parametric = fit_parametric(found, resamples, seed)
+    tell("\n".join(lines(iso, parametric)))
+    folder = out or file.parent
+    asked = {"points": str(file), "parameters": parameters, "resamples": resamples, "seed": seed}
+    content = {**asked, **summary(iso, parametric)}
+    with writing(f"cannot write into {folder}", "name another folder with --out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "fit.json", (json.dumps(content, indent=2) + "\n").encode())
+    draw(iso, f"{parameters} parameters", folder / "fit.png")
+    tell(f"wrote {folder / 'fit.json'} and {folder / 'fit.png'}")
+    return content
+
+
+def lines(iso: IsoFlop, parametric: Parametric) -> list[str]:
     """The fit as text: budgets, power laws, parametric law."""
-    rows = [["C", "runs", "N_opt", "D_opt", "D/N", "loss"], *(_row(m) for m in iso.minima if not m.excluded)]
+    rows = [["C", "runs", "N_opt", "D_opt", "D/N", "loss"]]
+    for m in (m for m in iso.minima if not m.excluded):
+        optimum = (f"{m.parameters:.4g}", f"{m.tokens:.4g}", f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}")
+        rows.append([f"{m.budget:.4g}", str(len(m.points.loss)), *optimum])
     out = [table(rows), *(f"{m.budget:.4g} is left out: {m.excluded}" for m in iso.minima if m.excluded)]
-    share = f"{confidence:.0%}"
+    share = f"{CONFIDENCE:.0%}"
     for name, law in (("N_opt", iso.parameters), ("D_opt", iso.tokens)):
-        out.append(f"{name} = {law.coefficient:.4g} C^{law.exponent:.3f}   {share}: {_range(law.interval(confidence))}")
+        out.append(f"{name} = {law.coefficient:.4g} C^{law.exponent:.3f}   {share}: {_range(law.interval())}")
     if iso.discarded:
         out.append(f"{iso.discarded:.1%} of the resamples had a budget without minimum and were discarded")
-    intervals = parametric.intervals(confidence)
+    intervals = parametric.intervals()
     values = dict(zip(NAMES, parametric.values, strict=True))
     out.append("L(N, D) = E + A/N^alpha + B/D^beta, " + share)
     found = [(name, f"{values[name]:.4g}", _range(intervals[name])) for name in NAMES]
-    exponents = zip("ab", parametric.exponents(), parametric.exponent_intervals(confidence), strict=True)
+    exponents = zip("ab", parametric.exponents(), parametric.exponent_intervals(), strict=True)
     found += [(name, f"{value:.3f}", _range(interval)) for name, value, interval in exponents]
     out.append(table([("", "fit", "interval"), *found], numbers=False))
     if parametric.at_edge:
@@ -34,12 +83,12 @@ def lines(iso: IsoFlop, parametric: Parametric, confidence: float) -> list[str]:
     return out
 
 
-def summary(iso: IsoFlop, parametric: Parametric, confidence: float) -> dict[str, Any]:
+def summary(iso: IsoFlop, parametric: Parametric) -> dict[str, Any]:
     """The fit as plain values for JSON."""
     a, b = parametric.exponents()
-    interval_a, interval_b = parametric.exponent_intervals(confidence)
+    interval_a, interval_b = parametric.exponent_intervals()
     return {
-        "confidence": confidence,
+        "confidence": CONFIDENCE,
         "budgets": [
             {
                 "budget": m.budget,
@@ -49,25 +98,25 @@ def summary(iso: IsoFlop, parametric: Parametric, confidence: float) -> dict[str
             }
             for m in iso.minima
         ],
-        "N_opt": _law(iso.parameters, confidence),
-        "D_opt": _law(iso.tokens, confidence),
+        "N_opt": _law(iso.parameters),
+        "D_opt": _law(iso.tokens),
         "discarded_resamples": iso.discarded,
         "parametric": {
             **dict(zip(NAMES, map(float, parametric.values), strict=True)),
             "a": float(a),
             "b": float(b),
-            "intervals": {**parametric.intervals(confidence), "a": interval_a, "b": interval_b},
+            "intervals": {**parametric.intervals(), "a": interval_a, "b": interval_b},
             "at_edge": parametric.at_edge,
         },
-        "verdict": verdict(iso, confidence),
+        "verdict": verdict(iso),
     }
 
 
-def verdict(iso: IsoFlop, confidence: float) -> str:
+def verdict(iso: IsoFlop) -> str:
     """Whether the published exponents lie in the intervals; not comparable where budgets or intervals are missing."""
     budgets = [m.budget for m in iso.minima if not m.excluded]
     laws = {"N": iso.parameters, "D": iso.tokens}
-    intervals = {name: law.interval(confidence) for name, law in laws.items()}
+    intervals = {name: law.interval() for name, law in laws.items()}
     figures = ", ".join(
         f"{name}_opt exponent {law.exponent:.3f} ({_range(intervals[name])}; paper {PAPER[name]})"
         for name, law in laws.items()
@@ -81,13 +130,8 @@ def verdict(iso: IsoFlop, confidence: float) -> str:
     return f"{'reproduced' if inside else 'not reproduced'}: {figures}"
 
 
-def _row(m: Minimum) -> list[str]:
-    optimum = (f"{m.parameters:.4g}", f"{m.tokens:.4g}", f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}")
-    return [f"{m.budget:.4g}", str(len(m.points.loss)), *optimum]
-
-
-def _law(law: PowerLaw, confidence: float) -> dict[str, Any]:
-    return {"coefficient": law.coefficient, "exponent": law.exponent, "interval": law.interval(confidence)}
+def _law(law: PowerLaw) -> dict[str, Any]:
+    return {"coefficient": law.coefficient, "exponent": law.exponent, "interval": law.interval()}
 
 
 def _range(interval: tuple[float, float] | None) -> str:

@@ -9,7 +9,7 @@ from lrtrain.config.typed_file import Count, Index, Positive, refused, typed
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.scaling.shapes import Shape, Size, shape_of
+from lrtrain.studies.scaling.shapes import Shape, Size
 
 SIZES = 3
 """Sizes that a budget has at least: a parabola needs three points."""
@@ -32,7 +32,7 @@ class Grid:
     Args:
         configs: The recipe and its overlays; in the file relative to the file.
         budgets: Training FLOPs of one run, forward and backward.
-        dials: Candidates for the size; `shapes.shape_of` turns one into a shape.
+        size_indices: Candidates for the size; `shapes.shape_of` turns one into a shape.
         head_width: Width of an attention head, the unit of all widths.
         tokens_per_parameter: Lowest and highest D / N of a run, N all parameters; others are left out.
         lr: `fixed` trains every point with the recipe's learning rate; `searched` searches that of the projections
@@ -43,15 +43,12 @@ class Grid:
 
     configs: tuple[Path, ...]
     budgets: tuple[Positive, ...]
-    dials: tuple[Count, ...]
+    size_indices: tuple[Count, ...]
     tokens_per_parameter: tuple[Positive, Positive]
     head_width: Count = 64
     lr: Literal["fixed", "searched"] = "fixed"
     seeds: tuple[Index, ...] = (0,)
     overrides: dict[str, Any] = field(default_factory=dict)
-
-    def shapes(self) -> list[Shape]:
-        return [shape_of(dial, self.head_width) for dial in self.dials]
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Point:
 def load_grid(path: Path) -> Grid:
     """Reads a grid file. Raises UserError, with the key, for whatever is not as `Grid` says."""
     grid = typed(Grid, content_of(path), path)
-    for key in ("configs", "budgets", "dials", "seeds"):
+    for key in ("configs", "budgets", "size_indices", "seeds"):
         values = getattr(grid, key)
         if not values or len(set(values)) < len(values):
             raise refused(path, "", key, "a list, at least one item and none twice", list(values))
@@ -84,7 +81,7 @@ def load_grid(path: Path) -> Grid:
         if isinstance(value, dict):
             raise refused(path, "overrides", key, "a value; keys are dotted, such as data.block_size: 64", value)
         check_override(key, f"{path}: overrides.{key}")
-    return replace(grid, budgets=tuple(sorted(grid.budgets)), dials=tuple(sorted(grid.dials)))
+    return replace(grid, budgets=tuple(sorted(grid.budgets)), size_indices=tuple(sorted(grid.size_indices)))
 
 
 def check_override(key: str, where: str) -> None:
@@ -110,19 +107,19 @@ def points_of(grid: Grid, sizes: Mapping[Shape, Size], tokens_per_step: int) -> 
             tokens = steps * tokens_per_step
             ratios.append(tokens / size.parameters)
             if steps >= STEPS and low <= ratios[-1] <= high:
-                name = f"{_short(budget)}-n{shape.dial}"
+                name = f"{_short(budget)}-n{shape.size_index}"
                 flops = tokens * size.flops
                 kept.append(Point(name, budget, shape, size.parameters, size.non_embedding, steps, tokens, flops))
         if len(kept) < SIZES:
             raise UserError(
-                f"budget {_short(budget)}: {len(kept)} of the dials give {STEPS} steps and {low:g} to {high:g} tokens "
+                f"budget {_short(budget)}: {len(kept)} of the sizes give {STEPS} steps and {low:g} to {high:g} tokens "
                 f"per parameter (all of them: {min(ratios):.3g} to {max(ratios):.3g}), and a parabola needs {SIZES}: "
-                "change the budget, the dials or tokens_per_parameter"
+                "change the budget, size_indices or tokens_per_parameter"
             )
         found += kept
     names = [point.name for point in found]
     if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"the point {doubled} is there twice: give each budget and each dial once")
+        raise UserError(f"the point {doubled} is there twice: give each budget and each size once")
     return found
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from lrtrain.runtime.files import writing
-from lrtrain.studies.scaling.isoflop_fit import IsoFlop, Minimum, PowerLaw
+from lrtrain.studies.scaling.isoflop_fit import CONFIDENCE, IsoFlop, Minimum, PowerLaw
 
 MARKERS = "osD^vP*Xh<>"
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by color-blind readers too
 
 
-def draw(iso: IsoFlop, size: str, confidence: float, out: Path) -> None:
+def draw(iso: IsoFlop, size: str, out: Path) -> None:
     """Writes the picture; `size` says what N counts.
 
     Raises:
@@ -31,14 +31,14 @@ def draw(iso: IsoFlop, size: str, confidence: float, out: Path) -> None:
     kept = [minimum for minimum in iso.minima if not minimum.excluded]
     budgets = np.array([minimum.budget for minimum in kept])
     sizes, tokens = (np.array([getattr(m, name) for m in kept]) for name in ("parameters", "tokens"))
-    _law(optima, iso.parameters, budgets, sizes, confidence, f"N_opt ({size})", BLUE, "o", "-")
-    _law(optima, iso.tokens, budgets, tokens, confidence, "D_opt (tokens)", VERMILION, "s", "--")
+    _law(optima, iso.parameters, budgets, sizes, f"N_opt ({size})", BLUE, "o", "-")
+    _law(optima, iso.tokens, budgets, tokens, "D_opt (tokens)", VERMILION, "s", "--")
     optima.set(
         xscale="log",
         yscale="log",
         xlabel="C: training FLOPs of a run",
         ylabel="optimal N and D",
-        title=f"Optima, power laws, {confidence:.0%} bands",
+        title=f"Optima, power laws, {CONFIDENCE:.0%} bands",
     )
     optima.set_xticks(budgets, [f"{budget:.3g}" for budget in budgets])
     optima.minorticks_off()
@@ -63,12 +63,12 @@ def _curve(axes, minimum: Minimum, color, marker: str) -> None:  # type: ignore[
         axes.plot(minimum.parameters, minimum.loss, "x", color="black", markersize=7, markeredgewidth=1.8)
 
 
-def _law(axes, law: PowerLaw, budgets, optima, confidence: float, name: str, color: str, marker: str, style: str):  # type: ignore[no-untyped-def]
-    interval = law.interval(confidence)
+def _law(axes, law: PowerLaw, budgets, optima, name: str, color: str, marker: str, style: str):  # type: ignore[no-untyped-def]
+    interval = law.interval()
     spread = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
     x = np.geomspace(budgets.min() / 1.5, budgets.max() * 1.5, 60)
     axes.plot(budgets, optima, marker, color=color)
     axes.plot(x, law(x), style, color=color, label=f"{name} ∝ C^{law.exponent:.2f}{spread}")
-    band = law.band(x, confidence)
+    band = law.band(x)
     if band is not None:
         axes.fill_between(x, *band, color=color, alpha=0.2, linewidth=0)

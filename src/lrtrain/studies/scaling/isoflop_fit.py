@@ -8,6 +8,9 @@ from numpy.polynomial import polynomial
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.scaling.points import Array, Points
 
+CONFIDENCE = 0.95
+"""Of intervals, where nothing else is said."""
+
 MINIMA = 2
 """Budgets with a minimum that a power law needs."""
 
@@ -83,11 +86,11 @@ class PowerLaw:
         """k of y = k C^exponent."""
         return float(np.exp(self.intercept - self.exponent * self.center))
 
-    def interval(self, confidence: float) -> tuple[float, float] | None:
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
         """Of the exponent: the central share of the draws."""
         return None if self.draws is None else between(self.draws[1], confidence)
 
-    def band(self, budget: Array, confidence: float) -> Array | None:
+    def band(self, budget: Array, confidence: float = CONFIDENCE) -> Array | None:
         """Lower and upper end (2, …) of y at each budget."""
         if self.draws is None:
             return None
@@ -130,23 +133,21 @@ def fit(points: Points, resamples: int = 1000, seed: int = 0) -> IsoFlop:
     if len(kept) < MINIMA:
         reasons = "; ".join(f"{m.budget:.4g}: {m.excluded}" for m in minima if m.excluded)
         raise UserError(f"{len(kept)} of {len(minima)} budgets have a minimum, a power law needs {MINIMA}: {reasons}")
-    drawn = _resample(kept, resamples, np.random.default_rng(seed))
-    budgets = np.array([minimum.budget for minimum in kept])
-    laws, discarded = [], 0.0
-    logs_N, logs_D = (np.array([getattr(m, name).vertex for m in kept]) for name in ("of_parameters", "of_tokens"))
-    if drawn is None:
-        laws = [_power_law(budgets, logs, None) for logs in (logs_N, logs_D)]
-    else:
-        real = np.all([curves.coefficients[2] > 0 for pair in drawn for curves in pair], axis=0)
+    drawn, discarded = _resample(kept, resamples, np.random.default_rng(seed)), 0.0
+    if drawn is not None:
+        real = np.all([curve.coefficients[2] > 0 for pair in drawn for curve in pair], axis=0)
         discarded = float(1 - real.mean())
-        for index, logs in enumerate((logs_N, logs_D)):
-            vertices = np.array([pair[index].vertex[real] for pair in drawn])
-            # With half of the resamples gone, the rest is no picture of the noise.
-            laws.append(_power_law(budgets, logs, vertices if discarded < 0.5 else None))
+    budgets, laws = np.array([minimum.budget for minimum in kept]), []
+    for index in range(2):
+        logs = np.array([(m.of_parameters, m.of_tokens)[index].vertex for m in kept])
+        # With half of the resamples gone, the rest is no picture of the noise.
+        told = drawn if discarded < 0.5 else None
+        draws = None if told is None else np.array([pair[index].vertex[real] for pair in told])
+        laws.append(_power_law(budgets, logs, draws))
     return IsoFlop(minima, laws[0], laws[1], discarded)
 
 
-def between(draws: Array, confidence: float) -> tuple[float, float]:
+def between(draws: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The central share `confidence` of a sample: the percentile interval of a bootstrap."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])

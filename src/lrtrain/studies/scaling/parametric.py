@@ -1,12 +1,14 @@
 """The parametric law L(N, D) = E + A / N^α + B / D^β, by a robust fit."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize, nnls
 from scipy.special import huber, logsumexp
 
-from lrtrain.studies.scaling.isoflop_fit import between
+from lrtrain.studies.scaling.isoflop_fit import CONFIDENCE, between
 from lrtrain.studies.scaling.points import Array, Points
 
 DELTA = 1e-3
@@ -34,14 +36,14 @@ class Parametric:
         E, A, alpha, B, beta = self.values
         return E + A / parameters**alpha + B / tokens**beta
 
-    def intervals(self, confidence: float) -> dict[str, tuple[float, float]]:
+    def intervals(self, confidence: float = CONFIDENCE) -> dict[str, tuple[float, float]]:
         return {name: between(self.draws[:, index], confidence) for index, name in enumerate(NAMES)}
 
     def exponents(self) -> tuple[float, float]:
         """a = β / (α + β) and b = α / (α + β), of N_opt ∝ C^a and D_opt ∝ C^b (arXiv 2203.15556, equation 4)."""
         return _exponents(self.values)
 
-    def exponent_intervals(self, confidence: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    def exponent_intervals(self, confidence: float = CONFIDENCE) -> tuple[tuple[float, float], tuple[float, float]]:
         a, b = _exponents(self.draws.T)
         return between(a, confidence), between(b, confidence)
 
@@ -63,62 +65,52 @@ def fit_parametric(points: Points, resamples: int = 200, seed: int = 0) -> Param
     count = len(points.loss)
     if count < POINTS:
         raise ValueError(f"the parametric law has five parameters and needs {POINTS} points, got {count}")
-    problem = _Problem(points)
+    logs = np.stack([np.log(points.parameters), np.log(points.tokens)])
+    centers = logs.mean(axis=1)  # so that a and b do not depend on the slopes
+    n, d = logs - centers[:, None]
     target = np.log(points.loss)
-    best = min((problem.solve(start, target) for start in problem.starts(points.loss)), key=lambda found: found[1])[0]
-    fitted = problem.predict(best)[0]
+    found = [_solve(start, target, n, d) for start in _starts(points.loss, n, d)]
+    best = min(found, key=lambda found: found[1])[0]
+    fitted = _terms(best, n, d)[0]
     random = np.random.default_rng(seed)
     pool = (target - fitted) * np.sqrt(count / (count - 5))
-    draws = [problem.solve(best, fitted + random.choice(pool, count))[0] for _ in range(resamples)]
+    draws = [_solve(best, fitted + random.choice(pool, count), n, d)[0] for _ in range(resamples)]
+    # E, A, α, B, β of the law in N and D themselves.
+    e, a, b, alpha, beta = np.array([best, *draws]).T
+    values = np.exp([e, a + alpha * centers[0], b + beta * centers[1]])
+    whole = np.stack([values[0], values[1], alpha, values[2], beta], axis=1)
     at_edge = bool(np.any(best[3:] < 1e-6) or np.any(best[3:] > LIMIT - 1e-6))
-    return Parametric(problem.values(best), np.array([problem.values(draw) for draw in draws]), at_edge)
+    return Parametric(whole[0], whole[1:], at_edge)
 
 
-class _Problem:
-    """The objective over (e, a, b, α, β), with ln N and ln D centered, so that a and b do not depend on the slopes."""
+def _starts(loss: Array, n: Array, d: Array) -> Iterator[Array]:
+    for alpha, beta in itertools.product(EXPONENTS, EXPONENTS):
+        design = np.stack([np.ones_like(loss), np.exp(-alpha * n), np.exp(-beta * d)], axis=1)
+        linear = np.maximum(nnls(design, loss)[0], 1e-3 * loss.mean())  # a logarithm needs more than zero
+        yield np.array([*np.log(linear), alpha, beta])
 
-    def __init__(self, points: Points) -> None:
-        logs = np.log(points.parameters), np.log(points.tokens)
-        self.centers = [float(log.mean()) for log in logs]
-        self.n, self.d = (log - center for log, center in zip(logs, self.centers, strict=True))
 
-    def starts(self, loss: Array) -> list[Array]:
-        found = []
-        for alpha in EXPONENTS:
-            for beta in EXPONENTS:
-                design = np.stack([np.ones_like(loss), np.exp(-alpha * self.n), np.exp(-beta * self.d)], axis=1)
-                linear = np.maximum(nnls(design, loss)[0], 1e-3 * loss.mean())  # a logarithm needs more than zero
-                found.append(np.array([*np.log(linear), alpha, beta]))
-        return found
+def _terms(theta: Array, n: Array, d: Array) -> tuple[Array, Array]:
+    """ln L (n), and the shares (3, n) of the three terms in L, of (e, a, b, α, β) with ln N and ln D centered."""
+    e, a, b, alpha, beta = theta
+    terms = np.stack([np.full_like(n, e), a - alpha * n, b - beta * d])
+    total = logsumexp(terms, axis=0)
+    return total, np.exp(terms - total)
 
-    def predict(self, theta: Array) -> tuple[Array, Array]:
-        """ln L (n), and the shares (3, n) of the three terms in L."""
-        e, a, b, alpha, beta = theta
-        terms = np.stack([np.full_like(self.n, e), a - alpha * self.n, b - beta * self.d])
-        total = logsumexp(terms, axis=0)
-        return total, np.exp(terms - total)
 
-    def solve(self, start: Array, target: Array) -> tuple[Array, float]:
-        """The minimum nearest to a start, and the objective there."""
+def _solve(start: Array, target: Array, n: Array, d: Array) -> tuple[Array, float]:
+    """The minimum nearest to a start, and the objective there."""
 
-        def objective(theta: Array) -> tuple[float, Array]:
-            predicted, shares = self.predict(theta)
-            residual = (predicted - target) / DELTA
-            value = huber(1.0, residual).sum()
-            slope = np.clip(residual, -1, 1) / DELTA
-            e, a, b = shares * slope
-            return float(value), np.array([e.sum(), a.sum(), b.sum(), -(a * self.n).sum(), -(b * self.d).sum()])
+    def objective(theta: Array) -> tuple[float, Array]:
+        predicted, shares = _terms(theta, n, d)
+        residual = (predicted - target) / DELTA
+        e, a, b = shares * np.clip(residual, -1, 1) / DELTA
+        return float(huber(1.0, residual).sum()), np.array([e.sum(), a.sum(), b.sum(), -(a @ n), -(b @ d)])
 
-        bounds = [(None, None)] * 3 + [(0.0, LIMIT)] * 2
-        options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8}
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        return found.x, float(found.fun)
-
-    def values(self, theta: Array) -> Array:
-        """E, A, α, B, β of the law in N and D themselves."""
-        e, a, b, alpha, beta = theta
-        A, B = np.exp(a + alpha * self.centers[0]), np.exp(b + beta * self.centers[1])
-        return np.array([np.exp(e), A, alpha, B, beta])
+    bounds = [(None, None)] * 3 + [(0.0, LIMIT)] * 2
+    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8}
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return found.x, float(found.fun)
 
 
 def _exponents(values: Array) -> tuple:

@@ -1,18 +1,23 @@
-"""A planned grid as a file: what is trained, point by point."""
+"""Planning a grid: what is trained, point by point, and the file that says it."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from lrtrain.config.typed_file import mapping, refused, typed
+from lrtrain.config.checked import checked
+from lrtrain.config.own_data import data_sizes
+from lrtrain.config.trained_model import build_decoder
+from lrtrain.config.typed_file import typed
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.scaling.grid import Point
-from lrtrain.studies.scaling.shapes import Shape
+from lrtrain.studies.scaling.grid import Grid, Point, load_grid, points_of
+from lrtrain.studies.scaling.shapes import Shape, Size, shape_of, size_of
 
 PLAN = "plan.yaml"
 LR = "model.optimizers.hidden.lr"
@@ -79,14 +84,68 @@ class Plan:
         file = folder / PLAN
         if not file.is_file():
             raise UserError(f"{file} cannot be read: make it with lrtrain scaling plan")
-        content = {**mapping(content_of(file), file)}
-        points = content.pop("points", None)
-        if not isinstance(points, list):
-            raise refused(file, "", "points", "a list of points", points)
-        return typed(cls, content, file, points=tuple(_point(p, file, f"points[{n}]") for n, p in enumerate(points)))
+        return typed(cls, content_of(file), file)
 
 
-def _point(content: Any, file: Path, where: str) -> Point:
-    values = {**mapping(content, file, where)}
-    shape = typed(Shape, values.pop("shape", {}), file, f"{where}.shape")
-    return typed(Point, values, file, where, shape=shape)
+def plan_grid(file: Path, name: str, configs: Sequence[Path] = (), overrides: Mapping[str, Any] | None = None) -> Plan:
+    """The runs of a grid file: sizes from its size_indices, at every budget as many steps as it pays.
+
+    Args:
+        file: The grid.
+        name: Of the plan.
+        configs: Recipe and overlays, instead of the grid's.
+        overrides: Further keys of the recipe, stronger than the grid's.
+
+    Raises:
+        UserError: what the grid or `lrtrain fit` would refuse.
+    """
+    grid = load_grid(file)
+    overrides = {**grid.overrides, **(overrides or {})}
+    files = configs or grid.configs
+    recipe = yaml.safe_load(checked(files, overrides))
+    trainer = recipe["trainer"]
+    block_size, batch_size = data_sizes(recipe["data"])
+    devices, micro_batches = _devices(trainer["devices"]), trainer["accumulate_grad_batches"]
+    tokens_per_step = batch_size * block_size * micro_batches * devices * trainer["num_nodes"]
+    lr = None
+    if grid.lr == "searched":
+        lr = recipe["model"]["optimizers"]["hidden"].get("init_args", {}).get("lr")
+        if not isinstance(lr, float | int):
+            raise UserError(f"{file}: lr is searched and the recipe has no model.optimizers.hidden.lr: set it")
+    return Plan(
+        name=name,
+        configs=tuple(map(str, files)),
+        overrides={**overrides, "trainer.devices": devices},
+        tokens_per_step=tokens_per_step,
+        micro_batches=micro_batches,
+        log_every=trainer["log_every_n_steps"] or 1,
+        lr=lr,
+        seeds=grid.seeds,
+        points=tuple(points_of(grid, _sizes(grid, recipe, block_size), tokens_per_step)),
+    )
+
+
+def _sizes(grid: Grid, recipe: dict[str, Any], block_size: int) -> dict[Shape, Size]:
+    """What the decoder of every size index costs, counted without memory."""
+    sizes = {}
+    decoder = recipe["model"]["decoder"]
+    for shape in (shape_of(index, grid.head_width) for index in grid.size_indices):
+        own = {key.removeprefix("model.decoder."): value for key, value in shape.settings.items()}
+        try:
+            with torch.device("meta"):
+                built = build_decoder({**decoder, "init_args": {**decoder["init_args"], **own}})
+        except ValueError as error:
+            raise UserError(f"size index {shape.size_index} with model.decoder of the recipe: {error}") from error
+        sizes[shape] = size_of(built, block_size)
+    return sizes
+
+
+def _devices(value: Any) -> int:
+    """`trainer.devices` as a number; `auto` plans for one."""
+    if isinstance(value, list | tuple):
+        return len(value)
+    if value in ("auto", None):
+        return 1
+    if not str(value).isdecimal() or int(value) < 1:
+        raise UserError(f"trainer.devices is {value}: a plan needs the number of devices")
+    return int(value)

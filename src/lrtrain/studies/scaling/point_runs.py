@@ -2,83 +2,84 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import nearest
 from lrtrain.studies.jobs.best_rate import Best, Repeated, train_best
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.scaling.grid import Point
 from lrtrain.studies.scaling.planned_grid import Plan
+from lrtrain.studies.scaling.points import POINTS, write_points
 from lrtrain.tracking.recorded import recorded
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a point with one seed: `loss` is infinite where it diverged, None where it failed.
-
-    `lr` is the searched learning rate, None where the recipe's was taken.
-    """
-
-    point: Point
-    seed: int
-    lr: float | None
-    loss: float | None
-    reason: str
-
-    @property
-    def finished(self) -> bool:
-        return self.loss is not None and math.isfinite(self.loss)
-
-    def row(self) -> dict[str, Any]:
-        """The point as a row of `points.COLUMNS`."""
-        return {**asdict(self.point), "seed": self.seed, "lr": "" if self.lr is None else self.lr, "loss": self.loss}
-
-
-def train_points(
-    plan: Plan,
-    points: Sequence[Point],
+def train_grid(
+    folder: Path,
     runs: Path,
-    parallel: int = 1,
-    threads: int = 1,
-    each: Callable[[list[Trained]], object] = lambda trained: None,
-) -> list[Trained]:
-    """Trains points with every seed of their plan, `parallel` at a time; what has finished is not repeated.
+    jobs: int,
+    threads: int,
+    tell: Callable[[str], None],
+    only: Sequence[str] | None = None,
+) -> None:
+    """Trains the points of `<folder>/plan.yaml` that have no loss yet, and writes `points.csv` once all were asked for.
 
     Where the plan searches the learning rate, the first seed searches and the others take what it found.
 
     Args:
-        plan: The plan that the points are of.
-        points: The points to train, all or some.
+        folder: Of the plan.
         runs: Folder of the runs, `<runs>/<plan>-<point>-s<seed>[-lr<lr>]`.
-        parallel: Points trained at a time.
+        jobs: Runs trained at a time.
         threads: `OMP_NUM_THREADS` of a process.
-        each: Takes the point's outcomes, one a seed.
+        tell: Takes a line for each point and seed as they end.
+        only: Names of the points to train, None for all.
 
     Raises:
-        UserError: a run at the plan's rate is refused for its configuration, or one saw other tokens than planned.
+        UserError: the plan has no such point; some runs failed, a run at the plan's rate was refused for its
+            configuration, or one saw other tokens than planned.
     """
-    searched = plan.lr is not None
+    plan = Plan.load(folder)
+    known = {point.name: point for point in plan.points}
+    for name in only or []:
+        if name not in known:
+            raise UserError(f"--only {name}: the plan has no such point; {nearest(name, known)}")
+    points = [known[name] for name in dict.fromkeys(only or known)]
+    tell(f"{len(points)} points, {len(plan.seeds)} seeds each, runs in {runs}")
 
-    def told(index: int, best: Best[Outcome]) -> list[Trained]:
-        lr = best.lr if searched else None
-        return [
-            Trained(points[index], seed, lr, outcome.metric, outcome.reason)
-            for seed, outcome in zip(plan.seeds, best.results, strict=False)
-        ]
+    def told(index: int, best: Best[Outcome]) -> None:
+        for row in _rows(plan, points[index], best):
+            rate = "" if row["lr"] == "" else f"  lr {row['lr']:g}"
+            result = f"loss {row['loss']:.4f}" if _finished(row) else f"no loss: {row['reason']}"
+            tell(f"{row['name']}  seed {row['seed']}{rate}  {result}")
 
     wanted = [
-        Repeated(partial(_job, plan, point, runs, threads), plan.lr or 0.0, plan.seeds, searched) for point in points
+        Repeated(partial(_job, plan, point, runs, threads), plan.lr or 0.0, plan.seeds, plan.lr is not None)
+        for point in points
     ]
-    found = train_best(
-        wanted,
-        parallel,
-        each=partial(_check_tokens, plan),
-        done=lambda index, best: each(told(index, best)),
-    )
-    return [trained for index, best in enumerate(found) for trained in told(index, best)]
+    found = train_best(wanted, jobs, each=partial(_check_tokens, plan), done=told)
+    rows = [row for point, best in zip(points, found, strict=True) for row in _rows(plan, point, best)]
+    if only is None:
+        finished = [row for row in rows if _finished(row)]
+        write_points(folder / POINTS, finished)
+        tell(f"wrote {folder / POINTS}: {len(finished)} of {len(rows)} runs have a loss")
+    if failed := [f"{row['name']} seed {row['seed']}" for row in rows if row["loss"] is None]:
+        raise UserError(f"{len(failed)} runs failed ({', '.join(failed)}): mend what the lines above say and run again")
+
+
+def _rows(plan: Plan, point: Point, best: Best[Outcome]) -> list[dict[str, Any]]:
+    """What came of a point, one row of `points.COLUMNS` a seed, and why it has no loss: infinite if diverged."""
+    lr = "" if plan.lr is None else best.lr
+    return [
+        {**asdict(point), "seed": seed, "lr": lr, "loss": outcome.metric, "reason": outcome.reason}
+        for seed, outcome in zip(plan.seeds, best.results, strict=False)
+    ]
+
+
+def _finished(row: dict[str, Any]) -> bool:
+    return row["loss"] is not None and math.isfinite(row["loss"])
 
 
 def _job(plan: Plan, point: Point, runs: Path, threads: int, lr: float, seed: int) -> Job:
@@ -97,15 +98,11 @@ def _check_tokens(plan: Plan, job: Job, outcome: Outcome) -> None:
     """Raises UserError where a finished run did not see the tokens that were planned for its steps."""
     if outcome.status != "finished" or outcome.run_dir is None:
         return
-    planned, seen = int(str(job.settings["trainer.max_steps"])) * plan.tokens_per_step, _tokens_seen(outcome.run_dir)
+    run = recorded(outcome.run_dir)
+    seen = int(run.last.get("throughput/tokens_seen", 0)) if run is not None else 0
+    planned = int(str(job.settings["trainer.max_steps"])) * plan.tokens_per_step
     if seen != planned:
         raise UserError(
             f"{outcome.run_dir} saw {seen:,} tokens where {planned:,} were planned: plan again with the batch, devices "
             "and nodes that the run has"
         )
-
-
-def _tokens_seen(run_dir: Path) -> int:
-    """Tokens that a run had seen when it last logged them, at its last step."""
-    run = recorded(run_dir)
-    return int(run.last.get("throughput/tokens_seen", 0)) if run is not None else 0

@@ -1,6 +1,7 @@
 """The points of a scaling law as a table: budget, size, tokens, loss."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from lrtrain.studies.scaling.grid import SIZES
 Array = NDArray[np.floating[Any]]
 BUDGETS = 3
 """Budgets that a fit needs at least: a line through two points fits anything."""
+
+POINTS = "points.csv"
+"""The file's name beside its plan."""
 
 COLUMNS = ("name", "budget", "parameters", "non_embedding", "tokens", "flops", "seed", "lr", "loss")
 """What `lrtrain scaling run` writes. A fit reads budget, the parameters it is asked for, tokens and loss."""
@@ -44,9 +48,12 @@ class Points:
 
 def write_points(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows of `COLUMNS` as CSV, whole or not at all."""
-    lines = [",".join(COLUMNS), *(",".join(str(row[column]) for column in COLUMNS) for row in rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     with writing(f"cannot write {path}", "name a folder that can be written"):
-        write_atomically(path, ("\n".join(lines) + "\n").encode())
+        write_atomically(path, text.getvalue().encode())
 
 
 def read_points(path: Path, parameters: str = "parameters") -> Points:
@@ -72,7 +79,14 @@ def read_points(path: Path, parameters: str = "parameters") -> Points:
         raise UserError(f"{path} lacks the column {missing[0]}: a fit reads {', '.join(needed)}")
     values = [[_number(path, line, name, row[name]) for name in needed] for line, row in enumerate(rows, 2)]
     points = Points(*np.array(values, dtype=float).reshape(-1, len(needed)).T)
-    _enough(path, points)
+    if len(points.budgets()) < BUDGETS:
+        raise UserError(f"{path} has {len(points.budgets())} budgets: a power law needs {BUDGETS} or more")
+    for budget in points.budgets():
+        if (sizes := len(set(points.at(budget).parameters))) < SIZES:
+            raise UserError(
+                f"{path}: budget {budget:.4g} has {sizes} sizes and a parabola needs {SIZES}: train more sizes, or "
+                "drop that budget"
+            )
     return points
 
 
@@ -86,16 +100,3 @@ def _number(path: Path, line: int, name: str, text: str | None) -> float:
             f"{path} line {line}: {name} is {text!r}, not a positive number: train that run again or drop it"
         )
     return value
-
-
-def _enough(path: Path, points: Points) -> None:
-    budgets = points.budgets()
-    if len(budgets) < BUDGETS:
-        raise UserError(f"{path} has {len(budgets)} budgets: a power law needs {BUDGETS} or more")
-    for budget in budgets:
-        sizes = len(set(points.at(budget).parameters.tolist()))
-        if sizes < SIZES:
-            raise UserError(
-                f"{path}: budget {budget:.4g} has {sizes} sizes and a parabola needs {SIZES}: train more sizes, or "
-                "drop that budget"
-            )

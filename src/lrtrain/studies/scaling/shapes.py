@@ -1,4 +1,4 @@
-"""Decoder shapes from one dial, and what a shape costs."""
+"""Decoder shapes by a size index, and what a shape costs."""
 
 import math
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ TRAINING = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that the dial sets."""
+    """The sizes of a decoder that its size index sets."""
 
-    dial: int
+    size_index: int
     width: int
     depth: int
     heads: int
@@ -38,22 +38,15 @@ class Size:
     flops: int
 
 
-def shape_of(dial: int, head_width: int = 64) -> Shape:
-    """The decoder of dial n with heads of width h.
+def shape_of(size_index: int, head_width: int = 64) -> Shape:
+    """The decoder of size index n with heads of an even width h.
 
     depth n, heads n, width d = h n, feed-forward width ⌈8 d / 3⌉ rounded up to a multiple of 4 h. With h = 64 that
-    multiple is the usual 256, and dials 12, 20 and 24 are the recipes S, M and L; smaller heads make smaller decoders
+    multiple is the usual 256, and indices 12, 20 and 24 are the recipes S, M and L; smaller heads make smaller decoders
     of the same proportions.
-
-    Raises:
-        ValueError: a dial below 1, or a head width that is not even.
     """
-    if dial < 1:
-        raise ValueError(f"a dial is at least 1, got {dial}")
-    if head_width < 2 or head_width % 2:
-        raise ValueError(f"head_width must be even and at least 2, got {head_width}")
-    width, multiple = head_width * dial, 4 * head_width
-    return Shape(dial, width, dial, dial, math.ceil(8 * width / (3 * multiple)) * multiple)
+    n, width, multiple = size_index, head_width * size_index, 4 * head_width
+    return Shape(n, width, n, n, math.ceil(8 * width / (3 * multiple)) * multiple)
 
 
 def size_of(decoder: Decoder, block_size: int) -> Size:

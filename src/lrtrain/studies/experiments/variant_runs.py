@@ -1,16 +1,17 @@
-"""The variants of an experiment as jobs. What is the same in two experiments is one job, trained once."""
+"""The variants of an experiment as runs. What is the same in two experiments is one run, trained once."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.experiments.definition import Definition, Variant
+from lrtrain.studies.jobs.best_rate import Best
 from lrtrain.studies.jobs.job import Job, Outcome
 
 if TYPE_CHECKING:  # it brings torch, which a heading needs not wait for
@@ -21,13 +22,10 @@ STEPS = "trainer.max_steps"
 TELEMETRY = "trainer.callbacks+"  # beside the callbacks that an overlay brings
 LOGGER = "lrtrain.tracking.logger.MLflowLogger"
 
-Count = Callable[[Sequence[Path], Mapping[str, Any]], "Cost"]
-"""(configs, settings) -> what they take, without allocating it."""
-
 
 @dataclass(frozen=True)
-class Arm:
-    """A variant with all that its runs have in common: everything but learning rate and seed."""
+class VariantRuns:
+    """What the runs of a variant have in common: everything but learning rate and seed."""
 
     variant: Variant
     name: str
@@ -40,7 +38,7 @@ class Arm:
         return {**{key: with_rate(value, lr) for key, value in self.settings.items()}, "seed_everything": seed}
 
     def job(self, lr: float, seed: int, runs: Path, threads: int) -> Job:
-        """One run, `<runs>/<arm>-lr<lr>-s<seed>`; in MLflow the arm is the experiment."""
+        """One run, `<runs>/<name>-lr<lr>-s<seed>`; in MLflow the name is the experiment's."""
         logger = {"class_path": LOGGER, "init_args": {"experiment": self.name, "root": str(runs)}}
         return Job(
             name=f"{self.name}-lr{lr:g}-s{seed}",
@@ -51,52 +49,32 @@ class Arm:
             tags={"lrtrain.lr": f"{lr:g}"},
         )
 
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of an arm.
-
-    Attributes:
-        arm: The arm.
-        rates: Learning rate -> held-out loss with the first seed; infinite where it diverged or failed.
-        lr: The best of them.
-        outcomes: One a seed at that rate; the first seed's alone where no rate of a search gave a loss.
-    """
-
-    arm: Arm
-    rates: dict[float, float]
-    lr: float
-    outcomes: list[Outcome]
+    def keeping_checkpoints(self, lr: float) -> "VariantRuns":
+        """The same at one learning rate, as runs of their own that are to keep their last checkpoint."""
+        variant = replace(self.variant, lr=lr, search=False)
+        settings = {**self.settings, "checkpoints.keep": 1}
+        return replace(self, variant=variant, name=f"{self.name}-kept", settings=settings)
 
 
-def arms_of(definition: Definition, count: Count) -> list[Arm]:
-    """The arms of an experiment in its order.
+Trained: TypeAlias = tuple[VariantRuns, Best[Outcome]]
+"""A variant with what came of it at its best learning rate."""
 
-    Args:
-        definition: The experiment at a scale.
-        count: Tells what a configuration takes.
+
+def variant_runs(definition: Definition) -> list[VariantRuns]:
+    """The runs of each variant of an experiment at a scale, in its order.
 
     Raises:
         UserError: two variants are the same, or a run would end between two validations.
     """
-    arms: dict[str, Arm] = {}
+    found: dict[str, VariantRuns] = {}
     for variant in sorted(definition.variants, key=lambda variant: bool(variant.equal_flops)):
-        arms[variant.name] = _arm(definition, variant, count, arms)
-    ordered = [arms[variant.name] for variant in definition.variants]
-    for index, arm in enumerate(ordered):
-        for other in ordered[:index]:
-            if arm.name == other.name:
-                raise UserError(
-                    f"{definition.name}: the variants {other.variant.name} and {arm.variant.name} are the same: "
-                    "leave one out"
-                )
-    return ordered
-
-
-def kept(arm: Arm, lr: float) -> Arm:
-    """An arm of its own whose runs, at one learning rate, are to keep their last checkpoint."""
-    variant = replace(arm.variant, lr=lr, search=False)
-    return replace(arm, variant=variant, name=f"{arm.name}-kept", settings={**arm.settings, "checkpoints.keep": 1})
+        runs = _runs(definition, variant, found)
+        for other in found.values():
+            if runs.name == other.name:
+                pair = f"{other.variant.name} and {variant.name}"
+                raise UserError(f"{definition.name}: the variants {pair} are the same: leave one out")
+        found[variant.name] = runs
+    return [found[variant.name] for variant in definition.variants]
 
 
 def with_rate(value: Any, lr: float) -> Any:
@@ -109,21 +87,20 @@ def with_rate(value: Any, lr: float) -> Any:
     return value if match is None else float(f"{lr * float(match[1] or 1):.6g}")
 
 
-def _arm(definition: Definition, variant: Variant, count: Count, arms: Mapping[str, Arm]) -> Arm:
+def _runs(definition: Definition, variant: Variant, others: Mapping[str, VariantRuns]) -> VariantRuns:
     scale = definition.scale
     configs = (*scale.configs, *variant.overlays, *scale.overlays)
     settings = {**scale.settings, **variant.settings}
     if scale.telemetry:
-        telemetry = {"every_n_steps": scale.telemetry}
-        settings[TELEMETRY] = {
-            "class_path": "lrtrain.training.SpectralTelemetry",
-            "init_args": telemetry,
-        }
+        every = {"every_n_steps": scale.telemetry}
+        settings[TELEMETRY] = {"class_path": "lrtrain.training.SpectralTelemetry", "init_args": every}
     if with_rate(settings, 1.0) == settings:
         settings[LR] = "lr"
-    cost = count(configs, with_rate(settings, variant.lr))
+    from lrtrain.studies.plan.counted import counted  # here: it brings torch
+
+    cost = counted(configs, with_rate(settings, variant.lr))
     if variant.equal_flops:
-        other = arms[variant.equal_flops].cost
+        other = others[variant.equal_flops].cost
         steps = other.steps * other.tokens * other.flops / (cost.flops * cost.tokens)
         settings[STEPS] = max(1, round(steps / cost.every)) * cost.every
         cost = replace(cost, steps=settings[STEPS])
@@ -135,4 +112,4 @@ def _arm(definition: Definition, variant: Variant, count: Count, arms: Mapping[s
     content = {"configs": [content_of(path) for path in configs], "settings": settings}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     stems = [path.stem for path in variant.overlays] or [scale.configs[0].stem]
-    return Arm(variant, "-".join(filter(None, [scale.name, *stems, digest])), configs, settings, cost)
+    return VariantRuns(variant, "-".join(filter(None, [scale.name, *stems, digest])), configs, settings, cost)
