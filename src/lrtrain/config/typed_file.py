@@ -122,10 +122,11 @@ def wanted(hint: Any) -> str:
 def _value(hint: Any, value: Any, file: Path, where: str, key: str) -> Any:
     """The value as its type has it. The parser takes null and any key of a mapping for whatever type: not here."""
     kind, place = next(iter(get_args(hint)), hint), _path(where, key)
-    if dataclasses.is_dataclass(kind) and isinstance(value, list) and hint is not kind:
-        return tuple(typed(kind, item, file, f"{place}[{number}]") for number, item in enumerate(value))  # type: ignore[type-var]
-    if dataclasses.is_dataclass(hint):
-        return typed(hint, value, file, place)  # type: ignore[type-var]
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if hint is kind:
+            return typed(kind, value, file, place)
+        if isinstance(value, list):
+            return tuple(typed(kind, item, file, f"{place}[{number}]") for number, item in enumerate(value))
     wrong = (value is None and NoneType not in get_args(hint)) or (
         isinstance(value, Mapping) and not all(isinstance(name, str) for name in value)
     )

@@ -13,9 +13,8 @@ from omegaconf import OmegaConf
 from commandline import refusal
 from lrtrain.cli.main import main
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear
-from lrtrain.studies.scaling.grid import Grid, points_of
+from lrtrain.studies.scaling.grid import Grid, Shape, Size, points_of, shape_of, size_of
 from lrtrain.studies.scaling.planned_grid import Plan
-from lrtrain.studies.scaling.shapes import Shape, Size, shape_of, size_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

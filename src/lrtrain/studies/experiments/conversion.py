@@ -97,16 +97,6 @@ def convert(decoder: Decoder, task: Task) -> Decoder:
     return converted
 
 
-def converted_parameters(decoder: Decoder, task: Task) -> int | None:
-    """Parameters after a conversion by rank, without weights; None where these decide."""
-    total = sum(p.numel() for p in decoder.parameters())
-    if task.energy is not None or task.rank is None:
-        return total if task == Task() else None
-    mlp = [one for name, one in projections(decoder).items() if ".mlp." in name]
-    dense = sum(m.in_features * m.out_features for m in mlp)
-    return total - dense + sum(task.rank * (m.in_features + m.out_features + 1) for m in mlp)
-
-
 @torch.no_grad()
 def held_out_loss(decoder: Decoder, source: Source, autocast: bool) -> float:
     """Mean next-token loss over the held-out batches, in nats."""

@@ -28,8 +28,9 @@ def plan(definition: Definition) -> str:
     lines = [plan_table(of_variants)]
     _, model = planned(runs.configs, runs.configuration(runs.variant.lr, 0))
     for task in conversion.tasks(definition.scale.options)[1:]:
-        parameters = conversion.converted_parameters(model.decoder, task)
-        size = "as many parameters as its ranks take" if parameters is None else f"{parameters:,} parameters"
+        size = "as many parameters as its ranks take"
+        if task.rank is not None:
+            size = f"{sum(p.numel() for p in conversion.convert(model.decoder, task).parameters()):,} parameters"
         lines.append(f"converted, {task.name}: {size}")
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from typing import Any
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.studies.scaling.isoflop_figure import draw
-from lrtrain.studies.scaling.isoflop_fit import CONFIDENCE, IsoFlop, PowerLaw, fit
+from lrtrain.studies.scaling.isoflop_fit import CONFIDENCE, IsoFlop, fit
 from lrtrain.studies.scaling.parametric import NAMES, Parametric, fit_parametric
 from lrtrain.studies.scaling.points import POINTS, read_points
 
@@ -46,11 +46,10 @@ def fit_laws(
     file = points / POINTS if points.is_dir() else points
     found = read_points(file, COUNTED[parameters])
     iso = fit(found, resamples, seed)
-    parametric = fit_parametric(found, resamples, seed)
-    tell("\n".join(lines(iso, parametric)))
+    told = summary(iso, fit_parametric(found, resamples, seed))
+    tell("\n".join(lines(told)))
     folder = out or file.parent
-    asked = {"points": str(file), "parameters": parameters, "resamples": resamples, "seed": seed}
-    content = {**asked, **summary(iso, parametric)}
+    content = {"points": str(file), "parameters": parameters, "resamples": resamples, "seed": seed, **told}
     with writing(f"cannot write into {folder}", "name another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "fit.json", (json.dumps(content, indent=2) + "\n").encode())
@@ -59,26 +58,26 @@ def fit_laws(
     return content
 
 
-def lines(iso: IsoFlop, parametric: Parametric) -> list[str]:
-    """The fit as text: budgets, power laws, parametric law."""
-    rows = [["C", "runs", "N_opt", "D_opt", "D/N", "loss"]]
-    for m in (m for m in iso.minima if not m.excluded):
-        optimum = (f"{m.parameters:.4g}", f"{m.tokens:.4g}", f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}")
-        rows.append([f"{m.budget:.4g}", str(len(m.points.loss)), *optimum])
-    out = [table(rows), *(f"{m.budget:.4g} is left out: {m.excluded}" for m in iso.minima if m.excluded)]
-    share = f"{CONFIDENCE:.0%}"
-    for name, law in (("N_opt", iso.parameters), ("D_opt", iso.tokens)):
-        out.append(f"{name} = {law.coefficient:.4g} C^{law.exponent:.3f}   {share}: {_range(law.interval())}")
-    if iso.discarded:
-        out.append(f"{iso.discarded:.1%} of the resamples had a budget without minimum and were discarded")
-    intervals = parametric.intervals()
-    values = dict(zip(NAMES, parametric.values, strict=True))
-    out.append("L(N, D) = E + A/N^alpha + B/D^beta, " + share)
-    found = [(name, f"{values[name]:.4g}", _range(intervals[name])) for name in NAMES]
-    exponents = zip("ab", parametric.exponents(), parametric.exponent_intervals(), strict=True)
-    found += [(name, f"{value:.3f}", _range(interval)) for name, value, interval in exponents]
+def lines(fit: dict[str, Any]) -> list[str]:
+    """A summary as text: budgets, power laws, parametric law."""
+    rows, left_out = [["C", "runs", "N_opt", "D_opt", "D/N", "loss"]], []
+    for of in fit["budgets"]:
+        if of["excluded"]:
+            left_out.append(f"{of['budget']:.4g} is left out: {of['excluded']}")
+            continue
+        optimum = (f"{of['parameters']:.4g}", f"{of['tokens']:.4g}", f"{of['tokens'] / of['parameters']:.3g}")
+        rows.append([f"{of['budget']:.4g}", str(of["runs"]), *optimum, f"{of['loss']:.4f}"])
+    out, share = [table(rows), *left_out], f"{fit['confidence']:.0%}"
+    for name in ("N_opt", "D_opt"):
+        law = fit[name]
+        out.append(f"{name} = {law['coefficient']:.4g} C^{law['exponent']:.3f}   {share}: {_range(law['interval'])}")
+    if fit["discarded_resamples"]:
+        out.append(f"{fit['discarded_resamples']:.1%} of the resamples had a budget without minimum and were discarded")
+    out.append(f"L(N, D) = E + A/N^alpha + B/D^beta, {share}")
+    law = fit["parametric"]
+    found = [(name, f"{law[name]:.4g}", _range(interval)) for name, interval in law["intervals"].items()]
     out.append(table([("", "fit", "interval"), *found], numbers=False))
-    if parametric.at_edge:
+    if law["at_edge"]:
         out.append("  an exponent is at the edge of its range: these points do not determine the parametric law")
     return out
 
@@ -87,19 +86,17 @@ def summary(iso: IsoFlop, parametric: Parametric) -> dict[str, Any]:
     """The fit as plain values for JSON."""
     a, b = parametric.exponents()
     interval_a, interval_b = parametric.exponent_intervals()
+    budgets = [{"budget": m.budget, "runs": len(m.points.loss), "excluded": m.excluded or None} for m in iso.minima]
+    for of, m in zip(budgets, iso.minima, strict=True):
+        of |= {} if m.excluded else {"parameters": m.parameters, "tokens": m.tokens, "loss": m.loss}
+    laws = {
+        name: {"coefficient": law.coefficient, "exponent": law.exponent, "interval": law.interval()}
+        for name, law in (("N_opt", iso.parameters), ("D_opt", iso.tokens))
+    }
     return {
         "confidence": CONFIDENCE,
-        "budgets": [
-            {
-                "budget": m.budget,
-                "runs": len(m.points.loss),
-                "excluded": m.excluded or None,
-                **({} if m.excluded else {"parameters": m.parameters, "tokens": m.tokens, "loss": m.loss}),
-            }
-            for m in iso.minima
-        ],
-        "N_opt": _law(iso.parameters),
-        "D_opt": _law(iso.tokens),
+        "budgets": budgets,
+        **laws,
         "discarded_resamples": iso.discarded,
         "parametric": {
             **dict(zip(NAMES, map(float, parametric.values), strict=True)),
@@ -128,10 +125,6 @@ def verdict(iso: IsoFlop) -> str:
         return f"not comparable, budgets {span} FLOPs where the paper has {paper}: {figures}"
     inside = all(pair and pair[0] <= PAPER[name] <= pair[1] for name, pair in intervals.items())
     return f"{'reproduced' if inside else 'not reproduced'}: {figures}"
-
-
-def _law(law: PowerLaw) -> dict[str, Any]:
-    return {"coefficient": law.coefficient, "exponent": law.exponent, "interval": law.interval()}
 
 
 def _range(interval: tuple[float, float] | None) -> str:

@@ -1,21 +1,55 @@
-"""The isoFLOP grid: which sizes, at which budgets, for how many steps."""
+"""The isoFLOP grid: which sizes, what each costs, at which budgets, for how many steps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lrtrain.config.typed_file import Count, Index, Positive, refused, typed
+from lrtrain.nn import Decoder
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.scaling.shapes import Shape, Size
+
+TRAINING = 3
+"""FLOPs of forward and backward pass over those of the forward pass (arXiv 2001.08361, section 2.1)."""
 
 SIZES = 3
 """Sizes that a budget has at least: a parabola needs three points."""
 
 STEPS = 10
 """Steps that a point has at least: whole steps then meet the budget within 5 %."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder that its size index sets."""
+
+    size_index: int
+    width: int
+    depth: int
+    heads: int
+    ffn_width: int
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The shape as keys of the configuration."""
+        return {f"model.decoder.{key}": getattr(self, key) for key in ("width", "depth", "heads", "ffn_width")}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a shape costs.
+
+    `parameters` are all of them, `non_embedding` those without embedding and output head; `flops` are those of training
+    on one token, forward and backward.
+    """
+
+    parameters: int
+    non_embedding: int
+    flops: int
+
 
 OWN = {
     *("name", "runs", "config", "ckpt_path", "seed_everything"),
@@ -121,6 +155,24 @@ def points_of(grid: Grid, sizes: Mapping[Shape, Size], tokens_per_step: int) -> 
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"the point {doubled} is there twice: give each budget and each size once")
     return found
+
+
+def shape_of(size_index: int, head_width: int = 64) -> Shape:
+    """The decoder of size index n with heads of an even width h.
+
+    depth n, heads n, width d = h n, feed-forward width ⌈8 d / 3⌉ rounded up to a multiple of 4 h. With h = 64 that
+    multiple is the usual 256, and indices 12, 20 and 24 are the recipes S, M and L; smaller heads make smaller decoders
+    of the same proportions.
+    """
+    n, width, multiple = size_index, head_width * size_index, 4 * head_width
+    return Shape(n, width, n, n, math.ceil(8 * width / (3 * multiple)) * multiple)
+
+
+def size_of(decoder: Decoder, block_size: int) -> Size:
+    """Counts a decoder's parameters and the FLOPs of training it on one token of a sequence of `block_size`."""
+    total = sum(p.numel() for p in decoder.parameters())
+    tables = {id(p): p.numel() for p in (decoder.embedding.weight, decoder.head_VD)}
+    return Size(total, total - sum(tables.values()), TRAINING * decoder.flops_per_token(block_size))
 
 
 def points_table(points: Sequence[Point]) -> str:

@@ -16,8 +16,7 @@ from lrtrain.config.typed_file import typed
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.scaling.grid import Grid, Point, load_grid, points_of
-from lrtrain.studies.scaling.shapes import Shape, Size, shape_of, size_of
+from lrtrain.studies.scaling.grid import Grid, Point, Shape, Size, load_grid, points_of, shape_of, size_of
 
 PLAN = "plan.yaml"
 LR = "model.optimizers.hidden.lr"
