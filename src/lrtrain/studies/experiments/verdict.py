@@ -77,41 +77,34 @@ def overall(findings: Sequence[Finding], differs: str = "", of_a_paper: bool = T
     return outcome, f"{outcome if of_a_paper else OWN[outcome]}: {told}"
 
 
-def compared(values: Mapping[str, Sequence[float | None]]) -> tuple[str, dict[str, dict[str, float | None]]]:
+def compared(values: Mapping[str, Sequence[float | None]]) -> tuple[str, dict[str, dict[str, float]]]:
     """What is said where nothing is checked: the variants by their means, with what tells neighbors apart.
 
     Args:
         values: Label -> one value a seed, as `Measure` has them.
 
     Returns:
-        The line, and p of Welch's two-sided test of each pair, None for less than two seeds; p is not corrected for the
+        The line, and p of Welch's two-sided test of each pair, NaN for less than two seeds; p is not corrected for the
         number of pairs.
     """
     missing = [label for label, own in values.items() if not own or None in own]
     known = {label: [v for v in own if v is not None] for label, own in values.items() if label not in missing}
     order = sorted(known, key=lambda label: statistics.fmean(known[label]))
     told = [f"{label} {spread(known[label])}" for label in order]
-    p: dict[str, dict[str, float | None]] = {
-        a: {
-            b: None if _alone(known[a]) or _alone(known[b]) else welch(known[a], known[b], "two-sided")
-            for b in order
-            if b != a
-        }
-        for a in order
-    }
+    p = {a: {b: welch(known[a], known[b], "two-sided") for b in order if b != a} for a in order}
     for index, (a, b) in enumerate(itertools.pairwise(order), start=1):
         near = p[a][b]
-        sign = "?" if near is None else "<" if near < LEVEL else "≈"
-        told[index] = f"{sign} {told[index]} ({'one seed has no spread' if near is None else f'p = {near:.2g}'})"
+        sign = "?" if math.isnan(near) else "<" if near < LEVEL else "≈"
+        told[index] = f"{sign} {told[index]} ({'one seed has no spread' if math.isnan(near) else f'p = {near:.2g}'})"
     lacking = [f"not all runs of {', '.join(missing)} have a value"] if missing else []
     return "; ".join([" ".join(told), *lacking] if told else lacking), p
 
 
-def p_table(p: Mapping[str, Mapping[str, float | None]]) -> str:
+def p_table(p: Mapping[str, Mapping[str, float]]) -> str:
     """The p values of `compared`, a row and a column a variant."""
     rows = [["p, two-sided (Welch)", *(str(number) for number in range(1, len(p) + 1))]]
     for number, (label, own) in enumerate(p.items(), start=1):
-        cells = ["" if other == label else "–" if own[other] is None else f"{own[other]:.2g}" for other in p]
+        cells = ["" if other == label else "–" if math.isnan(own[other]) else f"{own[other]:.2g}" for other in p]
         rows.append([f"{number} {label}", *cells])
     return table(rows)
 
@@ -119,8 +112,10 @@ def p_table(p: Mapping[str, Mapping[str, float | None]]) -> str:
 def welch(first: Sequence[float], second: Sequence[float], alternative: str = "less") -> float:
     """p of Welch's test that the first mean is not below the second, or, `two-sided`, that they are equal.
 
-    Runs that diverged are infinite: only all of them lie above what is finite.
+    Runs that diverged are infinite: only all of them lie above what is finite. NaN where a spread is unknown.
     """
+    if _alone(first) or _alone(second):
+        return math.nan
     ends = [all(map(math.isfinite, values)) for values in (first, second)]
     if not all(ends):
         finite, other = (first, second) if alternative == "less" or ends[0] else (second, first)
