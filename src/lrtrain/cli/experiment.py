@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from lrtrain.studies.experiments.experiment_file import load
     from lrtrain.studies.experiments.run_experiment import listing, plan, run
 
-    files = options.files or [shipped(name) for name in names("experiments")]
+    files = options.files if options.files and not options.all else [shipped(name) for name in names("experiments")]
     if not options.all and not options.files:
         print(listing([load(file) for file in files]))
         return 0
