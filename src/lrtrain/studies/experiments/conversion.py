@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.constraints import StiefelRetraction, find_factors
-from lrtrain.nn import Decoder, SpectralLinear, projections
+from lrtrain.nn import Decoder, SpectralLinear
 from lrtrain.optim import WarmupCosine
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing

@@ -63,7 +63,9 @@ def measure_rows(most: float) -> list[Row]:
     rows = []
     for name, (m, n) in PUBLISHED.items():
         formula = sct_memory(m, n, RANK)
-        dense = measured(partial(DenseLinear, m, n), m) if formula.dense <= most * MB else (None, None)
+        dense: tuple[int, int] | tuple[None, None] = (None, None)
+        if formula.dense <= most * MB:
+            dense = measured(partial(DenseLinear, m, n), m)
         spectral = measured(partial(SpectralLinear, m, n, rank=RANK), m)
         rows.append(Row(name, m, n, RANK, formula.dense, formula.spectral, formula.ratio, *dense, *spectral))
     return rows
