@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 import toy
 from commandline import RECIPE, arguments, refusal
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.ranks import settle
+from lrtrain.runtime.ranks import decide_on_rank_zero
 from lrtrain.training.checks import check_strategy
 from lrtrain.training.fsdp import FSDP
 from ranks import command_on_ranks, on_ranks
@@ -93,35 +93,35 @@ def test_a_mistake_is_told_once_whatever_the_number_of_processes(shards: Path, t
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_first_process_settles_holds_for_all() -> None:
-    assert on_ranks(3, _settle_twice) == [[[0, 10], [0, 20]]] * 3
+def test_what_the_first_process_decides_holds_for_all() -> None:
+    assert on_ranks(3, _decide_twice) == [[[0, 10], [0, 20]]] * 3
 
 
-def _settle_twice() -> list[Any]:
+def _decide_twice() -> list[Any]:
     rank = int(os.environ["RANK"])
-    return [settle(lambda number=number: [rank, number]) for number in (10, 20)]
+    return [decide_on_rank_zero(lambda number=number: [rank, number]) for number in (10, 20)]
 
 
-def test_a_slurm_job_settles_at_the_address_where_torch_connects() -> None:
+def test_a_slurm_job_decides_at_the_address_where_torch_connects() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    assert on_ranks(2, _settle_under_slurm, port) == [[0, 2.0], [0, 2.0]]
+    assert on_ranks(2, _decide_under_slurm, port) == [[0, 2.0], [0, 2.0]]
 
 
-def _settle_under_slurm(port: str) -> list[Any]:
+def _decide_under_slurm(port: str) -> list[Any]:
     rank = os.environ["RANK"]
     for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "MASTER_", "RANK", "WORLD", "LOCAL"))]:
         del os.environ[name]
     os.environ |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
     os.environ |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-    settled = settle(lambda: int(rank))
+    decided = decide_on_rank_zero(lambda: int(rank))
     torch.distributed.init_process_group("gloo", rank=int(rank), world_size=2)
     total = torch.ones(1)
     torch.distributed.all_reduce(total)
-    return [settled, float(total)]
+    return [decided, float(total)]
 
 
 def test_a_process_alone_settles_by_itself() -> None:
-    assert settle(lambda: "alone") == "alone"
+    assert decide_on_rank_zero(lambda: "alone") == "alone"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lrtrain.cli.arguments import announce
 from lrtrain.cli.fit_help import asked, page
-from lrtrain.config.settings import CONFIG, flags, with_files
+from lrtrain.config.settings import config_files, with_files
 from lrtrain.runtime.allocator import keep_freed_memory
 from lrtrain.runtime.errors import UserError
 
@@ -81,8 +81,7 @@ def _begin(command: str, argv: list[str]) -> list[str]:
         print(page(command), flush=True)
         raise SystemExit(0)
     argv = with_files(argv)
-    files = [value for flag, value in flags(argv) if flag in CONFIG]
-    announce(f"{command}: {' + '.join(files) or 'no --config'}; importing torch and lightning …")
+    announce(f"{command}: {' + '.join(config_files(argv)) or 'no --config'}; importing torch and lightning …")
     # Says nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

@@ -9,14 +9,11 @@ from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.own_modules import find_own_modules
-from lrtrain.runtime.ranks import says
+from lrtrain.runtime.ranks import should_print
 
 COMMANDS = {
     "fit": ("lrtrain.cli.fit:fit", "train a model from YAML recipes, or resume one"),
-    "validate": (
-        "lrtrain.cli.fit:validate",
-        "loss, perplexity and bits per byte on held-out data",
-    ),
+    "validate": ("lrtrain.cli.fit:validate", "loss, perplexity and bits per byte on held-out data"),
     "test": ("lrtrain.cli.fit:test", "the same on the test split"),
     "prepare": ("lrtrain.cli.prepare:main", "turn documents into a tokenizer and token shards"),
     "generate": ("lrtrain.cli.generate:main", "continue a text with a trained checkpoint"),
@@ -48,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("LRTRAIN_DEBUG"):
             raise
-        if says(str(error)):
+        if should_print(str(error)):
             print(f"lrtrain: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has read enough

@@ -7,38 +7,19 @@ import re
 import textwrap
 from argparse import Action
 from collections.abc import Iterator
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lrtrain.config.parser import read
 from lrtrain.config.recipes import find
-from lrtrain.config.settings import CONFIG, ENV_PREFIX, flags
+from lrtrain.config.settings import ENV_PREFIX, config_files
 from lrtrain.config.train_parser import GROUPS, train_parser
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 
 Options = dict[str, Action]
-
-
-class Key(NamedTuple):
-    """A key of a configuration."""
-
-    name: str
-    option: Action | None
-    value: Any
-
-    def __str__(self) -> str:
-        kind = f" ({_type(hint)})" if (hint := getattr(self.option, "_typehint", None)) else ""
-        value = yaml.safe_dump(self.value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-        meaning = " ".join(re.sub(r":\w+:(?=`)|``", "", getattr(self.option, "help", None) or "").split())
-        return "\n".join(
-            [
-                f"--{self.name}{kind} = {value}",
-                *textwrap.wrap(meaning, 94, initial_indent="      ", subsequent_indent="      "),
-            ]
-        )
 
 
 def describe(command: str, argv: list[str], topic: str) -> str:
@@ -47,38 +28,49 @@ def describe(command: str, argv: list[str], topic: str) -> str:
     Raises:
         UserError: no key has it, or the command line is wrong.
     """
-    stated = any(flag in CONFIG for flag, _ in flags(argv)) or f"{ENV_PREFIX}_CONFIG" in os.environ
-    example = [] if stated else ["--config", str(find("", "quickstart"))]
-    parser = train_parser(command, [*example, *argv])
-    config = read(parser, [*example, *argv])
+    stated = config_files(argv) or f"{ENV_PREFIX}_CONFIG" in os.environ
+    argv = argv if stated else ["--config", str(find("", "quickstart")), *argv]
+    parser = train_parser(command, argv)
+    config = read(parser, argv)
     config.pop("config", None)
     keys = list(_keys({action.dest: action for action in parser._actions}, config))
-    chosen = [key for key in keys if topic == "all" or f".{topic}." in f".{key.name}."]
+    chosen = [text for name, text in keys if topic == "all" or f".{topic}." in f".{name}."]
     if not chosen:
-        parts = dict.fromkeys([*GROUPS, *(part for key in keys for part in key.name.split("."))])
+        parts = dict.fromkeys([*GROUPS, *(part for name, _ in keys for part in name.split("."))])
         raise UserError(f"--help {topic}: no key has this part; {near(topic, parts)}")
     note = [] if stated else ["Values of the recipe quickstart; name yours with --config.\n"]
-    return "\n".join([*note, *map(str, chosen)])
+    return "\n".join([*note, *chosen])
 
 
-def _keys(options: Options, values: Namespace, above: str = "", within: str = "") -> Iterator[Key]:
-    """Keys below `above`; `within` is what leads to `values` in the names of the options."""
+def _keys(options: Options, values: Namespace, above: str = "", within: str = "") -> Iterator[tuple[str, str]]:
+    """Keys below `above`, each with its text; `within` is what leads to `values` in the names of the options."""
     for part, value in vars(values).items():
         name, option = f"{above}{part}", options.get(f"{within}{part}")
         items = value.items() if isinstance(value, dict) else [("", one) for one in _listed(value)]
         made = [(f"{name}.{key}.".replace("..", "."), one) for key, one in items if _names_class(one)]
         if made:
             paths = [one.class_path for _, one in made]
-            yield Key(name, option, paths if isinstance(value, list | dict) else paths[0])
+            yield name, _text(name, option, paths if isinstance(value, list | dict) else paths[0])
             for at, one in made:
                 yield from _keys(_arguments(one.class_path), one.get("init_args") or Namespace(), at)
         elif isinstance(value, Namespace):
             hint = getattr(option, "_typehint", None)
             fields = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
-            inner = (_arguments(fields), "") if fields else (options, f"{within}{part}.")
-            yield from _keys(inner[0], value, f"{name}.", inner[1])
+            inner, inside = (_arguments(fields), "") if fields else (options, f"{within}{part}.")
+            yield from _keys(inner, value, f"{name}.", inside)
         else:
-            yield Key(name, option, value)
+            yield name, _text(name, option, value)
+
+
+def _text(name: str, option: Action | None, value: Any) -> str:
+    """`--name (type) = value` and the meaning below."""
+    hint = getattr(option, "_typehint", None)
+    written = hint.__name__ if isinstance(hint, type) else re.sub(r"\b[a-z_]\w*\.", "", str(hint))
+    kind = re.sub(r"\bNone(Type)?\b", "null", f" ({written})") if hint else ""
+    shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    meaning = " ".join(re.sub(r":\w+:(?=`)|``", "", getattr(option, "help", None) or "").split())
+    wrapped = textwrap.wrap(meaning, 94, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join([f"--{name}{kind} = {shown}", *wrapped])
 
 
 def _listed(value: Any) -> list[Any]:
@@ -96,8 +88,3 @@ def _arguments(kind: Any) -> Options:
     add = parser.add_class_arguments if isinstance(made, type) else parser.add_function_arguments
     add(made, fail_untyped=False)
     return {action.dest: action for action in parser._actions}
-
-
-def _type(hint: Any) -> str:
-    written = hint.__name__ if isinstance(hint, type) else re.sub(r"\b[a-z_]\w*\.", "", str(hint))
-    return re.sub(r"\bNone(Type)?\b", "null", written)

@@ -2,34 +2,27 @@
 
 import importlib
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-from lrtrain.config.settings import CONFIG, Settings, flags
-from lrtrain.runtime.errors import UserError
+from lrtrain.config.settings import Settings
 from lrtrain.runtime.hints import near
-from lrtrain.runtime.yaml_file import content_of
 
 RECIPE = "name a whole recipe, as in --config configs/quickstart.yaml"
 # What a union says of its other members, which nobody asked for.
 OTHER_MEMBER = re.compile(r"Expected an? (?:<class|typing\.)|Not a valid subclass|Expected an instantiatable")
 
 
-def one_line(message: str, argv: list[str], options: list[str]) -> str:
+def one_line(message: str, settings: Settings, options: list[str]) -> str:
     """Says what is wrong, in which file, flag or variable, under which key, and the nearest name that would be right.
 
     Args:
         message: The parser's message, of any number of lines.
-        argv: The command line.
+        settings: What the user set.
         options: Dotted names of the options of the parser that says it: the whole one, or a class's.
     """
-    settings = Settings(argv)
-    if re.search(r"Problems parsing config|Unexpected config|File does not exist|Path is not a file", message):
-        return next(_bad_files(argv), _flat(message))
     if match := re.search(r"following arguments are required: (.+)", message):
         return f"the configuration lacks {match[1]}: {RECIPE}" if "config" in options else f"lacks {match[1]}"
     if match := re.search(r"Interpolation key '\.*([^']+)' not found.*?full_key: (\S+)", message, re.S):
-        return f"{_place(match[2], settings)}: ${{{match[1]}}} names no key of the configuration; correct the reference"
+        return f"{settings.where(match[2])}: ${{{match[1]}}} names no key of the configuration; correct the reference"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("--"):
             return f"{match[1]}: stands alone; every argument is an option, as in --trainer.max_steps 100"
@@ -56,18 +49,18 @@ def _explain(text: str, key: str, settings: Settings) -> str:
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
         module, name = match.groups()
         public = [known for known in dir(importlib.import_module(module)) if not known.startswith("_")]
-        place = _holder(f"{module}.{name}", key, settings)
+        place = settings.holding(f"{module}.{name}", key)
         return f"{place}: the module {module} has no {name}; {near(name, public)}"
     if match := re.search(r"No module named '([^']+)'", text):
-        place = _holder(match[1], key, settings)
+        place = settings.holding(match[1], key)
         return f"{place}: there is no module {match[1]}; name one that is installed, in this folder or beside the YAML"
     if match := re.search(r"Expected '([^']+)' to be a subclass of <class '([^']+)'>", text):
-        return f"{_holder(match[1], key, settings)}: {match[1]} is no {match[2]}; name a subclass of it"
+        return f"{settings.holding(match[1], key)}: {match[1]} is no {match[2]}; name a subclass of it"
     if match := re.search(r"Expected an import path or a subclass spec, but got (.*?)\. ", text):
-        return f"{_place(key, settings)}: expected a class path, got {match[1]}"
+        return f"{settings.where(key)}: expected a class path, got {match[1]}"
     given = re.search(r"(?:Got value|Given value): (.*)", text)
     types = re.findall(r"(?:Expected an?|Expected) (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]+)\])", text)
-    place = _place(key, settings, given[1] if given else None)
+    place = settings.where(key, given[1] if given else None)
     if given and types:
         wanted = dict.fromkeys(name or values for name, values in types if name != "NoneType")
         return _flat(f"{place}: expected {' or '.join(wanted)}, got {given[1]}")
@@ -84,30 +77,6 @@ def _unknown_key(key: str, options: list[str], settings: Settings) -> str:
         above += f"{part}."
     advice = near(part, sorted(here)) if here else "leave it out"
     return f"{settings.place(above + part)}: unknown key; {advice}"
-
-
-def _place(key: str, settings: Settings, value: str | None = None) -> str:
-    found = settings.find(key, value)
-    return found.where if found else key
-
-
-def _holder(name: str, key: str, settings: Settings) -> str:
-    found = settings.holding(name)
-    return found.where if found else key or name
-
-
-def _bad_files(argv: list[str]) -> Iterator[str]:
-    """A line for each configuration file that cannot be used."""
-    for flag, file in flags(argv):
-        if flag not in CONFIG:
-            continue
-        try:
-            content = content_of(Path(file))
-        except UserError as error:
-            yield str(error)
-        else:
-            if not isinstance(content, dict):
-                yield f"{file} holds no settings: a configuration is YAML of the form `key: value`"
 
 
 def _flat(text: str) -> str:

@@ -1,6 +1,5 @@
 """A DataModule of the user's own under `data`: its keys, and the sizes that others ask of it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -14,7 +13,8 @@ def add_own_data(parser: ArgumentParser, argv: list[str]) -> bool:
 
     Where nobody does, the keys of `data` are the arguments of `TokenDataModule`.
     """
-    if not _names_data_class(with_files(argv)):
+    stated = [setting.value for setting in Settings(with_files(argv)) if setting.path in ("data", "data.class_path")]
+    if not any(isinstance(value, str) and not value.endswith((".yaml", ".yml")) for value in stated):
         return False
     from lightning import LightningDataModule
 
@@ -38,9 +38,3 @@ def data_sizes(data: Any) -> tuple[int, int]:
                 f"number; give the class that argument ({meaning})"
             )
     return stated["block_size"], stated["batch_size"]
-
-
-def _names_data_class(argv: Sequence[str]) -> bool:
-    """Whether files or flags name the class of `data`; its keys are then that class's."""
-    stated = [setting.value for setting in Settings([*argv]) if setting.path in ("data", "data.class_path")]
-    return any(isinstance(value, str) and not value.endswith((".yaml", ".yml")) for value in stated)

@@ -1,16 +1,14 @@
 """The configuration parser of `fit`, `validate`, `test` and `plan`: where values come from, and how it refuses."""
 
 import ast
-import contextlib
 import json
-import os
 from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.config.error_lines import one_line
-from lrtrain.config.settings import ENV_PREFIX, with_files
+from lrtrain.config.settings import ENV_PREFIX, Settings, with_files
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import find_own_modules
 
@@ -18,17 +16,15 @@ from lrtrain.runtime.own_modules import find_own_modules
 class Parser(ArgumentParser):
     """Raises a UserError of one line where argparse would print its usage.
 
-    The command line is the class's: the parsers of nested classes, which jsonargparse makes by itself, report it too.
+    What the user set is the class's: the parsers of nested classes, which jsonargparse makes by itself, tell it too.
     """
 
     argv: ClassVar[list[str]] = []
-    folder: ClassVar[str] = "."
+    settings: ClassVar[Settings]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         names = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
-        # While a file is parsed, the working directory is the file's.
-        with contextlib.chdir(self.folder):
-            raise UserError(one_line(message, self.argv, names)) from ex
+        raise UserError(one_line(message, self.settings, names)) from ex
 
     def parse_args(self, args: Any = None, *rest: Any, **how: Any) -> Any:
         # To a class inside a class jsonargparse hands a value on as Python writes it: `--mlp.rank_ratio=None`.
@@ -72,13 +68,13 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
     Raises:
         UserError: a key that there is not, or a value of another type.
     """
-    Parser.argv, Parser.folder = with_files(argv), os.getcwd()
+    Parser.argv = with_files(argv)
+    Parser.settings = Settings(Parser.argv)
     find_own_modules(Parser.argv)
     try:
         config = parser.parse_args(Parser.argv)
-    except (OmegaConfBaseException, UnicodeDecodeError) as error:
-        text = str(error) if isinstance(error, OmegaConfBaseException) else f"Problems parsing config: {error}"
-        parser.error(text, error)
+    except OmegaConfBaseException as error:
+        parser.error(str(error), error)
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"seed_everything is {config.seed_everything}: give 0 to {2**32 - 1}")
     return config

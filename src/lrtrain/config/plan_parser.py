@@ -68,10 +68,10 @@ def signature(package: str, file: str, name: str) -> dict[str, Any]:
     tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8"))
     made = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     init = next(n for n in made.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-    positional = init.args.args[1:]
-    defaults = [None] * (len(positional) - len(init.args.defaults)) + list(init.args.defaults)
-    found = [*zip(positional, defaults, strict=True), *zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)]
-    return {argument.arg: _literal(default) for argument, default in found}
+    arguments = [*init.args.args[1:], *init.args.kwonlyargs]
+    defaults = [*init.args.defaults, *init.args.kw_defaults]
+    defaults = [None] * (len(arguments) - len(defaults)) + defaults
+    return {argument.arg: _literal(default) for argument, default in zip(arguments, defaults, strict=True)}
 
 
 def _literal(node: ast.expr | None) -> Any:

@@ -3,8 +3,10 @@
 import contextlib
 from pathlib import Path
 
+from lrtrain.checkpoint.directory import FOLDER, newest_whole, resolve_ckpt_path
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.ranks import is_first, settle
+from lrtrain.runtime.files import writing
+from lrtrain.runtime.ranks import decide_on_rank_zero, is_first
 
 _made: list[Path] = []
 
@@ -20,17 +22,12 @@ def new_run_directory(runs: str | Path, name: str) -> Path:
     number = int(existing[-1].name) + 1 if existing else 1
     while True:
         path = Path(runs, name, f"{number:04d}")
-        try:
+        advice = "set --runs to a folder that can be written"
+        with writing(f"cannot make {path}", advice), contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-            continue
-        except OSError as error:
-            raise UserError(
-                f"cannot make {path}: {error.strerror}; set --runs to a folder that can be written"
-            ) from error
-        _made.append(path)
-        return path
+            _made.append(path)
+            return path
+        number += 1
 
 
 def discard_if_empty() -> None:
@@ -51,13 +48,11 @@ def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tu
     Raises:
         UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
     """
-    chosen = settle(lambda: [path and str(path) for path in _choose(command, runs, name, ckpt_path)])
+    chosen = decide_on_rank_zero(lambda: [path and str(path) for path in _choose(command, runs, name, ckpt_path)])
     return Path(chosen[0]), Path(chosen[1]) if chosen[1] else None
 
 
 def _choose(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
-    from lrtrain.checkpoint.directory import resolve_ckpt_path
-
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"name is {name!r}: give the name of a folder inside {runs}")
     directories = run_directories(runs, name)
@@ -77,8 +72,6 @@ def _choose(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[
 
 def _newest_with_checkpoint(directories: list[Path]) -> Path | None:
     """The newest run that has a whole checkpoint; says which runs with broken ones alone it passes over."""
-    from lrtrain.checkpoint.directory import FOLDER, newest_whole
-
     passed_over: list[Path] = []
     for directory in reversed(directories):
         checkpoint, broken = newest_whole(directory / FOLDER)

@@ -1,6 +1,5 @@
 """What the user set, and in which file, flag or environment variable."""
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,11 @@ from lrtrain.runtime.yaml_file import content_of
 
 ENV_PREFIX = "LRTRAIN"
 CONFIG = ("--config", "-c")
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """What the `--config` flags of a command line name."""
+    return [value for flag, value in flags(argv) if flag in CONFIG]
 
 
 class Setting(NamedTuple):
@@ -30,9 +34,13 @@ class Setting(NamedTuple):
 
 
 class Settings(list[Setting]):
-    """Everything that the user set, weakest first: environment, then files and flags in their order."""
+    """Everything that the user set, weakest first: environment, then files and flags in their order.
 
-    def __init__(self, argv: list[str]) -> None:
+    Raises:
+        UserError: a configuration file cannot be read, or holds no settings.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
         super().__init__(_from_environment())
         for flag, value in flags(argv):
             if flag in CONFIG:
@@ -40,14 +48,14 @@ class Settings(list[Setting]):
             else:
                 self.append(Setting(flag, flag.removeprefix("--"), value))
 
-    def find(self, key: str, value: str | None = None) -> Setting | None:
-        """The strongest setting whose path is, or ends in, a key; rather one that has the value, if there is any."""
-        found = [s for s in reversed(self) if s.path == key or s.path.endswith(f".{key}")]
-        return next((s for s in found if str(s.value) == value), found[0] if found else None)
+    def where(self, key: str, value: str | None = None) -> str:
+        """Points at the strongest setting whose path is, or ends in, a key; rather at one that has the value."""
+        found = [setting for setting in reversed(self) if f".{setting.path}".endswith(f".{key}")]
+        return next((s.where for s in found if str(s.value) == value), found[0].where if found else key)
 
-    def holding(self, name: str) -> Setting | None:
-        """The strongest setting whose value is a dotted name or begins with it."""
-        return next((s for s in reversed(self) if f"{s.value}.".startswith(f"{name}.")), None)
+    def holding(self, name: str, key: str) -> str:
+        """Points at the strongest setting whose value is a dotted name or begins with it; the key if there is none."""
+        return next((s.where for s in reversed(self) if f"{s.value}.".startswith(f"{name}.")), key or name)
 
     def place(self, key: str) -> str:
         """Where a key, or one below it, was set; as a flag if nowhere."""
@@ -58,7 +66,7 @@ class Settings(list[Setting]):
         return f"--{key}"
 
 
-def flags(argv: list[str]) -> Iterator[tuple[str, str]]:
+def flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The flags of a command line with their values; the value is empty where there is none."""
     for index, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
@@ -78,9 +86,10 @@ def with_files(argv: list[str]) -> list[str]:
     for argument in argv:
         flag, equals, value = argument.partition("=")
         if found and found[-1] in CONFIG:
-            found.append(_file(argument))
-        else:
-            found.append(f"{flag}={_file(value)}" if equals and flag in CONFIG else argument)
+            argument = _file(argument)
+        elif equals and flag in CONFIG:
+            argument = f"{flag}={_file(value)}"
+        found.append(argument)
     return found
 
 
@@ -109,8 +118,12 @@ def _from_environment() -> Iterator[Setting]:
 
 
 def _from_file(file: str) -> Iterator[Setting]:
-    with contextlib.suppress(UserError):  # the parser has its own words for it
-        yield from (Setting(file, path, item) for path, item in _walk(content_of(Path(file))))
+    if not Path(file).exists():  # a URL, or YAML itself
+        return
+    content = content_of(Path(file))
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no settings: a configuration is YAML of the form `key: value`")
+    yield from (Setting(file, path, item) for path, item in _walk(content))
 
 
 def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,11 @@
 """The configuration parser of `fit`, `validate` and `test`, and what it builds."""
 
 import contextlib
+import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.config.run_directory import resolve_run
+from lrtrain.config.settings import command_line
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.logger import MLflowLogger
@@ -77,6 +80,16 @@ class Configured:
         return self.parser.dump(config, skip_none=False)
 
 
+def resolve_config(configs: Sequence[Path], settings: dict[str, Any]) -> str:
+    """The complete configuration that files and settings (by dotted key) make, as YAML that `--config` takes.
+
+    Raises:
+        UserError: what `lrtrain fit` would refuse: an unknown key, or a value of a wrong type or out of range.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):
+        return Configured("fit", command_line(configs, settings)).as_yaml()
+
+
 class TrainingRun(Configured):
     """A configuration's model and data with a Trainer over its run directory."""
 
@@ -102,9 +115,8 @@ class TrainingRun(Configured):
             "precision": settings["precision"] or fastest_precision(),
             # Token shards are dealt out to the processes by themselves.
             "use_distributed_sampler": not isinstance(self.datamodule, TokenDataModule),
+            "enable_model_summary": settings["enable_model_summary"] or False,
         }
-        if settings["enable_model_summary"] is None:
-            settings["enable_model_summary"] = False
         try:
             return Trainer(**settings)
         except (MisconfigurationException, ValueError, TypeError) as error:

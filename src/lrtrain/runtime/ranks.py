@@ -1,4 +1,4 @@
-"""What the first process of a run settles for all of them, before they are connected; and who prints an error."""
+"""What the first process decides for all, before torch connects them; and which process prints an error."""
 
 import hashlib
 import itertools
@@ -10,8 +10,8 @@ from typing import Any
 
 from lrtrain.runtime.errors import UserError
 
-SETTLED = "LRTRAIN_SETTLED"
-"""Hands what was settled to the processes that Lightning starts."""
+DECIDED = "LRTRAIN_DECIDED"
+"""Hands what was decided to the processes that Lightning starts."""
 
 _calls = itertools.count()
 _stores: list[Any] = []
@@ -23,8 +23,8 @@ def is_first() -> bool:
     return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
-def settle(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns on the first process, on every process: plain JSON values.
+def decide_on_rank_zero(decide: Callable[[], Any]) -> Any:
+    """Calls `decide` on the first process and returns its result, plain JSON values, on every process.
 
     Processes that Lightning starts find it in the environment. Those of torchrun, Slurm, LSF or MPI, which start all at
     once, meet at the address where torch connects them later.
@@ -34,38 +34,33 @@ def settle(decide: Callable[[], Any]) -> Any:
     """
     launcher = _launcher()
     if launcher is None:
-        if not is_first() and SETTLED in os.environ:
-            return json.loads(os.environ[SETTLED])
-        settled = decide()
-        os.environ[SETTLED] = json.dumps(settled)
-        return settled
+        if is_first() or DECIDED not in os.environ:
+            os.environ[DECIDED] = json.dumps(decide())
+        return json.loads(os.environ[DECIDED])
     from torch.distributed import rendezvous
 
     rank, world = launcher.global_rank(), launcher.world_size()
     store, _, _ = next(rendezvous(f"tcp://{launcher.main_address}:{launcher.main_port}", rank, world))
     _stores.append(store)
-    key = f"lrtrain/settled/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
+    key = f"lrtrain/decided/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
     if rank > 0:
-        settled, failed = json.loads(store.get(key))
+        decided, failed = json.loads(store.get(key))
         if store.add(f"{key}/taken", 1) == world - 1:
             store.set(f"{key}/taken by all", "")
         if failed:
             raise SystemExit(2)
-        return settled
-    settled, failure = None, None
+        return decided
+    decided, failed = None, True
     try:
-        settled = decide()
-    except UserError as error:
-        failure = error
-    store.set(key, json.dumps([settled, failure is not None]))
-    store.wait([f"{key}/taken by all"])  # the store ends with this process
-    if failure is not None:
-        raise failure
-    return settled
+        decided, failed = decide(), False
+    finally:
+        store.set(key, json.dumps([decided, failed]))
+        store.wait([f"{key}/taken by all"])  # the store ends with this process
+    return decided
 
 
-def says(line: str) -> bool:
-    """Whether this process is the one to print an error, which others may have met as well."""
+def should_print(line: str) -> bool:
+    """Whether this process should print an error that others may have met too."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_initialized():
         return is_first()  # configuration and data are the same for all of them

@@ -53,12 +53,12 @@ def run(definition: Definition, effort: Effort) -> Result:
 
 def checked_runs(definition: Definition) -> list[VariantRuns]:
     """The variants' runs, once every configuration is known to be one that `fit` takes; prints what they take."""
-    from lrtrain.config.checked import checked
+    from lrtrain.config.train_parser import resolve_config
 
     planned = variant_runs(definition)
     for runs in planned:
         try:
-            checked(runs.configs, runs.configuration(runs.variant.lr, 0))
+            resolve_config(runs.configs, runs.configuration(runs.variant.lr, 0))
         except UserError as error:
             raise UserError(f"{definition.name}: {runs.variant.name}: {error}") from error
     print(plan_table(planned), flush=True)

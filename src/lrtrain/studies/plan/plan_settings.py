@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lrtrain.config.error_lines import one_line
 from lrtrain.config.own_data import data_sizes
+from lrtrain.config.settings import Settings
 from lrtrain.constraints import Constraint
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
@@ -116,7 +117,7 @@ def _constraints(callbacks: Any) -> Sequence[Constraint] | None:
             try:
                 given = parser.parse_object(callback.get("init_args") or {})
             except ArgumentError as error:
-                line = one_line(str(error), [], [])
+                line = one_line(str(error), Settings([]), [])
                 raise UserError(f"trainer.callbacks: SpectralConstraints: {line}") from error
             return parser.instantiate(given).constraints
     return None

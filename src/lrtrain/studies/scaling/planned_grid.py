@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import yaml
 
-from lrtrain.config.checked import checked
 from lrtrain.config.own_data import data_sizes
+from lrtrain.config.train_parser import resolve_config
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.config.typed_file import typed
 from lrtrain.runtime.errors import UserError
@@ -101,7 +101,7 @@ def plan_grid(file: Path, name: str, configs: Sequence[Path] = (), overrides: Ma
     grid = load_grid(file)
     overrides = {**grid.overrides, **(overrides or {})}
     files = configs or grid.configs
-    recipe = yaml.safe_load(checked(files, overrides))
+    recipe = yaml.safe_load(resolve_config(files, overrides))
     trainer = recipe["trainer"]
     block_size, batch_size = data_sizes(recipe["data"])
     devices, micro_batches = _devices(trainer["devices"]), trainer["accumulate_grad_batches"]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from optuna.trial import TrialState
 
-from lrtrain.config.checked import checked
+from lrtrain.config.train_parser import resolve_config
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
 from lrtrain.runtime.table import table
@@ -65,7 +65,7 @@ def check(space: Space) -> str:
     if not space.configs:
         raise UserError(f"{space.path}: configs: names no recipe; add one there, or give --config")
     try:
-        base = checked(space.configs, space.overrides)
+        base = resolve_config(space.configs, space.overrides)
     except UserError as error:
         culprit = str(error).partition(":")[0].removeprefix("--")
         stated = [key for key in space.overrides if key not in space.flags and key.startswith(culprit)]
@@ -73,11 +73,11 @@ def check(space: Space) -> str:
             raise
         raise _in_file(space, "overrides", stated[0], error) from error
     if space.seeds:
-        checked(space.configs, {**space.overrides, "seed_everything": max(space.seeds)})
+        resolve_config(space.configs, {**space.overrides, "seed_everything": max(space.seeds)})
     for parameter in space.parameters:
         for value in parameter.ends():
             try:
-                checked(space.configs, {**space.overrides, parameter.key: value})
+                resolve_config(space.configs, {**space.overrides, parameter.key: value})
             except UserError as error:
                 raise _in_file(space, "parameters", parameter.key, error) from error
     return base
@@ -104,7 +104,7 @@ def _write_best(study: Study, file: Path) -> str | None:
         return None
     settings: Mapping[str, Any] = {**space.overrides, **best.user_attrs[VALUES], "name": f"{study.name}-best"}
     seed = {"seed_everything": space.seeds[0]} if space.seeds else {}
-    text = checked(space.configs, {**settings, **seed})
+    text = resolve_config(space.configs, {**settings, **seed})
     with writing(f"cannot write {file}", "set --runs to another folder"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
