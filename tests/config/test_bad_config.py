@@ -84,6 +84,9 @@ TYPES = {
 }
 
 
+STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/loss, mode: up}}"
+
+
 @pytest.mark.parametrize(("text", "line"), [*KEYS.items(), *CLASSES.items(), *TYPES.items()])
 def test_a_wrong_key_class_type_or_reference_in_a_file_is_named_with_the_file(
     text: str, line: str, refuse: Refuse
@@ -169,6 +172,7 @@ trainer:
         ("model: {decoder: {init_args: {attention: {init_args: {rank: 8}}}}}", "model.decoder: give either rank or"),
         ("model: {schedule: {init_args: {warmup: 2}}}", "model.schedule: WarmupCosine: warmup must be in [0, 1]"),
         ("checkpoints: {every_n_steps: 0}", "checkpoints.every_n_steps is 0"),
+        (f"trainer: {{callbacks: [{STOPPING}]}}", "configuration: `mode` can be min, max, got up"),
         ("seed_everything: -3", "seed_everything is -3: give 0 to"),
         ("name: ../elsewhere", "name is '../elsewhere': give the name of a folder inside"),
         ("name: ''", "name is ''"),

@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {out}: exists already; name a new file")
     announce(f"consolidate: reading {source} …")
 
-    from lrtrain.checkpoint import shard_folder as sharded
-    from lrtrain.checkpoint import single_file as wholefile
+    from lrtrain.checkpoint import shard_folder
+    from lrtrain.checkpoint.single_file import write_whole
 
-    wholefile.write_whole(sharded.read(source), out)
+    write_whole(shard_folder.read(source), out)
     print(f"{out}  {out.stat().st_size / 1e6:,.1f} MB")
     return 0

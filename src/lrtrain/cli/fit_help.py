@@ -76,16 +76,14 @@ def page(command: str) -> str:
     ]
     return "\n".join(
         [
-            f"usage: lrtrain {command} --config RECIPE [--config OVERLAY]... [--key value]...",
-            "",
+            f"usage: lrtrain {command} --config RECIPE [--config OVERLAY]... [--key value]...\n",
             PURPOSE[command],
             *textwrap.wrap(f"Shipped recipes: {recipes}; and overlays, such as methods/adamw.", 98),
             "",
             *(f"  lrtrain {command} {example}" for example in EXAMPLES[command]),
             "",
             *options,
-            "",
-            "Values are as in YAML: null, [1, 2], {a: 1}. [recipe]: the recipe's own.",
+            "\nValues are as in YAML: null, [1, 2], {a: 1}. [recipe]: the recipe's own.",
             "Every other key is a flag, too. The recipe's keys and the arguments of its classes, explained:",
             f"  lrtrain {command} --config RECIPE --help optimizers    (or model, decoder, data, trainer, lr, ...)",
             f"  lrtrain {command} --config RECIPE --help-all",

@@ -68,19 +68,10 @@ def _run(command: str, argv: list[str]) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: lrtrain <command> [arguments]",
-            "",
-            "Pre-train language models whose weights are low-rank from the first step.",
-            "",
-            *lines,
-            "",
-            "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks.",
-        ]
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: lrtrain <command> [arguments]\n\n"
+        "Pre-train language models whose weights are low-rank from the first step.\n\n"
+        f"{commands}\n\n"
+        "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,8 +46,10 @@ def _keys(options: Options, values: Namespace, above: str = "", within: str = ""
     """Keys below `above`, each with its text; `within` is what leads to `values` in the names of the options."""
     for part, value in vars(values).items():
         name, option = f"{above}{part}", options.get(f"{within}{part}")
-        items = value.items() if isinstance(value, dict) else [("", one) for one in _listed(value)]
-        made = [(f"{name}.{key}.".replace("..", "."), one) for key, one in items if _names_class(one)]
+        several = value if isinstance(value, dict | list) else [value]
+        items = several.items() if isinstance(several, dict) else [("", one) for one in several]
+        classes = [(key, one) for key, one in items if isinstance(one, Namespace) and "class_path" in one]
+        made = [(f"{name}.{key}.".replace("..", "."), one) for key, one in classes]
         if made:
             paths = [one.class_path for _, one in made]
             yield name, _text(name, option, paths if isinstance(value, list | dict) else paths[0])
@@ -71,14 +73,6 @@ def _text(name: str, option: Action | None, value: Any) -> str:
     meaning = " ".join(re.sub(r":\w+:(?=`)|``", "", getattr(option, "help", None) or "").split())
     wrapped = textwrap.wrap(meaning, 94, initial_indent="      ", subsequent_indent="      ")
     return "\n".join([f"--{name}{kind} = {shown}", *wrapped])
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _names_class(value: Any) -> bool:
-    return isinstance(value, Namespace) and "class_path" in value
 
 
 def _arguments(kind: Any) -> Options:

@@ -69,8 +69,8 @@ def signature(package: str, file: str, name: str) -> dict[str, Any]:
     made = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     init = next(n for n in made.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     arguments = [*init.args.args[1:], *init.args.kwonlyargs]
-    defaults = [*init.args.defaults, *init.args.kw_defaults]
-    defaults = [None] * (len(arguments) - len(defaults)) + defaults
+    stated = [*init.args.defaults, *init.args.kw_defaults]
+    defaults = [*[None] * (len(arguments) - len(stated)), *stated]
     return {argument.arg: _literal(default) for argument, default in zip(arguments, defaults, strict=True)}
 
 

@@ -40,14 +40,12 @@ def find(kind: str, name: str | Path) -> Path:
         UserError: there is neither; the line names the nearest that there are.
     """
     given = Path(name)
-    if given.exists() and not given.is_dir():
-        return given
     plain = given.as_posix().removesuffix(".yaml").removeprefix("configs/").removeprefix(f"{kind}/")
     known = names(kind)
+    if given.exists() and not (given.is_dir() and plain in known):
+        return given
     if plain in known:
         return folder(kind) / f"{plain}.yaml"
-    if given.exists():
-        return given
     same = [one for one in known if Path(one).name == plain]
     hint = near(plain, same or known)
     if given.suffix and not hint.startswith("did you mean"):

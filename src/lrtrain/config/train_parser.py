@@ -14,6 +14,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
+from lrtrain.config.error_lines import one_line
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.config.run_directory import resolve_run
@@ -153,7 +154,7 @@ def _one_line() -> Iterator[None]:
             if isinstance(cause, UserError):
                 raise cause from None
             cause = cause.__cause__
-        raise UserError(f"configuration: {' '.join(str(error).split())}") from error
+        raise UserError(f"configuration: {one_line(str(error), Parser.settings, [])}") from error
 
 
 def _blamed(text: str, settings: dict[str, Any]) -> str:

@@ -23,7 +23,6 @@ def newest_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-
     if path.is_file() or (path.is_dir() and path.suffix == ".ckpt"):
         return path
     if not path.exists():
@@ -42,7 +41,6 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
     Raises:
         UserError: the file is no whole lrtrain checkpoint, or holds no configuration or no tokenizer.
     """
-
     checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     own = checkpoint.get("lrtrain", {})
     for part in ("config", "tokenizer"):
@@ -51,12 +49,11 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
     try:
         decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
     except ArgumentError as error:
-        if missing := re.search(r"No module named '([^']+)'", str(error)):
-            raise UserError(
-                f"checkpoint {path} needs the module {missing[1]}, which is not here: run this in the folder that has "
-                f"{missing[1].partition('.')[0]}.py"
-            ) from error
-        raise UserError(f"checkpoint {path}: its decoder cannot be made: {' '.join(str(error).split())}") from error
+        missing = re.search(r"No module named '(([^'.]+)[^']*)'", str(error))
+        if missing is None:
+            raise UserError(f"checkpoint {path}: its decoder cannot be made: {' '.join(str(error).split())}") from error
+        advice = f"run this in the folder that has {missing[2]}.py"
+        raise UserError(f"checkpoint {path} needs the module {missing[1]}, which is not here: {advice}") from error
     prefix = "decoder."
     weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
     before_load(decoder, weights)
@@ -67,7 +64,6 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
 
 def build_decoder(config: dict[str, Any]) -> Decoder:
     """The decoder of a configuration's `model.decoder`, with fresh weights."""
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--decoder", type=DecoderCallable)
     return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()

@@ -13,7 +13,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write beside `file`, fsync, rename: after a crash the file is the old one or the new one, never half of one."""
+    """Writes beside `file`, fsyncs, renames: after a crash it is the old file or the new one, never half of one."""
     with replacing(file, unfinished(file)) as out:
         out.write(content)
 

@@ -29,6 +29,6 @@ def find_own_modules(argv: Sequence[str]) -> None:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment for one that it starts, in which the same modules are found, and none before them."""
+    """Returns the environment for a child process, with the same folders at the end of its import path."""
     # Python puts the working directory first for `python -m`, before the packages whose names a user may have taken.
     return {**os.environ, VARIABLE: os.pathsep.join(_folders), "PYTHONSAFEPATH": "1"}

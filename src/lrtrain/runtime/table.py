@@ -8,7 +8,7 @@ WIDEST = 100_000
 
 
 def table(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Rows, the first with the headings; columns of numbers to the right if `numbers`, all others to the left."""
+    """Formats rows, the first with the headings; columns of numbers are right-aligned if `numbers`."""
     from rich.console import Console  # here: commands start without it
     from rich.table import Table
     from rich.text import Text

@@ -31,7 +31,7 @@ def read_amount(flag: str, text: str, what: str) -> float:
 
 
 def short(value: float) -> str:
-    """Three digits and a prefix: 819200 is 819k, 2.2e18 is 2.2E."""
+    """Formats three digits and a prefix: 819200 is 819k, 2.2e18 is 2.2E."""
     for size, prefix in PREFIXES.items():
         if abs(value) >= size:
             return f"{value / size:.3g}{prefix}"
@@ -39,7 +39,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """The largest unit that is at least one of: days, hours, minutes, seconds."""
+    """Formats seconds in the largest of days, hours, minutes, seconds that is at least one."""
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
