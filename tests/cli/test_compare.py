@@ -53,7 +53,7 @@ def test_the_picture_is_written_with_the_labels(runs: Path, tmp_path: Path, caps
         assert f"wrote {file}" in capsys.readouterr().out
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text()
-    assert "<!-- A  Spectron: " in svg.read_text()
+    assert "<!-- Spectron: " in svg.read_text()
 
 
 @pytest.mark.parametrize(

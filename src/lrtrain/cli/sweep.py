@@ -1,6 +1,5 @@
 """`lrtrain sweep`: trains the points of a search space and writes the best one's YAML."""
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +11,13 @@ def main(argv: list[str]) -> int:
     """Checks the whole space, works at its study until nothing is left, and tells the best trials."""
     options, flags = _arguments().parse_known_args(argv)
 
+    from lrtrain.studies.jobs.job import Resources
     from lrtrain.studies.sweep.space import read_space
     from lrtrain.studies.sweep.sweeping import sweep
-    from lrtrain.studies.sweep.trials import Effort
 
     space = read_space(options.space, options.trials, options.config, settings(flags))
-    effort = Effort(options.runs, options.jobs, options.threads, options.timeout, options.keep_checkpoints)
-    sweep(space, options.study or space.path.stem, options.storage, effort)
+    resources = Resources(options.runs, options.jobs, options.threads)
+    sweep(space, options.study or space.path.stem, options.storage, resources)
     return 0
 
 
@@ -45,6 +44,4 @@ def _arguments() -> Arguments:
     parser.add_argument("--jobs", type=positive, default=1, help="trials at a time on this machine (default 1)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of one trial (default 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
-    parser.add_argument("--timeout", type=float, default=math.inf, help="seconds after which no new trial begins")
-    parser.add_argument("--keep-checkpoints", action="store_true", help="keep the checkpoints of trials that ended")
     return parser

@@ -1,6 +1,5 @@
 """Groups, curves and tables of runs whose every point is known."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,28 +207,13 @@ def test_a_steep_beginning_is_cut_off_over_steps_and_never_over_the_variants_own
         low, high = drawn.axes[0].get_ylim()
         assert (high < top) == (panel is over_steps)
         assert low < 5.0
-        (letter,) = drawn.axes[0].texts
-        x, y = letter.get_position()
-        assert x > 0.9
-        assert 0 <= y < 0.2  # beside the end of the line
-
-
-def test_letters_of_lines_that_end_together_stay_inside_the_picture() -> None:
-    steps = np.arange(100.0)
-    losses = {name: np.linspace(9.0, 5.0 + 0.001 * number, 100) for number, name in enumerate("abcde")}
-    bands = [Band(name, 1, steps, loss, loss, loss, loss[-1]) for name, loss in losses.items()]
-    drawn = Figure()
-    draw(Panel("t", "step", "loss", bands), looks(list("abcde")), drawn)
-    heights = sorted(text.get_position()[1] for text in drawn.axes[0].texts)
-    assert heights[0] >= 0
-    assert all(upper - lower > 0.05 for lower, upper in pairwise(heights))
 
 
 def test_lines_are_told_apart_without_color_and_more_than_seven_are_drawn(tmp_path: Path) -> None:
     names = [f"a rather long name of a run that ends in {index}" for index in range(8)] + [r"$\frac$"]
-    own = [look for look in looks(names).values() if look.letter]
+    own = [look for look in looks(names).values() if look["color"] in COLORS]
     assert len(own) == len(COLORS) == 7
-    assert len({(str(look.dashes), look.marker) for look in own}) == len({look.letter for look in own}) == 7
+    assert len({(str(look["linestyle"]), look["marker"]) for look in own}) == 7
     groups = [
         Group(name, [run(name, loss={0: 3.0, 1: 2.0 + i, 2: np.nan if i == 1 else 2})]) for i, name in enumerate(names)
     ]
@@ -238,5 +222,5 @@ def test_lines_are_told_apart_without_color_and_more_than_seven_are_drawn(tmp_pa
     picture([panel, Shares("Share", names, {"step": [100.0] * 9})], names, tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     assert "<!-- 2 more -->" in text
-    assert "<!-- A  a rather long…n that ends in 0: 2.0000 (1 run) -->" in text
-    assert "<!-- B  a rather long…n that ends in 1: nan (1 run) -->" in text
+    assert "<!-- a rather long…n that ends in 0: 2.0000 (1 run) -->" in text
+    assert "<!-- a rather long…n that ends in 1: nan (1 run) -->" in text

@@ -16,12 +16,12 @@ from sqlalchemy import Engine, event
 
 import stand_in_fit
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.jobs import launch
+from lrtrain.studies.jobs import Resources, launch
 from lrtrain.studies.sweep import study as study_module
 from lrtrain.studies.sweep.parameter import parse_parameter
 from lrtrain.studies.sweep.space import Space
 from lrtrain.studies.sweep.study import Study
-from lrtrain.studies.sweep.trials import Effort, work
+from lrtrain.studies.sweep.trials import work
 from stand_in_fit import RATE
 
 STAND_IN = (sys.executable, stand_in_fit.__file__)
@@ -50,9 +50,9 @@ def opened(runs: Path, searched: Space) -> Study:
     return Study(searched, "s", f"sqlite:///{runs}/sweeps.db")
 
 
-def sweep(runs: Path, searched: Space, parallel: int = 1, **effort: Any) -> tuple[Study, list[str]]:
+def sweep(runs: Path, searched: Space, parallel: int = 1) -> tuple[Study, list[str]]:
     study, said = opened(runs, searched), []
-    work(study, Effort(runs, parallel, **effort), said.append)
+    work(study, Resources(runs, parallel), say=said.append)
     return study, said
 
 
@@ -111,12 +111,6 @@ def test_crashes_in_a_row_from_the_start_end_the_sweep_and_the_trials_wait_again
         sweep(tmp_path, crashing)
     assert len(starts(tmp_path)) == 3
     assert {trial.state.name for trial in opened(tmp_path, crashing).trials()} == {"WAITING"}
-
-
-def test_a_time_out_begins_no_new_trial(tmp_path: Path) -> None:
-    study, said = sweep(tmp_path, space(0.1, 0.01), timeout=0.0)
-    assert not said
-    assert [trial.state.name for trial in study.trials()] == ["WAITING", "WAITING"]
 
 
 def test_random_points_do_not_depend_on_the_workers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from string import Template
 
 from lrtrain.runtime.files import writing
 from lrtrain.studies.compare.comparison import Table, figure
-from lrtrain.studies.compare.figure import INK, Look, inline_svg, looks
+from lrtrain.studies.compare.figure import INK, inline_svg, looks
 from lrtrain.studies.compare.groups import Group, differing
 from lrtrain.studies.compare.panels import Panel, Shares
 
@@ -29,8 +29,7 @@ code, pre { font-size: .85rem; } pre { overflow-x: auto; padding: .6rem; border:
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } .text td, .text th { text-align: left; }
-td code { display: inline-block; min-width: 11rem; white-space: normal; overflow-wrap: anywhere; }
-.key { display: inline-block; min-width: 1.2em; font-weight: bold; }
+.keys td:first-child { min-width: 11rem; white-space: normal; overflow-wrap: anywhere; font: .85rem monospace; }
 .figures { display: grid; grid-template-columns: 1fr; gap: 1.5rem; }
 @media (min-width: 60rem) { .figures { grid-template-columns: 1fr 1fr; } }
 figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; display: block; }
@@ -74,10 +73,9 @@ def write_page(
         f"<figure><figcaption>{escape(panel.title)}</figcaption>\n{inline_svg(panel, look, f'f{index}')}</figure>"
         for index, panel in enumerate(panels)
     ]
-    keyed = [[_keyed(row[0], look), *map(escape, row[1:])] for row in table.rows]
     body = [
         "<h2>Result</h2>",
-        _table([escape(cell) for cell in table.header], keyed),
+        _table(table.header, table.rows),
         '<p class="soft">Mean ± sample standard deviation over the runs of a name. Columns “at …” are taken at the '
         "last point that all runs have reached, between logged points by interpolation.</p>",
         *([f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"] if notes else []),
@@ -86,9 +84,9 @@ def write_page(
         "with many points are averaged over neighboring ones. A steep beginning may lie above the picture.</p>",
         f'<div class="figures">{"".join(figures)}</div>',
         "<h2>Configuration: what differs</h2>",
-        _differences(groups, look),
+        _differences(groups),
         "<h2>Runs</h2>",
-        _runs(groups, metric, look),
+        _runs(groups, metric),
         "<h2>Made by</h2>",
         f"<pre>{escape(command)}</pre>",
     ]
@@ -102,36 +100,32 @@ def write_page(
         out.write_text(text, encoding="utf-8")
 
 
-def _keyed(label: str, look: dict[str, Look]) -> str:
-    own = look[label]
-    color = "var(--ink)" if own.color == INK else own.color
-    return f'<span class="key" style="color:{color}">{own.letter}</span> {escape(label)}'
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table of HTML cells that scrolls inside itself."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    lines = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table class="{kind}"><tr>{head}</tr>\n{lines}</table></div>'
+    """A table that scrolls inside itself."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll" tabindex="0"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
 
 
-def _differences(groups: Sequence[Group], look: dict[str, Look]) -> str:
+def _differences(groups: Sequence[Group]) -> str:
     found = differing(groups)
     if not found:
         return "<p>No key of the configuration differs between the names.</p>"
-    rows = [[f"<code>{escape(key)}</code>", *map(escape, values)] for key, values in found.items()]
-    return _table(["key", *(_keyed(group.label, look) for group in groups)], rows, "text")
+    return _table(
+        ["key", *(group.label for group in groups)], [[key, *of_key] for key, of_key in found.items()], "text keys"
+    )
 
 
-def _runs(groups: Sequence[Group], metric: str, look: dict[str, Look]) -> str:
+def _runs(groups: Sequence[Group], metric: str) -> str:
     header = ["run", "name", "seed", "last value", "began (UTC)", "commit", "lrtrain", "torch", "hardware"]
     rows = []
     for group in groups:
         for run in group.runs:
             commit = run.tags.get("git.commit", "null")
             known = commit[:10] + (", with changes" if run.tags.get("git.dirty") == "true" else "")
-            cells = [
+            row = [
                 run.run_name,
+                group.label,
                 run.params.get("seed_everything", "–"),
                 figure(run.last[metric]),
                 f"{datetime.fromtimestamp(run.start / 1000, UTC):%Y-%m-%d %H:%M}",
@@ -140,6 +134,5 @@ def _runs(groups: Sequence[Group], metric: str, look: dict[str, Look]) -> str:
                 run.tags.get("versions.torch", "–"),
                 f"{run.tags.get('hardware.cpu', '–')}, {run.tags.get('hardware.cores', '?')} cores",
             ]
-            escaped = list(map(escape, cells))
-            rows.append([escaped[0], _keyed(group.label, look), *escaped[1:]])
+            rows.append(row)
     return _table(header, rows, "text")

@@ -6,6 +6,15 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a study may use: the folder `runs`, and `jobs` processes at a time of `threads` CPU threads each."""
+
+    runs: Path
+    jobs: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Job:
     """One run of `lrtrain fit` under `<runs>/<name>`; the name is its own.
 

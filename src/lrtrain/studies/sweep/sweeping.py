@@ -1,6 +1,5 @@
 """A whole sweep: its space checked, its study worked at until nothing is left, and the best trials told."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,29 @@ from lrtrain.config.train_parser import resolve_config
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
 from lrtrain.runtime.table import table
+from lrtrain.studies.jobs.job import Resources
 from lrtrain.studies.sweep.parent import Parent, study_logger
 from lrtrain.studies.sweep.space import Space
 from lrtrain.studies.sweep.study import POINT, REASON, VALUES, Study
-from lrtrain.studies.sweep.trials import Effort, point_text, work
+from lrtrain.studies.sweep.trials import point_text, work
 
 ROWS = 10
 
 
-def sweep(space: Space, name: str, storage: str | None, effort: Effort) -> None:
+def sweep(space: Space, name: str, storage: str | None, resources: Resources) -> None:
     """Works at the study of a name, says what it finds, and writes the best trial's YAML to `<runs>/<name>/best.yaml`.
 
     Args:
         space: What is searched; refused before any trial where a part of it is wrong.
         name: Of the study, and of the folder of its runs.
         storage: A database URL; None for `<runs>/sweeps.db`.
-        effort: How the trials are trained. Their runs become children of one MLflow run, tracked where the
+        resources: What the trials may use. Their runs become children of one MLflow run, tracked where the
             configuration says.
 
     Raises:
         UserError: as of `check`, `Study` and `work`, or no trial has finished.
     """
-    runs = effort.runs
+    runs = resources.runs
     if Path(name).name != name or name in (".", ".."):
         raise UserError(f"--study is {name!r}: give the name of a folder inside {runs}")
     base = yaml.safe_load(check(space))
@@ -42,7 +42,7 @@ def sweep(space: Space, name: str, storage: str | None, effort: Effort) -> None:
     parent = Parent(study, logger, runs)
     status, best = "KILLED", None
     try:
-        work(study, dataclasses.replace(effort, logger=logger, tags=parent.tags()))
+        work(study, resources, logger, parent.tags())
         status = "FINISHED"
     finally:
         file = runs / name / "best.yaml"

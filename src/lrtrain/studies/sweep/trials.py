@@ -3,17 +3,16 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from optuna.trial import Trial, TrialState
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
-from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.jobs.job import Job, Outcome, Resources
 from lrtrain.studies.jobs.launch import run_job
 from lrtrain.studies.jobs.processes import workers
 from lrtrain.studies.sweep.study import HEARTBEAT, POINT, STATUS, VALUES, Study
@@ -24,53 +23,40 @@ POLL = 2.0
 """Seconds between two looks at trials that run elsewhere."""
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How the trials are trained.
+def work(
+    study: Study,
+    resources: Resources,
+    logger: object = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    say: Callable[[str], object] = print,
+) -> None:
+    """Trains trials until none waits or runs anywhere; says a line for each.
+
+    A trial's runs are `<runs>/<study>/trial-<NNNN>`, with seeds in `seed-<seed>` below.
 
     Args:
-        runs: the folder of all runs; a trial's is `<runs>/<study>/trial-<NNNN>`, with seeds in `seed-<seed>` below.
-        parallel: trials at a time.
-        threads: of one trial.
-        timeout: seconds after which no new trial begins.
-        keep_checkpoints: of trials that have ended.
+        study: whose trials.
+        resources: how many at a time.
         logger: `trainer.logger` of the trials.
         tags: of every trial's MLflow run.
-    """
-
-    runs: Path
-    parallel: int = 1
-    threads: int = 1
-    timeout: float = math.inf
-    keep_checkpoints: bool = False
-    logger: object = None
-    tags: dict[str, str] = field(default_factory=dict)
-
-
-def work(study: Study, effort: Effort, say: Callable[[str], object] = print) -> None:
-    """Trains trials until none waits or runs anywhere, or the time is out; says a line for each.
+        say: prints a line.
 
     Raises:
         UserError: the first trial is refused by `lrtrain fit`, or all fail from the first on. Those wait again.
     """
-    deadline = time.monotonic() + effort.timeout
     running: dict[Future[list[Outcome]], Trial] = {}
     failed: list[Trial] = []
     waited_for = 0
     try:
-        with workers(effort.parallel) as pool:
+        with workers(resources.jobs) as pool:
             while True:
-                while len(running) < effort.parallel and time.monotonic() < deadline:
-                    claimed = study.claim()
-                    if claimed is None:
-                        break
+                while len(running) < resources.jobs and (claimed := study.claim()) is not None:
                     trial, values = claimed
-                    jobs = _jobs(study, effort, trial.user_attrs[POINT], values)
-                    future = pool.submit(_repeat, jobs, study.space.metric, effort.keep_checkpoints)
-                    running[future] = trial
+                    jobs = _jobs(study, resources, logger, tags, trial.user_attrs[POINT], values)
+                    running[pool.submit(_repeat, jobs, study.space.metric)] = trial
                 if not running:
                     elsewhere = sum(trial.state == TrialState.RUNNING for trial in study.trials())
-                    if not elsewhere or time.monotonic() >= deadline:
+                    if not elsewhere:
                         break
                     if elsewhere != waited_for:
                         say(f"waiting for {elsewhere} trials that run elsewhere")
@@ -99,27 +85,26 @@ def point_text(values: dict[str, Any]) -> str:
     return "  ".join(f"{key}={text}" for key, text in texts.items())
 
 
-def _jobs(study: Study, effort: Effort, point: int, values: dict[str, Any]) -> list[Job]:
-    name = f"{study.name}/trial-{point:04d}"
-    tags = {
-        **effort.tags,
-        "lrtrain.study": study.name,
-        "lrtrain.trial": str(point),
-        "lrtrain.point": point_text(values)[:5000],
-    }
-    settings = {"trainer.logger": effort.logger, **study.space.overrides, **values}
-    repeats = {f"{name}/seed-{seed}": {**settings, "seed_everything": seed} for seed in study.space.seeds}
+def _jobs(
+    study: Study, resources: Resources, logger: object, tags: Mapping[str, str], point: int, values: dict[str, Any]
+) -> list[Job]:
+    """The runs of a trial: one, or one for each seed."""
+    name, space = f"{study.name}/trial-{point:04d}", study.space
+    text = point_text(values)[:5000]
+    tags = {**tags, "lrtrain.study": study.name, "lrtrain.trial": str(point), "lrtrain.point": text}
+    settings = {"trainer.logger": logger, **space.overrides, **values}
+    repeats = {f"{name}/seed-{seed}": {**settings, "seed_everything": seed} for seed in space.seeds}
     return [
-        Job(name, study.space.configs, settings, effort.runs, effort.threads, tags)
+        Job(name, space.configs, settings, resources.runs, resources.threads, tags)
         for name, settings in (repeats or {name: settings}).items()
     ]
 
 
-def _repeat(jobs: list[Job], metric: str, keep_checkpoints: bool) -> list[Outcome]:
+def _repeat(jobs: list[Job], metric: str) -> list[Outcome]:
     """The outcomes of a trial's jobs, up to the first that did not finish."""
     outcomes = []
     for job in jobs:
-        outcomes.append(run_job(job, metric, keep_checkpoints))
+        outcomes.append(run_job(job, metric))
         if outcomes[-1].status != "finished":
             break
     return outcomes
