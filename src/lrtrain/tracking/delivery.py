@@ -1,6 +1,6 @@
-"""Bringing a spool to MLflow, as far as it has grown, from where the last delivery stopped.
+"""Sends a spool to MLflow, as far as it has grown, from where the last delivery stopped.
 
-How far it came stands in `mlflow.json` of the run directory. It is written after the server took a batch, so a crash
+`mlflow.json` in the run directory records the progress. It is written after the server took a batch, so a crash
 between the two sends that batch again. This is harmless: MLflow's database has a primary key over run, key, step, time
 and value of a metric and drops what it has; a parameter with the same value and a tag are taken again.
 """
@@ -8,7 +8,8 @@ and value of a metric and drops what it has; a parameter with the same value and
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,12 @@ from lrtrain.tracking.spool import SPOOL_NAME, records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
 
 STATE_NAME = "mlflow.json"
 RUN_TAG = "lrtrain.run"  # finds the run again when a crash lost its id
 METRICS_PER_CALL = 1000  # MLflow's limit
 PARAM_LENGTH = 6000  # MLflow's limit of one value, in characters; it cuts longer ones in silence
-PARAMS_PER_CALL = 100  # MLflow's limit
-PARAM_CHARACTERS_PER_CALL = 60_000  # a request may have 10⁶ bytes, and JSON spends up to 12 on a character
+PARAMS_PER_CALL = 10  # a request may have 10⁶ bytes, and JSON spends up to 12 on a character
 
 _one_pass = threading.Lock()  # a sender that finalize gave up on may still be in its last pass
 
@@ -42,15 +41,6 @@ class State:
     artifacts_delivered: int = 0  # apart, so that an artifact store that fails does not hold the metrics back
 
 
-@dataclass
-class _Batch:
-    metrics: "list[Metric]" = field(default_factory=list)
-    params: "list[Param]" = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    status: tuple[str, int] | None = None
-    end: int = 0
-
-
 class Delivery:
     """Sends the spool of `run_dir` to the MLflow at `uri`. One pass at a time in a process."""
 
@@ -60,9 +50,6 @@ class Delivery:
         self.run_dir = run_dir
         self._spool = run_dir / SPOOL_NAME
         self.state = self._load()
-        self._client: MlflowClient | None = None
-        self._artifact_location: str | None = None
-        self._run_id: str | None = None  # set while the run is known to exist there
 
     def register(self) -> None:
         """Write down where the run is tracked, so that `lrtrain sync` knows even if MLflow is never reached."""
@@ -80,23 +67,21 @@ class Delivery:
             size = self._spool.stat().st_size
             if size == self.state.delivered == self.state.artifacts_delivered:
                 return 0
-            try:
-                if self._client is None:
-                    self._client, self._artifact_location = connect(self.uri, self.run_dir)
-                if self._run_id is None:
-                    self._run_id = self._open_run(self._client)
-                sent = self._send_rows(self._client, self._run_id)
-                self._send_artifacts(self._client, self._run_id)
-            except BaseException:
-                self._run_id = None  # the server may come back with another database
-                raise
+            client, artifact_location = self._connection
+            run_id = self._open_run(client, artifact_location)  # asked each time: a server may come back with none
+            sent = self._send_rows(client, run_id)
+            self._send_artifacts(client, run_id)
             return sent
 
     def waiting(self) -> int:
         """The points (metric values) that the server has not taken yet."""
         return sum(len(record.get("metrics", ())) for _, record in records(self._spool, self._load().delivered))
 
-    def _open_run(self, client: "MlflowClient") -> str:
+    @cached_property
+    def _connection(self) -> tuple["MlflowClient", str | None]:
+        return connect(self.uri, self.run_dir)
+
+    def _open_run(self, client: "MlflowClient", artifact_location: str | None) -> str:
         from mlflow import MlflowException
 
         first = next(records(self._spool), None)
@@ -110,7 +95,7 @@ class Delivery:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        where = experiment_id(client, run["experiment"], self._artifact_location)
+        where = experiment_id(client, run["experiment"], artifact_location)
         found = client.search_runs([where], filter_string=f"tags.`{RUN_TAG}` = '{run['id']}'", max_results=1)
         tags = {RUN_TAG: run["id"]}
         mlflow_run = found[0] if found else client.create_run(where, start, tags, run["name"])
@@ -119,21 +104,25 @@ class Delivery:
         return str(mlflow_run.info.run_id)
 
     def _send_rows(self, client: "MlflowClient", run_id: str) -> int:
-        from mlflow.entities import RunTag
+        from mlflow.entities import Metric, Param, RunTag
 
         sent = 0
         for batch in self._batches():
-            for params in _param_calls(batch.params):
-                client.log_batch(run_id, params=params)
-            client.log_batch(run_id, metrics=batch.metrics, tags=[RunTag(*tag) for tag in batch.tags.items()])
-            if batch.status is not None:
-                status, time_ms = batch.status
-                if status == "RUNNING":
-                    client.update_run(run_id, status=status)
-                else:
-                    client.set_terminated(run_id, status, end_time=time_ms)
-            sent += len(batch.metrics)
-            self.state.delivered = batch.end
+            metrics, params, tags = [], [], {}
+            for _, record in batch:
+                for key, value in record.get("metrics", {}).items():
+                    metrics.append(Metric(key, float(value), record["time"], record["step"]))
+                params += [Param(*piece) for item in record.get("params", {}).items() for piece in _pieces(*item)]
+                tags.update(record.get("tags", {}))
+            for start in range(0, len(params), PARAMS_PER_CALL):
+                client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
+            client.log_batch(run_id, metrics=metrics, tags=[RunTag(*tag) for tag in tags.items()])
+            self.state.delivered, last = batch[-1]
+            if last.get("status") == "RUNNING":
+                client.update_run(run_id, status="RUNNING")
+            elif "status" in last:
+                client.set_terminated(run_id, last["status"], end_time=last["time"])
+            sent += len(metrics)
             self._save()
         return sent
 
@@ -146,27 +135,17 @@ class Delivery:
                 self._save()
         self._save()
 
-    def _batches(self) -> Iterator[_Batch]:
-        from mlflow.entities import Metric, Param
-
-        batch = _Batch()
+    def _batches(self) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        """What waits, with the offsets of the records' ends: at most 1000 metrics together, and a status ends a batch."""
+        batch: list[tuple[int, dict[str, Any]]] = []
+        metrics = 0
         for end, record in records(self._spool, self.state.delivered):
-            metrics = [
-                Metric(key, float(value), record["time"], record["step"])
-                for key, value in record.get("metrics", {}).items()
-            ]
-            if batch.end and len(batch.metrics) + len(metrics) > METRICS_PER_CALL:
+            metrics += len(record.get("metrics", ()))
+            if batch and (metrics > METRICS_PER_CALL or "status" in batch[-1][1]):
                 yield batch
-                batch = _Batch()
-            batch.metrics += metrics
-            batch.params += [Param(*piece) for item in record.get("params", {}).items() for piece in _pieces(*item)]
-            batch.tags.update(record.get("tags", {}))
-            batch.end = end
-            if "status" in record:
-                batch.status = (record["status"], record["time"])
-                yield batch
-                batch = _Batch()
-        if batch.end:
+                batch, metrics = [], len(record.get("metrics", ()))
+            batch.append((end, record))
+        if batch:
             yield batch
 
     def _load(self) -> State:
@@ -200,16 +179,3 @@ def _pieces(key: str, value: str) -> Iterator[tuple[str, str]]:
     yield key, value[:PARAM_LENGTH]
     for part, start in enumerate(range(PARAM_LENGTH, len(value), PARAM_LENGTH), start=2):
         yield f"{key}/part{part}", value[start : start + PARAM_LENGTH]
-
-
-def _param_calls(params: "list[Param]") -> "Iterator[list[Param]]":
-    call: list[Any] = []
-    characters = 0
-    for param in params:
-        if call and (len(call) == PARAMS_PER_CALL or characters + len(param.value) > PARAM_CHARACTERS_PER_CALL):
-            yield call
-            call, characters = [], 0
-        call.append(param)
-        characters += len(param.value)
-    if call:
-        yield call

@@ -5,12 +5,10 @@ import sys
 from argparse import Namespace
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,12 +25,6 @@ FINISH_PATIENCE = 30.0  # seconds that `finalize` waits for a working MLflow; a 
 OWNER_PATIENCE = 15.0  # seconds that a resumed run waits for the workers of its killed predecessor
 TAG_LENGTH = 8000  # MLflow's limit, in characters
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "aborted": "KILLED"}
-
-
-@dataclass
-class _Session:
-    spool: Spool
-    sender: Sender
 
 
 class MLflowLogger(Logger):
@@ -75,7 +67,7 @@ class MLflowLogger(Logger):
         self.tracking_uri = resolve_uri(tracking_uri, root)
         self._experiment = experiment
         self._tags = {legal_name(key): value for key, value in (tags or {}).items()}
-        self._session: _Session | None = None
+        self._session: tuple[Spool, Sender] | None = None
         self._latest: dict[str, tuple[int, float]] = {}
 
     @property
@@ -87,8 +79,7 @@ class MLflowLogger(Logger):
     def version(self) -> str | None:
         """The MLflow run's id; None until the background thread has reached MLflow for the first time."""
         state = load_state(Path(self.run_dir)) if self.run_dir is not None else None
-        known_here = state is not None and state.tracking_uri == redact(self.tracking_uri)
-        return state.run_id if state is not None and known_here else None
+        return state.run_id if state is not None and state.tracking_uri == redact(self.tracking_uri) else None
 
     @property
     def save_dir(self) -> str | None:
@@ -103,7 +94,7 @@ class MLflowLogger(Logger):
             ValueError: a value is no scalar.
             UserError: the disk is full.
         """
-        spool = self._open().spool
+        spool = self._open()
         step = spool.last_step if step is None else int(step)
         points = {}
         for key, value in metrics.items():
@@ -132,7 +123,7 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def log_text(self, artifact_name: str, text: str) -> None:
         """Record `text` as the artifact `artifact_name`; a later text of the same name replaces it."""
-        spool = self._open().spool
+        spool = self._open()
         if spool.artifacts.get(artifact_name) != text:
             spool.append({"artifact": artifact_name, "text": text})
 
@@ -151,7 +142,7 @@ class MLflowLogger(Logger):
         tags = {legal_name(key): value[:TAG_LENGTH] for key, value in flatten(found).items()}
         if found["git"]["commit"]:
             tags["mlflow.source.git.commit"] = found["git"]["commit"]  # the column that MLflow's table shows
-        self._open().spool.append({"tags": tags})
+        self._open().append({"tags": tags})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -168,11 +159,12 @@ class MLflowLogger(Logger):
         if session is None:  # nothing logged since the last time: that status stands
             return
         killed = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit | SIGTERMException)
-        session.spool.finish("KILLED" if killed else STATUSES[status])
-        session.sender.finish(FINISH_PATIENCE)
-        session.spool.close()
+        spool, sender = session
+        spool.finish("KILLED" if killed else STATUSES[status])
+        sender.finish(FINISH_PATIENCE)
+        spool.close()
 
-    def _open(self) -> _Session:
+    def _open(self) -> Spool:
         if self._session is None:
             if self.run_dir is None:
                 raise UserError("the logger has no run directory: set MLflowLogger's run_dir (runs/<name>/0001)")
@@ -183,11 +175,11 @@ class MLflowLogger(Logger):
                 spool.append({"tags": self._tags})
             delivery = Delivery(run_dir, self.tracking_uri)
             delivery.register()
-            self._session = _Session(spool, Sender(delivery))
-        return self._session
+            self._session = spool, Sender(delivery)
+        return self._session[0]
 
     def _log_params(self, params: Mapping[str, str]) -> None:
-        spool = self._open().spool
+        spool = self._open()
         new: dict[str, str] = {}
         for key, value in params.items():
             name = legal_name(key)
@@ -199,7 +191,7 @@ class MLflowLogger(Logger):
 
     def _log_version(self, artifact: str, text: str) -> None:
         """Record an artifact that belongs to a session: a changed one gets a number and leaves the older in place."""
-        spool, path = self._open().spool, Path(artifact)
+        spool, path = self._open(), Path(artifact)
         later = (f"{path.stem}.{number}{path.suffix}" for number in count(2))
         free, last = _next(spool.artifacts, artifact, later)
         if last != text:
@@ -215,8 +207,6 @@ def _next(known: Mapping[str, str], name: str, later: Iterator[str]) -> tuple[st
 
 
 def _scalar(key: str, value: Any) -> float:
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return float(value.detach().item())
     if not isinstance(value, str):
         try:
             return float(value)

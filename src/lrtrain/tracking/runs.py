@@ -54,9 +54,9 @@ def tracked_runs(
     names: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
     study: str | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] = ("*",),
 ) -> list[TrackedRun]:
-    """The finished runs that have one of the names, all the tags and the study, in the order of the names and in time.
+    """Reads the finished runs with one of the names, all of the tags and the study; by name as given, then by start.
 
     A step that was logged twice (by a resumed run) has its last value. A run that only gathers others (a study's
     parent) is left out. A database is read directly, since MLflow makes an object of every point.
@@ -67,7 +67,7 @@ def tracked_runs(
         names: Experiments; all where empty.
         tags: Tags as the user wrote them.
         study: Name of an `lrtrain sweep` study.
-        metrics: Names or patterns (`spectral/*`) of the metrics to read; None for all, empty for none.
+        metrics: Names or patterns (`spectral/*`) of the metrics to read.
 
     Raises:
         UserError: nothing is tracked there, MLflow does not answer, or a name, tag or study is unknown (with near
@@ -83,10 +83,10 @@ def tracked_runs(
         parents = {run.tags.get(PARENT_TAG) for run in found}
         taken = [run for run in found if run.id not in parents and run.status == "FINISHED"]
         _check_each(taken, names, wanted)
-        keys = {run.id: [key for key in run.last if _matches(key, metrics)] for run in taken}
-        series = read_series(client, where, {run: of_run for run, of_run in keys.items() if of_run})
+        keys = {run.id: [key for key in run.last if any(fnmatchcase(key, name) for name in metrics)] for run in taken}
+        series = read_series(client, where, keys)
     for run in taken:
-        run.metrics = series.get(run.id, {})
+        run.metrics = series[run.id]
     order = {name: index for index, name in enumerate(names)}
     return sorted(taken, key=lambda run: (order.get(run.name, 0), run.start, run.id))
 
@@ -167,10 +167,6 @@ def _check_each(runs: list[TrackedRun], names: Sequence[str], tags: Mapping[str,
             raise UserError(f"no run of the name {name!r}{having} has finished: let lrtrain fit end first")
 
 
-def _matches(key: str, patterns: Sequence[str] | None) -> bool:
-    return patterns is None or any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
 def _quoted(value: str) -> str:
     if "'" in value and '"' in value:
         raise UserError(f"the tag value {value!r} has both kinds of quotes, which MLflow cannot search for")
@@ -186,7 +182,7 @@ def _pages(call: Callable[..., Any]) -> Iterator[Any]:
 
 
 def _whole(params: Mapping[str, str]) -> dict[str, str]:
-    """Parameters as they were logged: a long value's pieces (`key/part2`) joined, and of `key` and `key/2` the last."""
+    """Joins values that were split (`key/part2`) and keeps the last of `key`, `key/2`, …"""
     pieces: dict[str, dict[int, dict[int, str]]] = {}
     for key, value in params.items():
         name, version, part = re.fullmatch(r"(.*?)(?:/(\d+))?(?:/part(\d+))?", key, re.DOTALL).groups()  # type: ignore[union-attr]

@@ -78,7 +78,7 @@ class Spool:
         self.append({"status": "RUNNING", "host": socket.gethostname()})
 
     def finish(self, status: str, time_ms: int | None = None) -> None:
-        """Write the session's last status (FINISHED, FAILED, KILLED) and bring the file to the disk."""
+        """Write the session's final status (FINISHED, FAILED, KILLED) and fsync."""
         self.append({"status": status}, time_ms)
         os.fsync(self._owned.fileno())
 
@@ -90,7 +90,9 @@ class Spool:
         """
         entry = {"time": time_ms or int(time.time() * 1000), **record}
         if "metrics" in entry:
-            entry["metrics"] = {key: _strict(value) for key, value in entry["metrics"].items()}
+            entry["metrics"] = {
+                key: value if math.isfinite(value) else json.dumps(value) for key, value in entry["metrics"].items()
+            }
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         with self._mutex:
             with writing(f"cannot write {self.path}", "free some space, then resume"):
@@ -98,7 +100,7 @@ class Spool:
             self._remember(entry, marks=False)
 
     def close(self) -> None:
-        """Give the run directory free for another process."""
+        """Release the run directory for other processes."""
         self._owned.close()
 
     def _own(self, patience: float) -> None:
@@ -168,9 +170,3 @@ def _append_whole(path: Path, line: bytes) -> None:
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise
-
-
-def _strict(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
