@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.table import table
 from lrtrain.studies.compare.comparison import compare
 from lrtrain.studies.compare.curves import AXES
 from lrtrain.studies.compare.figure import picture
@@ -35,8 +36,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.names and not arguments.tag and arguments.study is None:
         parser.error("the following arguments are required: names, --tag or --study")
-    _check_suffix("--out", arguments.out, (".png", ".svg"))
-    _check_suffix("--html", arguments.html, (".html", ".htm"))
+    for flag, out, suffixes in (("out", arguments.out, (".png", ".svg")), ("html", arguments.html, (".html", ".htm"))):
+        if out is not None and out.suffix not in suffixes:
+            raise UserError(f"--{flag} {out}: name a file that ends in {' or '.join(suffixes)}")
 
     labels = _labels(arguments.names)
     everything = arguments.html is not None or arguments.x == "all"
@@ -46,14 +48,14 @@ def main(argv: list[str]) -> int:
         names=list(labels),
         tags=_tags(arguments.tag),
         study=arguments.study,
-        metrics=[arguments.metric, *filter(None, AXES.values()), *(["spectral/*"] if everything else [])],
+        metrics=[arguments.metric, *AXES.values(), *(["spectral/*"] if everything else [])],
     )
     groups = group_runs(found, labels)
     if not labels:
         groups = ranked(groups, arguments.metric)
     warnings = check_data(groups, arguments.anyway)
-    table = compare(groups, arguments.metric)
-    print("\n".join([table.text(), *warnings, *table.notes]))
+    result = compare(groups, arguments.metric)
+    print("\n".join([table([result.header, *result.rows]), *warnings, *result.notes]))
     panels, missing = all_panels(groups, arguments.metric) if everything else ([], [])
     if arguments.out is not None:
         drawn = panels if arguments.x == "all" else [_panel(groups, arguments.metric, arguments.x)]
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
         print(f"wrote {arguments.out}")
     if arguments.html is not None:
         command = shlex.join(["lrtrain", "compare", *argv])
-        write_page(groups, arguments.metric, table, panels, [*warnings, *missing], command, arguments.html)
+        write_page(groups, arguments.metric, result, panels, [*warnings, *missing], command, arguments.html)
         print(f"wrote {arguments.html}")
     return 0
 
@@ -71,11 +73,6 @@ def _panel(groups: list[Group], metric: str, axis: str) -> Panel:
     if isinstance(panel, str):
         raise UserError(f"--x {axis}: {panel}")
     return panel
-
-
-def _check_suffix(flag: str, out: Path | None, suffixes: tuple[str, ...]) -> None:
-    if out is not None and out.suffix not in suffixes:
-        raise UserError(f"{flag} {out}: name a file that ends in {' or '.join(suffixes)}")
 
 
 def _labels(names: list[str]) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments
@@ -23,7 +25,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     uri = resolve_uri(arguments.tracking_uri, "runs") if arguments.tracking_uri else None
 
-    failed: dict[str, tuple[str, int]] = {}  # where: (why, points that wait there)
+    failed: dict[str, str] = {}  # where -> why
+    waiting: Counter[str] = Counter()  # where -> points
     run_dirs = _run_dirs([Path(folder) for folder in arguments.folders])
     for run_dir in run_dirs:
         delivery = Delivery(run_dir, uri or _tracked_at(run_dir))
@@ -33,27 +36,23 @@ def main(argv: list[str]) -> int:
         except SpoolBusyError:
             print(f"{run_dir}: still running, it sends its points itself")
             continue
-        try:
+        with closing(spool):
             _mark_killed(spool)
             if where not in failed:
-                print(f"{run_dir}: {delivery.send()} points sent to {where}")
-                continue
-            why = failed[where][0]
-        except UserError:
-            raise
-        except Exception as error:  # MLflow, its database and the network raise what they like
-            why = reason(error, delivery.uri)
-        finally:
-            spool.close()
-        failed[where] = (why, failed.get(where, ("", 0))[1] + delivery.waiting())
+                try:
+                    print(f"{run_dir}: {delivery.send()} points sent to {where}")
+                    continue
+                except UserError:
+                    raise
+                except Exception as error:  # MLflow, its database and the network raise what they like
+                    failed[where] = reason(error, delivery.uri)
+        waiting[where] += delivery.waiting()
         print(f"{run_dir}: {delivery.waiting()} points wait for {where}")
     if not run_dirs:
         print(f"no run in {', '.join(arguments.folders)}: nothing to send")
     if failed:
-        wait = "; ".join(
-            f"MLflow at {where} takes no records ({why}): {n} points wait" for where, (why, n) in failed.items()
-        )
-        raise UserError(f"{wait}; start it and run `lrtrain sync` again, or give another --tracking-uri")
+        down = (f"MLflow at {at} takes no records ({why}): {waiting[at]} points wait" for at, why in failed.items())
+        raise UserError(f"{'; '.join(down)}; start it and run `lrtrain sync` again, or give another --tracking-uri")
     return 0
 
 

@@ -136,7 +136,7 @@ class Delivery:
         self._save()
 
     def _batches(self) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-        """What waits, with the offsets of the records' ends: at most 1000 metrics together, and a status ends a batch."""
+        """What waits, with the offsets of the records' ends: at most 1000 metrics a batch, and a status ends one."""
         batch: list[tuple[int, dict[str, Any]]] = []
         metrics = 0
         for end, record in records(self._spool, self.state.delivered):

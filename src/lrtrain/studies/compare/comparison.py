@@ -1,4 +1,4 @@
-"""The table: a group a row, the metric at its end and where all runs have used the same steps, tokens or FLOPs."""
+"""The comparison table: a row a group, the metric at the end and at the last steps, tokens and FLOPs of all runs."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrtrain.runtime.table import table
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.curves import NAMES, curves_of, reached
 from lrtrain.studies.compare.groups import Group
@@ -21,10 +20,6 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
-
-    def text(self) -> str:
-        """In columns, numbers to the right."""
-        return table([self.header, *self.rows])
 
 
 def compare(groups: Sequence[Group], metric: str) -> Table:
@@ -58,7 +53,7 @@ def compare(groups: Sequence[Group], metric: str) -> Table:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """`mean ± sample standard deviation`, the mean alone of one run; – where some run has no value."""
+    """Formats `mean ± sample standard deviation`; the mean alone for one run; – if a run has no value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "–"

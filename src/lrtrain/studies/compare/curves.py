@@ -9,16 +9,13 @@ import numpy as np
 from lrtrain.studies.compare.groups import Group
 from lrtrain.tracking.runs import TrackedRun
 
-AXES = {"steps": None, "tokens": "throughput/tokens_seen", "flops": "throughput/flops", "time": "throughput/seconds"}
-"""Horizontal axes and the metric that runs log for each; steps are MLflow's own."""
+AXES = {"steps": "step", "tokens": "throughput/tokens_seen", "flops": "throughput/flops", "time": "throughput/seconds"}
+"""Horizontal axes and the metric that runs log for each; every point has a step."""
 
 NAMES = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "time": "time"}
 
-GRID = 20_000
-"""Points at most at which the runs of a group are averaged."""
-
 BINS = 120
-"""Intervals into which a longer curve is gathered for a picture: more would be noise, and hide one line by the next."""
+"""Intervals over which a longer curve is averaged for a picture: more would be noise, and hide lines by each other."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """A group's mean, and the lowest and highest of its runs, at points x or around them; `last`: the last mean."""
+    """Mean, minimum and maximum of a group's runs at points x, or in intervals around them; `last` is the last mean."""
 
     label: str
     runs: int
@@ -47,18 +44,17 @@ class Band:
 
 
 def curve(run: TrackedRun, metric: str, axis: str) -> Curve | None:
-    """A metric of a run over an axis; None where the run logged nothing for that axis.
+    """Returns a metric of a run over an axis, None if the run logged nothing for the axis.
 
-    Between the points at which the axis was logged it is interpolated, from 0 before the first step on; points of the
-    metric after its last one are left out.
+    The axis is interpolated between its logged points, starting at 0 before the first step; points of the metric after
+    its last one are dropped.
     """
     series = run.series(metric)
-    name = AXES[axis]
-    if name is None:
+    if axis == "steps":
         return Curve(series.step.astype(np.float64), series.value)
-    if name not in run.metrics:
+    logged = run.metrics.get(AXES[axis])
+    if logged is None:
         return None
-    logged = run.metrics[name]
     known = np.isfinite(logged.value)
     steps = np.concatenate(([-1], logged.step[known]))
     # A resumed run's clock goes on from its checkpoint, which may be a little less than what was logged after it.
@@ -95,14 +91,13 @@ def reached(curves: Sequence[Curve]) -> float:
 def band(label: str, runs: int, curves: Sequence[Curve]) -> Band | None:
     """Mean and range of runs over the part of the axis that all of them cover; None where there is no such part.
 
-    More than 2 · `BINS` points of a run are gathered into the means of `BINS` intervals.
+    More than 2 · `BINS` points are averaged over `BINS` intervals.
     """
     start, end = max(curve.x[0] for curve in curves), reached(curves)
     if start > end:
         return None
     x = np.unique(np.concatenate([curve.x for curve in curves]))
     x = x[(x >= start) & (x <= end)]
-    x = x[np.unique(np.linspace(0, len(x) - 1, GRID).astype(int))]
     values = np.stack([np.interp(x, curve.x, curve.y) for curve in curves])
     last = float(values[:, -1].mean())
     if len(x) > 2 * BINS:

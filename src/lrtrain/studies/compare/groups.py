@@ -23,16 +23,16 @@ DATA = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in chance alone, such as seeds, under the label they have in tables and figures."""
+    """Runs that are repetitions of one another (other seeds), under the label that tables and figures show."""
 
     label: str
     runs: list[TrackedRun]
 
 
 def group_runs(runs: Iterable[TrackedRun], labels: Mapping[str, Sequence[str]]) -> list[Group]:
-    """One group a label, in the order of `labels` (name: its labels).
+    """Groups runs by label: first those in `labels` (name: its labels), in its order.
 
-    Runs of other names come after, by the point of their study, or by their name where they are of none.
+    Then other names, one group for each point of their study, or for each name.
     """
     members: dict[str, dict[str, TrackedRun]] = {label: {} for of_name in labels.values() for label in of_name}
     for run in runs:
@@ -51,8 +51,8 @@ def ranked(groups: Sequence[Group], metric: str) -> list[Group]:
     return sorted(groups, key=lambda group: np.nan_to_num(means[group.label], nan=np.inf))
 
 
-def other_data(groups: Sequence[Group]) -> str | None:
-    """The first run whose tokenizer or data are not those of the first run, and which; None where all agree."""
+def check_data(groups: Sequence[Group], anyway: bool = False) -> list[str]:
+    """What to be warned of: runs of another tokenizer or other data. Raises UserError for them if not `anyway`."""
     first, *others = [run for group in groups for run in group.runs]
     for what, key in DATA.items():
         expected = _under(key, first)
@@ -60,18 +60,11 @@ def other_data(groups: Sequence[Group]) -> str | None:
             found = _under(key, run)
             if found != expected:
                 has = [_described(what, manifest) for manifest in (found, expected)]
-                return f"run {run.run_name} has {has[0]}, {first.run_name} has {has[1]}"
-    return None
-
-
-def check_data(groups: Sequence[Group], anyway: bool = False) -> list[str]:
-    """What to be warned of: runs of another tokenizer or other data. Raises UserError for them if not `anyway`."""
-    difference = other_data(groups)
-    if difference is None:
-        return []
-    if not anyway:
-        raise UserError(f"{difference}: their losses do not compare; leave one out, or give --anyway")
-    return [f"their losses do not compare: {difference}"]
+                difference = f"run {run.run_name} has {has[0]}, {first.run_name} has {has[1]}"
+                if not anyway:
+                    raise UserError(f"{difference}: their losses do not compare; leave one out, or give --anyway")
+                return [f"their losses do not compare: {difference}"]
+    return []
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[str]]:

@@ -7,7 +7,6 @@ import numpy as np
 
 from lrtrain.studies.compare.curves import AXES, NAMES, Band, Curve, band, curve, curves_of, some
 from lrtrain.studies.compare.groups import Group
-from lrtrain.tracking.runs import TrackedRun
 
 UNITS = {
     "loss": "nats per token",
@@ -59,7 +58,7 @@ class Shares:
 
 
 def metric_panel(groups: Sequence[Group], metric: str, axis: str) -> Panel | str:
-    """The metric over an axis; or why there is no such picture.
+    """Returns the panel of the metric over an axis, or a line that says why there is none.
 
     Raises:
         UserError: a run has no such metric.
@@ -84,31 +83,32 @@ def with_unit(metric: str) -> str:
 
 def spectral_panels(groups: Sequence[Group]) -> list[Panel]:
     """The largest norms over the measured layers; what else is logged of each layer, as mean and range over them."""
+    logged = {key for group in groups for run in group.runs for key in run.metrics}
     panels = []
     for name, symbol in SPECTRAL.items():
-        largest = [b for group in groups if (b := _band(group, [f"spectral/{name}"]))]
-        layers = {key for group in groups for run in group.runs for key in run.metrics if key.endswith(f"/{name}")} - {
-            f"spectral/{name}"
-        }
-        if largest:
+        layers = sorted(key for key in logged if key.endswith(f"/{name}") and key != f"spectral/{name}")
+        title, bound = f"{symbol}, mean and range of {len(layers)} layers", None
+        if f"spectral/{name}" in logged:
+            title, layers = f"{symbol}, largest of the layers", [f"spectral/{name}"]
             bound = 1.0 if name == "update_over_lr" else None
-            title = f"{symbol}, largest of the layers"
-            panels.append(Panel(title, "optimizer step", symbol, largest, name in LOGARITHMIC, bound))
-        elif bands := [b for group in groups if (b := _band(group, sorted(layers)))]:
-            title = f"{symbol}, mean and range of {len(layers)} layers"
-            panels.append(Panel(title, "optimizer step", symbol, bands, name in LOGARITHMIC))
+        if bands := [b for group in groups if (b := _band(group, layers))]:
+            panels.append(Panel(title, "optimizer step", symbol, bands, name in LOGARITHMIC, bound))
     return panels
 
 
 def share_of_time(groups: Sequence[Group]) -> Shares | str:
-    """The shares of steps, of what lies between them, and of validation in the measured time; or why there are none."""
+    """Returns the shares of steps, what is between them, and validation in the time; or a line that says why not."""
     missing = [run.run_name for group in groups for run in group.runs if not set(TIMES) <= run.last.keys()]
     if missing:
         return f"no share of time: {some(missing)} logged no {TIMES[1]}"
-    shares = np.array([np.mean([_shares(run) for run in group.runs], axis=0) for group in groups])
+    shares = []
+    for group in groups:
+        total, step, validation = np.array([[run.last[name] for name in TIMES] for run in group.runs]).T
+        parts = np.array([step, total - step, validation]) / (total + validation)
+        shares.append(100 * parts.mean(axis=1))
     names = ("training step", "between steps (data, logging, checkpoints)", "validation")
-    parts = {name: list(of_part) for name, of_part in zip(names, shares.T, strict=True)}
-    return Shares("Share of time", [group.label for group in groups], parts)
+    of_part = dict(zip(names, np.array(shares).T.tolist(), strict=True))
+    return Shares("Share of time", [group.label for group in groups], of_part)
 
 
 def all_panels(groups: Sequence[Group], metric: str) -> tuple[list[Panel | Shares], list[str]]:
@@ -122,12 +122,6 @@ def _band(group: Group, metrics: Sequence[str]) -> Band | None:
     curves = [curve(run, metric, "steps") for run in group.runs for metric in metrics if metric in run.metrics]
     known = [c for c in curves if c is not None]
     return band(group.label, len(group.runs), known) if known else None
-
-
-def _shares(run: TrackedRun) -> list[float]:
-    total, step, validation = (run.last[name] for name in TIMES)
-    whole = total + validation
-    return [100 * part / whole for part in (step, total - step, validation)]
 
 
 def _scale(axis: str, most: float) -> tuple[float, str]:

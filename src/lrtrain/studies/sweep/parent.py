@@ -1,6 +1,7 @@
 """The MLflow run of a study as a whole, under which its trials are shown."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +26,51 @@ def study_logger(configured: object, study: str, runs: Path) -> object:
     return configured
 
 
-class Parent:
-    """The parent run in the MLflow that the trials' logger names; one run for all workers of a study.
+@contextmanager
+def parent_run(study: Study, logger: object, best_yaml: Path) -> Iterator[dict[str, str]]:
+    """One MLflow run for all workers of a study, where the trials' logger tracks; gives the tags of its children.
 
-    MLflow that does not answer is told in a line, and the trials are tracked without a parent.
+    It ends as `FINISHED`, or `KILLED` by an exception, with the best trial so far and `best_yaml`. MLflow that does not
+    answer is told in a line, and the trials are tracked without a parent.
     """
+    own, runs = _own(logger), best_yaml.parent.parent
+    assert own is not None
+    settings = own.get("init_args", {})
+    uri = resolve_uri(settings.get("tracking_uri"), settings.get("root") or runs)
+    client: Any = None
+    run_id, status = None, "KILLED"
+    with _told(uri):
+        client, location = connect(uri, runs / study.name / "trial")
+        known = study.optuna.user_attrs.get("parent", {})
+        if known.get("uri") == redact(uri):
+            client.update_run(known["run_id"], status="RUNNING")
+            run_id = known["run_id"]
+        else:
+            where = experiment_id(client, settings.get("experiment") or "lrtrain", location)
+            run_id = client.create_run(where, tags={SWEEP_TAG: study.name}, run_name=study.name).info.run_id
+            client.log_dict(run_id, study.space.content(), "space.json")
+            study.optuna.set_user_attr("parent", {"uri": redact(uri), "run_id": run_id})
+    try:
+        yield {} if run_id is None else {"mlflow.parentRunId": run_id}
+        status = "FINISHED"
+    finally:
+        if run_id is not None:
+            with _told(uri):
+                best = study.best()
+                if best is not None:
+                    client.log_metric(run_id, study.space.metric, best.value)
+                    client.set_tag(run_id, "lrtrain.best", str(best.user_attrs["point"]))
+                    client.log_text(run_id, best_yaml.read_text(), "best.yaml")
+                client.set_terminated(run_id, status)
 
-    def __init__(self, study: Study, logger: object, runs: Path) -> None:
-        self._study = study
-        own = _own(logger)
-        assert own is not None
-        settings = own.get("init_args", {})
-        self.uri = resolve_uri(settings.get("tracking_uri"), settings.get("root") or runs)
-        self.run_id: str | None = None
-        self._client: Any = None
-        self._reach(lambda: self._open(settings.get("experiment") or "lrtrain", runs))
 
-    def tags(self) -> dict[str, str]:
-        """What makes a run a child of this one."""
-        return {"mlflow.parentRunId": self.run_id} if self.run_id is not None else {}
-
-    def close(self, status: str, best_yaml: str | None) -> None:
-        """Ends the run as `FINISHED` or `KILLED`, with the best trial so far."""
-        if self.run_id is not None:
-            self._reach(lambda: self._close(status, best_yaml))
-
-    def _open(self, experiment: str, runs: Path) -> None:
-        self._client, location = connect(self.uri, runs / self._study.name / "trial")
-        known = self._study.optuna.user_attrs.get("parent", {})
-        if known.get("uri") == redact(self.uri):
-            self._client.update_run(known["run_id"], status="RUNNING")
-            self.run_id = known["run_id"]
-            return
-        where, tags = experiment_id(self._client, experiment, location), {SWEEP_TAG: self._study.name}
-        self.run_id = self._client.create_run(where, tags=tags, run_name=self._study.name).info.run_id
-        self._client.log_dict(self.run_id, self._study.space.content(), "space.json")
-        self._study.optuna.set_user_attr("parent", {"uri": redact(self.uri), "run_id": self.run_id})
-
-    def _close(self, status: str, best_yaml: str | None) -> None:
-        best = self._study.best()
-        if best is not None and best_yaml is not None:
-            self._client.log_metric(self.run_id, self._study.space.metric, best.value)
-            self._client.set_tag(self.run_id, "lrtrain.best", str(best.user_attrs["point"]))
-            self._client.log_text(self.run_id, best_yaml, "best.yaml")
-        self._client.set_terminated(self.run_id, status)
-
-    def _reach(self, act: Callable[[], None]) -> None:
-        quiet()
-        try:
-            act()
-        except Exception as error:  # MLflow, its database and the network raise what they like
-            print(f"MLflow at {redact(self.uri)} has no record of the sweep as a whole: {reason(error, self.uri)}")
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    quiet()
+    try:
+        yield
+    except Exception as error:  # MLflow, its database and the network raise what they like
+        print(f"MLflow at {redact(uri)} has no record of the sweep as a whole: {reason(error, uri)}")
 
 
 def _own(logger: object) -> Mapping[str, Any] | None:

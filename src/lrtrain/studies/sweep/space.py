@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,9 +127,8 @@ def _trials(space: Space) -> int:
         if not space.trials:
             raise UserError(f"{space.path}: trials: is missing; the sampler {space.sampler} needs the number of trials")
         return space.trials
-    size = 1
     for parameter in space.parameters:
         if not parameter.grid():
             raise UserError(f"{space.path}: parameters.{parameter.key}: a grid needs choices: or step:; add one")
-        size *= len(parameter.grid())
+    size = math.prod(len(parameter.grid()) for parameter in space.parameters)
     return min(space.trials or size, size)

@@ -12,7 +12,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
 from lrtrain.runtime.table import table
 from lrtrain.studies.jobs.job import Resources
-from lrtrain.studies.sweep.parent import Parent, study_logger
+from lrtrain.studies.sweep.parent import parent_run, study_logger
 from lrtrain.studies.sweep.space import Space
 from lrtrain.studies.sweep.study import POINT, REASON, VALUES, Study
 from lrtrain.studies.sweep.trials import point_text, work
@@ -39,19 +39,16 @@ def sweep(space: Space, name: str, storage: str | None, resources: Resources) ->
     base = yaml.safe_load(check(space))
     logger = study_logger(base["trainer"]["logger"], name, runs)
     study = Study(space, name, storage or f"sqlite:///{(runs / 'sweeps.db').absolute()}")
-    parent = Parent(study, logger, runs)
-    status, best = "KILLED", None
-    try:
-        work(study, resources, logger, parent.tags())
-        status = "FINISHED"
-    finally:
-        file = runs / name / "best.yaml"
-        best = _write_best(study, file)
-        parent.close(status, best)
-        print(f"\n{best_trials(study)}")
-        if best is not None:
-            print(f"\nwrote {file}; train it with\n    lrtrain fit --config {file} --runs {runs}")
-    if best is None:
+    file = runs / name / "best.yaml"
+    with parent_run(study, logger, file) as tags:
+        try:
+            work(study, resources, logger, tags)
+        finally:
+            _write_best(study, file)
+            print(f"\n{best_trials(study)}")
+            if study.best() is not None:
+                print(f"\nwrote {file}; train it with\n    lrtrain fit --config {file} --runs {runs}")
+    if study.best() is None:
         reasons = [trial.user_attrs[REASON] for trial in study.trials() if trial.user_attrs.get(REASON)]
         raise UserError(f"no trial of the study {name!r} has finished" + (f": {reasons[-1]}" if reasons else ""))
 
@@ -97,18 +94,17 @@ def best_trials(study: Study) -> str:
     return "\n".join([f"study {study.name}: {counts}", *([table(rows)] if finished else [])])
 
 
-def _write_best(study: Study, file: Path) -> str | None:
-    """Writes the best trial's complete configuration, and returns it; None if no trial has finished."""
+def _write_best(study: Study, file: Path) -> None:
+    """Writes the best trial's complete configuration, if any has finished."""
     best, space = study.best(), study.space
     if best is None:
-        return None
+        return
     settings: Mapping[str, Any] = {**space.overrides, **best.user_attrs[VALUES], "name": f"{study.name}-best"}
     seed = {"seed_everything": space.seeds[0]} if space.seeds else {}
     text = resolve_config(space.configs, {**settings, **seed})
     with writing(f"cannot write {file}", "set --runs to another folder"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    return text
 
 
 def _in_file(space: Space, part: str, key: str, error: UserError) -> UserError:
