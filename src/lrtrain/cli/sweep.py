@@ -9,19 +9,6 @@ from lrtrain.config.recipes import find
 
 def main(argv: list[str]) -> int:
     """Checks the whole space, works at its study until nothing is left, and tells the best trials."""
-    options, flags = _arguments().parse_known_args(argv)
-
-    from lrtrain.studies.jobs.job import Resources
-    from lrtrain.studies.sweep.space import read_space
-    from lrtrain.studies.sweep.sweeping import sweep
-
-    space = read_space(options.space, options.trials, options.config, settings(flags))
-    resources = Resources(options.runs, options.jobs, options.threads)
-    sweep(space, options.study or space.path.stem, options.storage, resources)
-    return 0
-
-
-def _arguments() -> Arguments:
     parser = Arguments(
         prog="lrtrain sweep",
         allow_abbrev=False,
@@ -44,4 +31,13 @@ def _arguments() -> Arguments:
     parser.add_argument("--jobs", type=positive, default=1, help="trials at a time on this machine (default 1)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of one trial (default 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
-    return parser
+    options, flags = parser.parse_known_args(argv)
+
+    from lrtrain.studies.jobs.job import Resources
+    from lrtrain.studies.sweep.space import read_space
+    from lrtrain.studies.sweep.sweeping import sweep
+
+    space = read_space(options.space, options.trials, options.config, settings(flags))
+    resources = Resources(options.runs, options.jobs, options.threads)
+    sweep(space, options.study or space.path.stem, options.storage, resources)
+    return 0

@@ -11,7 +11,7 @@ MAX_NAME_LENGTH = 240  # MLflow takes 250; ten are left for the suffixes `/2` an
 
 
 def legal_name(name: str) -> str:
-    """`name` with every character MLflow refuses replaced by `_`, as a normal relative path, at most 240 long.
+    """Returns `name` with what MLflow refuses replaced by `_`, normalized as a relative path, at most 240 long.
 
     MLflow takes letters and digits of any script, `_`, `-`, `.`, space and `/`; it refuses `a//b`, `/a` and `../a`.
     A longer name keeps its start and gets a hash of the whole, so that two long names stay two.

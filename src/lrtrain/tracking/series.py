@@ -73,7 +73,7 @@ def from_client(client: "MlflowClient", keys: Mapping[str, Sequence[str]]) -> di
 
 
 def number(value: float) -> float:
-    """A value as it was logged, where MLflow holds its largest number for an infinity."""
+    """Restores an infinity, which MLflow stores as its largest number."""
     return float(np.copysign(np.inf, value)) if abs(value) == INFINITY else value
 
 
