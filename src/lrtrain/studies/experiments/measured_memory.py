@@ -67,7 +67,8 @@ def measure_rows(most: float) -> list[Row]:
         if formula.dense <= most * MB:
             dense = measured(partial(DenseLinear, m, n), m)
         spectral = measured(partial(SpectralLinear, m, n, rank=RANK), m)
-        rows.append(Row(name, m, n, RANK, formula.dense, formula.spectral, formula.ratio, *dense, *spectral))
+        kept, peak = dense
+        rows.append(Row(name, m, n, RANK, *formula, formula.ratio, kept, peak, *spectral))
     return rows
 
 
