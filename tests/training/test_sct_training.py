@@ -53,7 +53,7 @@ def test_a_constraint_holds_what_there_is_for_it(tmp_path: Path) -> None:
     trainer(tmp_path, [SpectralConstraints([preserve])]).fit(language_model("spectral", STIEFEL), batches())
     assert len(preserve.held) == 14  # seven projections in each of two blocks
     trainer(tmp_path, [SpectralConstraints([retract])]).fit(language_model("mixed"), batches())
-    assert len(retract.parameters) == 12  # U and V of three projections in each of two blocks
+    assert len(retract.held) == 12  # U and V of three projections in each of two blocks
 
 
 def test_the_best_combination_moves_no_weight_by_more_than_its_rates(

@@ -23,7 +23,7 @@ def retractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen, real = [], StiefelRetraction.after_step
 
     def after_step(self: StiefelRetraction) -> None:
-        seen.append(max(float(orthonormality_error(p)) for p in self.parameters.values()))
+        seen.append(max(float(orthonormality_error(p)) for p in self.held.values()))
         real(self)
 
     monkeypatch.setattr(StiefelRetraction, "after_step", after_step)
