@@ -20,7 +20,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
-from lrtrain.training.checks import check_loss, check_optimizer, check_strategy
+from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_strategy
 from lrtrain.training.fsdp import FSDP
 from lrtrain.training.token_loss import TokenLoss
 
@@ -143,10 +143,12 @@ class CausalLM(L.LightningModule):
     def loss(self, batch: Tensor) -> Tensor:
         """Mean next-token loss of a batch (B, T + 1), in nats."""
         assert self.decoder is not None
+        check_batch(batch)
         return self.decoder.loss(batch[:, :-1], batch[:, 1:])
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         assert self.decoder is not None
+        check_batch(batch)
         loss = self.decoder.loss(batch[:, :-1], batch[:, 1:], self._loss[0])
         self.log("train/loss", self._mean(loss.detach()), prog_bar=True)
         return loss

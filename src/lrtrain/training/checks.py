@@ -1,4 +1,4 @@
-"""Refuses strategies, optimizers and losses that cannot work, before anything is trained."""
+"""Refuses strategies, optimizers, losses and batches that cannot work, before anything is trained."""
 
 import inspect
 
@@ -60,6 +60,14 @@ def check_optimizer(key: str, make: OptimizerCallable) -> None:
         raise UserError(
             f"{key}: {type(optimizer).__name__} computes the loss several times a step; name another optimizer"
         )
+
+
+def check_batch(batch: object) -> None:
+    """Raises UserError for what is no int64 tensor (B, T + 1), which an own data module may give."""
+    if isinstance(batch, torch.Tensor) and batch.dtype == torch.int64 and batch.ndim == 2 and batch.shape[1] > 1:
+        return
+    found = f"{batch.dtype} of shape {tuple(batch.shape)}" if isinstance(batch, torch.Tensor) else type(batch).__name__
+    raise UserError(f"data: a batch is an int64 tensor (sequences, tokens + 1), and the data module gave {found}")
 
 
 def check_loss(loss: LossCallable | None) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lrtrain.constraints import find_factors
 from lrtrain.linalg import orthonormality_error
 from lrtrain.runtime.errors import UserError
+from lrtrain.training.checks import check_batch
 from lrtrain.training.telemetry import SameNameError, Telemetry
 
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 128
@@ -90,6 +91,7 @@ class SpectralTelemetry(L.Callback):
         if self._telemetry is None:
             return
         if self._tokens is None:
+            check_batch(batch)
             own = batch[:PROBE_SEQUENCES, : min(PROBE_TOKENS, batch.shape[1] - 1)].cpu()
             self._tokens = trainer.strategy.broadcast(own)
         # Here and not before the update: where weights are gathered, the training forward that follows uses the same.
