@@ -88,10 +88,11 @@ def test_its_arguments_are_keys_of_the_configuration(recipe: list[str], capsys: 
 def test_a_batch_that_is_no_tensor_of_tokens_is_refused(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     wanted = "data: a batch is an int64 tensor (sequences, tokens + 1), and the data module gave "
     for change, found in (("(self.tokens[index],)", "list"), ("self.tokens[index].float()", "torch.float32 of shape")):
-        Path("other_datamodule.py").write_text(CODE.replace("return self.tokens[index]", f"return {change}"))
-        sys.modules.pop("other_datamodule", None)
-        own = ["fit", "--config", "quickstart", *MODEL, "--data", "other_datamodule.MyData", "--data.log=seen"]
+        Path("wrong_datamodule.py").write_text(CODE.replace("return self.tokens[index]", f"return {change}"))
+        sys.modules.pop("wrong_datamodule", None)
+        own = ["fit", "--config", "quickstart", *MODEL, "--data", "wrong_datamodule.MyData", "--data.log=seen"]
         assert refusal(own, capsys).startswith(wanted + found)
+    sys.modules.pop("wrong_datamodule")
 
 
 def test_a_plan_counts_by_its_sizes(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
