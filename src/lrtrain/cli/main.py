@@ -9,7 +9,7 @@ from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.own_modules import find_own_modules
-from lrtrain.runtime.ranks import should_print
+from lrtrain.runtime.ranks import leave_group, should_print
 
 COMMANDS = {
     "fit": ("lrtrain.cli.fit:fit", "train a model from YAML recipes, or resume one"),
@@ -63,7 +63,9 @@ def _run(command: str, argv: list[str]) -> int:
     if command in LATE and argv and not {"-h", "--help"} & {*argv}:
         announce(f"{command}: starting; the first import takes seconds …")
     module, _, function = COMMANDS[command][0].partition(":")
-    return getattr(importlib.import_module(module), function)(argv)
+    code: int = getattr(importlib.import_module(module), function)(argv)
+    leave_group()
+    return code
 
 
 def _help() -> str:

@@ -1,5 +1,6 @@
 """What the first process decides for all, before torch connects them; and which process prints an error."""
 
+import gc
 import hashlib
 import itertools
 import json
@@ -69,6 +70,19 @@ def should_print(line: str) -> bool:
         return bool(store.add(f"lrtrain/said/{hashlib.sha256(line.encode()).hexdigest()}", 1) == 1)
     except RuntimeError:
         return False  # the first process, which held the store, has ended with its own line
+
+
+def leave_group() -> None:
+    """Leaves the group of processes that a command has joined, while Python still runs.
+
+    A thread of gloo may hold a tensor for some milliseconds after the last collective is done. Where it lets go of it
+    when the interpreter has ended already, the process aborts ("terminate called without an active exception"). Not to
+    be called after an error: the others may be in a collective, and gloo would wait for them.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        gc.collect()  # modules that hold the group, and with it its threads
+        torch.distributed.destroy_process_group()
 
 
 def _launcher() -> Any:
