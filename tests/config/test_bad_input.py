@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from torch.utils.data import DataLoader
 
 import toy
 from commandline import PREFIX, arguments, refusal
@@ -134,6 +135,7 @@ def test_a_shard_that_breaks_while_it_is_read_is_named(
 )
 def test_data_that_does_not_fit_the_model_is_refused(flag: str, line: str, refuse: Refuse) -> None:
     assert refuse(flag).startswith(line)
+    assert "__old__setattr__" not in vars(DataLoader)  # which an error in train_dataloader() leaves behind
 
 
 # Checkpoints

@@ -78,6 +78,13 @@ class TokenDataModule(L.LightningDataModule):
                 )
             if "://" not in self.path:
                 check_shards(Path(self.path) / name, split, self.manifest.dtype, contents)
+        # Not in train_dataloader: Lightning leaves every DataLoader class patched after an error there.
+        if stage == "fit" and len(self._loader("train")) == 0:
+            blocks = splits["train"].blocks(self.block_size + 1)
+            raise UserError(
+                f"the train split of {self.path} has {blocks} blocks of {self.block_size} + 1 tokens, less "
+                f"than one batch of {self.batch_size} for every process: lower data.batch_size"
+            )
 
     def check(self, vocab_size: int) -> None:
         """Raise UserError unless a model of `vocab_size` can read these tokens; a larger, padded one can."""
@@ -96,14 +103,8 @@ class TokenDataModule(L.LightningDataModule):
         return read_tokenizer(self.path, self.manifest.tokenizer_sha256)
 
     def train_dataloader(self) -> DataLoader:
-        self._training = loader = self._loader("train")
-        if len(loader) == 0:
-            blocks = self.manifest.train.blocks(self.block_size + 1)
-            raise UserError(
-                f"the train split of {self.path} has {blocks} blocks of {self.block_size} + 1 tokens, less "
-                f"than one batch of {self.batch_size} for every process: lower data.batch_size"
-            )
-        return loader
+        self._training = self._loader("train")
+        return self._training
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("val")
