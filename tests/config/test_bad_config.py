@@ -10,6 +10,7 @@ import toy
 from commandline import arguments, refusal
 from lrtrain.cli.main import main
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.yaml_file import TOO_LARGE
 
 Refuse = Callable[..., str]
 
@@ -80,10 +81,12 @@ TYPES = {
     "model: {decoder: {init_args: {attention: {init_args: {rank_ratio: wide}}}}}": (
         "model.decoder.init_args.attention.init_args.rank_ratio: expected float, got wide"
     ),
+    "data: {seed: '${oc.env:NOT_SET}'}": 'data.seed: KeyError raised while resolving interpolation: "Environment',
     "data: {seed: '${sed_everything}'}": "data.seed: ${sed_everything} names no key of the configuration",
 }
 
 
+DOUBLING = "a0: &a0 [x, x]\n" + "".join(f"a{k + 1}: &a{k + 1} [*a{k}, *a{k}]\n" for k in range(40))
 STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/loss, mode: up}}"
 
 
@@ -126,6 +129,14 @@ def test_a_wrong_value_in_the_environment_is_named(refuse: Refuse, monkeypatch: 
         (b"\xff\xfe\x00trainer", "over.yaml is not valid YAML: not text in UTF-8"),
         (b"just words\n", "over.yaml holds no settings"),
         (b"", "over.yaml holds no settings"),
+        (
+            b"data:\n  seed: 1\nname: x\ndata:\n  seed: 2\n",
+            "over.yaml is not valid YAML: line 4: the key data comes twice",
+        ),
+        (b"1: 2\n", "over.yaml: the key 1 is no text"),
+        (b"&a\nmodel: *a\n", f"over.yaml {TOO_LARGE}"),
+        (b"model: " + b"[" * 5000 + b"]" * 5000, f"over.yaml {TOO_LARGE}"),
+        (DOUBLING.encode(), f"over.yaml {TOO_LARGE}"),
         (None, "configuration file over.yaml does not exist: check the path"),
     ],
 )

@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("LRTRAIN_DEBUG"):
             raise
-        if should_print(str(error)):
-            print(f"lrtrain: error: {error}", file=sys.stderr)
+        line = " ".join(str(error).split("\n"))
+        if should_print(line):
+            print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,6 +23,8 @@ def one_line(message: str, settings: Settings, options: list[str]) -> str:
         return f"the configuration lacks {match[1]}: {RECIPE}" if "config" in options else f"lacks {match[1]}"
     if match := re.search(r"Interpolation key '\.*([^']+)' not found.*?full_key: (\S+)", message, re.S):
         return f"{settings.where(match[2])}: ${{{match[1]}}} names no key of the configuration; correct the reference"
+    if match := re.match(r"(.+)\n\s+full_key: (\S+)", message):
+        return f"{settings.where(match[2])}: {match[1]}"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("--"):
             return f"{match[1]}: stands alone; every argument is an option, as in --trainer.max_steps 100"

@@ -66,7 +66,7 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
     """The resolved configuration of environment, files, overlays and flags, the later stronger than the earlier.
 
     Raises:
-        UserError: a key that there is not, or a value of another type.
+        UserError: a key that there is not, or a value of another type or out of range.
     """
     Parser.argv = with_files(argv)
     Parser.settings = Settings(Parser.argv)
@@ -75,6 +75,11 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
         config = parser.parse_args(Parser.argv)
     except OmegaConfBaseException as error:
         parser.error(str(error), error)
+    except RecursionError as error:
+        raise UserError("configuration: a value is nested too deep to be read") from error
+    for key, value in config.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{Parser.settings.place(key.replace('.init_args', ''))}: {value} is out of range")
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"seed_everything is {config.seed_everything}: give 0 to {2**32 - 1}")
     return config

@@ -123,6 +123,8 @@ def _from_file(file: str) -> Iterator[Setting]:
     content = content_of(Path(file))
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no settings: a configuration is YAML of the form `key: value`")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"{file}: the key {odd[0]} is no text: a configuration is YAML of the form `key: value`")
     yield from (Setting(file, path, item) for path, item in _walk(content))
 
 

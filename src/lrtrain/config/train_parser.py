@@ -38,6 +38,9 @@ GROUPS: dict[str, type] = {
 }
 """Group of keys -> the class whose arguments they are."""
 
+REFUSALS = (MisconfigurationException, ValueError, TypeError, OverflowError, ImportError, RuntimeError)
+"""What a class raises of an argument: a value it cannot take, a package that is missing, memory that is not there."""
+
 
 def train_parser(command: str, argv: list[str]) -> Parser:
     """The parser of a command that trains or evaluates, for a command line that may name an own class of `data`."""
@@ -120,7 +123,7 @@ class TrainingRun(Configured):
         }
         try:
             return Trainer(**settings)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except REFUSALS as error:
             text = " ".join(str(error).split())
             raise UserError(f"{_blamed(text, settings)}: {text}") from error
 
@@ -138,7 +141,7 @@ def check_trainer(settings: Any) -> None:
     if settings["enable_checkpointing"] is False:
         raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
     check_strategy(settings["strategy"])
-    for key in ("accumulate_grad_batches", "max_steps", "val_check_interval"):
+    for key in ("accumulate_grad_batches", "max_steps", "val_check_interval", "check_val_every_n_epoch"):
         if settings[key] == 0:
             raise UserError(f"trainer.{key} is 0: give at least 1")
 
@@ -148,7 +151,7 @@ def _one_line() -> Iterator[None]:
     """Raises a UserError for what a class says of its arguments: its own line, if it has one."""
     try:
         yield
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except REFUSALS as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):

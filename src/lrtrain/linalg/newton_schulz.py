@@ -43,7 +43,7 @@ def polynomials(coefficients: Coefficients, steps: int) -> list[Quintic]:
         return [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in chosen[:-1]] + chosen[-1:]
     if coefficients == "paper":
         return [PAPER] * steps
-    if isinstance(coefficients, str) or len(coefficients) != 3:
+    if not isinstance(coefficients, Sequence) or isinstance(coefficients, str) or len(coefficients) != 3:
         raise ValueError(f"coefficients must be paper, polar_express or three numbers, got {coefficients!r}")
     return [coefficients] * steps
 

@@ -4,6 +4,8 @@ Shape suffixes: B batch, T tokens (S with the cached ones), D model width, H que
 one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, width).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +66,9 @@ class Decoder(nn.Module):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, number in {"rope_base": rope_base, "norm_eps": norm_eps, "embedding_std": embedding_std}.items():
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} must be finite and positive, got {number}")
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of 2 · heads, got width {width} with {heads} heads")
         if kv_heads < 1 or heads % kv_heads:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrtrain.nn.projection import Projection
+from lrtrain.nn.projection import Projection, initial_std
 
 
 class DenseLinear(Projection):
@@ -18,8 +18,7 @@ class DenseLinear(Projection):
 
     def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
         super().__init__(in_features, out_features)
-        std = in_features**-0.5 if std is None else std
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) * std)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) * initial_std(std, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lrtrain.linalg import gaussian_svd
 from lrtrain.nn.factorized import FactorizedProjection
+from lrtrain.nn.projection import initial_std
 
 
 class LowRankLinear(FactorizedProjection):
@@ -35,8 +36,7 @@ class LowRankLinear(FactorizedProjection):
         super().__init__(in_features, out_features, rank, rank_ratio)
         self.A = nn.Parameter(torch.empty(out_features, self.rank))
         self.B = nn.Parameter(torch.empty(in_features, self.rank))
-        std = in_features**-0.5 if std is None else std
-        self.set_triplets(*gaussian_svd(out_features, in_features, self.rank, std))
+        self.set_triplets(*gaussian_svd(out_features, in_features, self.rank, initial_std(std, in_features)))
 
     @torch.no_grad()
     def set_triplets(self, p: Tensor, sigma: Tensor, q: Tensor) -> None:

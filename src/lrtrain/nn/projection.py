@@ -1,5 +1,6 @@
 """What the decoder, the optimizers and the constraints may know of a projection."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
@@ -11,6 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 LinearCallable = Callable[[int, int], nn.Module]
 """(in_features, out_features) -> a projection. In YAML a class path with the remaining arguments."""
+
+
+def initial_std(std: float | None, in_features: int) -> float:
+    """The standard deviation of a dense draw: 1/√in_features when null, which keeps the variance of the input.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    if std is None:
+        return in_features**-0.5
+    if not 0 <= std < math.inf:
+        raise ValueError(f"std must be finite and not negative, got {std}")
+    return std
 
 
 class Projection(nn.Module, ABC):

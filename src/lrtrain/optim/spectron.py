@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lrtrain.linalg import Coefficients, Precision, local, norm_bound, with_local
 from lrtrain.linalg.flops import newton_schulz_flops, norm_bound_flops
+from lrtrain.linalg.newton_schulz import polynomials
 from lrtrain.optim.matrix_optimizer import MatrixOptimizer
 from lrtrain.optim.protocol import LOOK_AHEAD, MOMENTUM
 
@@ -65,6 +66,7 @@ class Spectron(MatrixOptimizer):
         _check_rate(lr)
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"Spectron: precision must be float32 or bfloat16, got {precision}")
+        polynomials(coefficients, steps=1)  # refuses what is none
         super().__init__(
             params,
             {

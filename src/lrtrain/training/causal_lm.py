@@ -105,6 +105,10 @@ class CausalLM(L.LightningModule):
                 check_flops(decoder)
         except ValueError as error:
             raise UserError(f"model.decoder: {error}") from error
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            raise UserError("model.decoder: its weights do not fit in memory: make it smaller") from error
         for module in decoder.modules():
             if self._compile and (reason := getattr(module, "not_compiled", "")):
                 raise UserError(f"model.compile is true: {reason}; set it to false")

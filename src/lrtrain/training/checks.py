@@ -53,7 +53,7 @@ def check_optimizer(key: str, make: OptimizerCallable) -> None:
     """Raises UserError, under the configuration's key, for an optimizer whose values or kind cannot work."""
     try:
         optimizer = make([("check", nn.Parameter(torch.zeros(2, 2)))])
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{key}: {error}") from error
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -75,7 +75,8 @@ def check_loss(loss: LossCallable | None) -> None:
     if loss is None:
         return
     try:
-        inspect.signature(loss).bind(*range(4))
+        called = loss.forward if isinstance(loss, nn.Module) else loss
+        inspect.signature(called).bind(*range(4))
     except (TypeError, ValueError) as error:
         raise UserError(f"model.loss: called as (hidden, head, targets, tokens): {error}") from error
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
