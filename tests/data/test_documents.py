@@ -15,8 +15,9 @@ import pytest
 import zstandard
 
 from lrtrain.data import documents
-from lrtrain.data.documents import list_parts, read_documents
+from lrtrain.data.documents import read_documents
 from lrtrain.data.formats import TEXT_DOCUMENT
+from lrtrain.data.listing import list_sources
 from lrtrain.runtime.errors import UserError
 
 FINEWEB = {
@@ -34,7 +35,7 @@ FINEWEB_TEXTS = ["First page.", "Second page.", "Fifth page."]
 
 
 def texts(source: str | Path, column: str = "text", start: int = 0) -> list[str]:
-    return [d.text for part in list_parts([str(source)]) for d in read_documents(part, column, start)]
+    return [d.text for part in list_sources([str(source)]).parts for d in read_documents(part, column, start)]
 
 
 def test_parquet_of_finewebs_schema_gives_its_texts_and_leaves_out_nulls_and_blanks(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_reading_goes_on_exactly_after_any_document(tmp_path: Path, kind: str) -
         file.write_text("\n".join(json.dumps({"text": w}) for w in words))
     else:
         file.write_text("\n\n".join(w * 500 for w in words))
-    (part,) = list_parts([str(file)])
+    (part,) = list_sources([str(file)]).parts
     everything = list(read_documents(part))
     assert len(everything) > 20
     for i in range(len(everything)):
@@ -106,12 +107,12 @@ def test_a_folder_gives_its_known_files_sorted_and_no_file_comes_twice(tmp_path:
     for name in ("b.txt", "a.md", "sub/c.txt", "picture.png", ".git/description.txt", ".hidden.txt"):
         (tmp_path / name).write_text(name)
     assert texts(tmp_path) == ["a.md", "b.txt", "sub/c.txt"]
-    assert len(list_parts([str(tmp_path), f"{tmp_path}/b*.txt"])) == 3
+    assert len(list_sources([str(tmp_path), f"{tmp_path}/b*.txt"]).parts) == 3
 
 
 def test_the_standard_library_is_several_megabytes_of_text_without_its_tests() -> None:
-    parts = list_parts(["stdlib"])
-    assert parts == list_parts(["stdlib"])
+    parts = list_sources(["stdlib"]).parts
+    assert parts == list_sources(["stdlib"]).parts
     assert 5e6 < sum(part.size for part in parts) < 40e6
     assert not [part.url for part in parts if re.search(r"/(tests?|site-packages)/", part.url.rpartition("python3")[2])]
 

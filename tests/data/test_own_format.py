@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import sources
-from lrtrain.data.documents import list_parts, read_documents
+from lrtrain.data.documents import read_documents
+from lrtrain.data.listing import list_sources
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.preparation import PrepareSpec, prepare
 from lrtrain.runtime.errors import UserError
@@ -51,7 +52,7 @@ def test_it_reads_its_files_and_goes_on_after_any_document(table: Path, compress
     if compressed:
         table.with_suffix(".csv.gz").write_bytes(gzip.compress(table.read_bytes()))
         table.unlink()
-    (part,) = list_parts([f"{table}*"], ["csv_format.Csv"])
+    (part,) = list_sources([f"{table}*"], ["csv_format.Csv"]).parts
     everything = list(read_documents(part, "body"))
     assert [document.text for document in everything] == sources.TEXTS
     for i in (0, 1, 200, 399):
@@ -81,12 +82,12 @@ def test_a_data_set_is_prepared_with_it_and_remembers_it(table: Path, tmp_path: 
 )
 def test_what_is_wrong_with_it_is_one_line(table: Path, path: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as raised:
-        [document for part in list_parts([str(table)], [path]) for document in read_documents(part, "body")]
+        [document for part in list_sources([str(table)], [path]).parts for document in read_documents(part, "body")]
     assert "\n" not in str(raised.value)
 
 
 def test_a_compressed_file_of_a_format_that_seeks_is_refused(table: Path) -> None:
     table.with_suffix(".csv.gz").write_bytes(gzip.compress(table.read_bytes()))
-    (part,) = list_parts([f"{table}.gz"], ["csv_format.Seeking"])
+    (part,) = list_sources([f"{table}.gz"], ["csv_format.Seeking"]).parts
     with pytest.raises(UserError, match=r"csv.gz: is compressed, and Seeking seeks"):
         list(read_documents(part, "body"))

@@ -10,6 +10,10 @@ def main(argv: list[str]) -> int:
     parser = Arguments(
         prog="lrtrain prepare",
         description="Turn documents into token shards. A preparation that was interrupted goes on where it stopped.",
+        epilog="A file that is named is read whatever its suffix, as text where no format knows it. A folder stands "
+        "for its files of a known suffix, at any depth; hidden ones (.name) are left out. A glob stands for the names "
+        "that it matches, as in a shell: files and folders, no hidden ones; ** is any depth. Links are followed, and a "
+        "file that is reached twice is read once. What is left out is counted and named.",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the data set goes")
     parser.add_argument(
@@ -17,8 +21,8 @@ def main(argv: list[str]) -> int:
         nargs="+",
         default=["stdlib"],
         metavar="PATH",
-        help="files, folders, globs or URLs (hf://…, s3://…) of .txt .md .py .jsonl .parquet, also .gz "
-        ".zst; or stdlib, the text of Python's standard library (default)",
+        help="files, folders, globs or URLs (hf://…, s3://…) of .txt .md .rst .py .jsonl (.jsonlines .ndjson .json) "
+        ".parquet, also .gz .zst .bz2 .xz; or stdlib, the text of Python's standard library (default)",
     )
     parser.add_argument("--text-column", default="text", metavar="NAME", help="the column or key with the text (text)")
     parser.add_argument("--tokenizer", metavar="FILE|NAME", help="a tokenizer.json or a Hugging Face name")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lrtrain.data.documents import Part, read_documents
+from lrtrain.data.documents import read_documents
+from lrtrain.data.listing import Part
 from lrtrain.data.tokenizer import end_of_text
 
 BATCH_CHARACTERS = 2**20

@@ -6,11 +6,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrtrain.data.beginnings import BEGINNING, not_text, not_utf8
 from lrtrain.runtime.errors import UserError
 
 TEXT_DOCUMENT = 4 * 1024  # characters: a text file is cut at the first blank line after so many
@@ -23,8 +24,8 @@ class DocumentFormat(ABC):
     """One way to store documents in a file. A subclass anywhere is named by its class path in `prepare.formats`.
 
     Attributes:
-        suffixes: Of the names of such files, in small letters (`.csv`); `.gz` and `.zst` after one are undone by the
-            reader, so that a format sees the bytes as they were before.
+        suffixes: Of the names of such files, in small letters (`.csv`); `.gz`, `.zst`, `.bz2` and `.xz` after one are
+            undone by the reader, so that a format sees the bytes as they were before.
         seeks: Whether reading needs `seek`, as an archive's table at its end does; such a file cannot be compressed.
         text_column: The request's `text_column`, for formats whose records have named parts.
     """
@@ -56,16 +57,24 @@ class Text(DocumentFormat):
     at_least = TEXT_DOCUMENT
 
     def texts(self, file: BinaryIO) -> Iterator[str]:
+        beginning = io.BufferedReader(cast(Any, file), max(BEGINNING, io.DEFAULT_BUFFER_SIZE))
+        head = beginning.peek(BEGINNING)[:BEGINNING]
+        if said := not_text(head):
+            raise UserError(said)
         lines: list[str] = []
-        size = 0
-        text = io.TextIOWrapper(file, encoding="utf-8-sig")
-        while line := text.readline(self.at_least):
-            lines.append(line)
-            size += len(line)
-            # A file without blank lines must not grow into one document of any size.
-            if size >= self.at_least and (not line.strip() or size >= 2 * self.at_least):
-                yield "".join(lines)
-                lines, size = [], 0
+        size = number = 0
+        text = io.TextIOWrapper(beginning, encoding="utf-8-sig")
+        try:
+            while line := text.readline(self.at_least):
+                lines.append(line)
+                size += len(line)
+                number += line.endswith("\n")
+                # A file without blank lines must not grow into one document of any size.
+                if size >= self.at_least and (not line.strip() or size >= 2 * self.at_least):
+                    yield "".join(lines)
+                    lines, size = [], 0
+        except UnicodeDecodeError as error:
+            raise UserError(f"{not_utf8(head)} (after line {number:,})") from error
         yield "".join(lines)
 
 
@@ -76,10 +85,22 @@ class Code(Text):
     at_least = CODE_DOCUMENT
 
 
+class Unknown(Text):
+    """A file that is named although its suffix says nothing: prose, unless it begins with a line of JSON."""
+
+    suffixes = ()
+
+    def texts(self, file: BinaryIO) -> Iterator[str]:
+        for number, text in enumerate(super().texts(file)):
+            if number == 0 and text.startswith("{") and _is_object(text.splitlines()[0]):
+                raise UserError("begins with a JSON object: end its name in .jsonl, or in .txt to read it as prose")
+            yield text
+
+
 class JsonLines(DocumentFormat):
     """An object a line, with the text under the key `text_column`; nulls are left out."""
 
-    suffixes = (".jsonl", ".ndjson", ".json")
+    suffixes = (".jsonl", ".jsonlines", ".ndjson", ".json")
 
     def texts(self, file: BinaryIO) -> Iterator[str | None]:
         for number, line in enumerate(file, 1):
@@ -87,9 +108,13 @@ class JsonLines(DocumentFormat):
 
     def _text(self, where: str, line: bytes) -> str | None:
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}): each line must be one object") from error
+            # Python's own decoding of bytes lets half a surrogate pair pass, which no tokenizer takes.
+            record = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where} {not_utf8(line[:BEGINNING])}") from error
+        except (ValueError, RecursionError) as error:
+            said = not_text(line[:BEGINNING]) or f"is not JSON ({error}): each line must be one object"
+            raise UserError(f"{where} {said}") from error
         if not isinstance(record, dict):
             raise UserError(f"{where} is not a JSON object: each line must be one object with a text column")
         if self.text_column not in record:
@@ -97,8 +122,6 @@ class JsonLines(DocumentFormat):
         text = record[self.text_column]
         if text is not None and not isinstance(text, str):
             raise _no_text(f"{where}: column", self.text_column, type(text).__name__)
-        if text and b"\\ud" in line.lower():  # half a surrogate pair is JSON but has no UTF-8
-            return text.encode("utf-8", "replace").decode("utf-8")
         return text
 
 
@@ -116,13 +139,17 @@ class Parquet(DocumentFormat):
         schema = table.schema_arrow
         if column not in schema.names:
             raise _missing("the table", column, schema.names)
-        if not _is_text(schema.field(column).type):
-            raise _no_text("column", column, schema.field(column).type)
+        if schema.names.count(column) > 1:
+            raise UserError(f"the table has {schema.names.count(column)} columns {column!r}: rename one")
+        kind = schema.field(column).type
+        if not _is_text(kind):
+            raise _no_text("column", column, kind)
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
             if rows > start:
                 for batch in table.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[column]):
-                    yield from batch.column(0).to_pylist()[start:]
+                    # One by one: a row that is no UTF-8 fails at its own position. By name: `a` also selects `a.b`.
+                    yield from (value.as_py() for value in batch.column(column)[start:])
                     start = max(0, start - len(batch))
             else:
                 start -= rows
@@ -155,9 +182,17 @@ def _imported(class_path: str) -> type[DocumentFormat]:
     return kind
 
 
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _is_text(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(value) for is_kind in kinds)
 
 
 def _missing(where: str, column: str, present: Any) -> UserError:

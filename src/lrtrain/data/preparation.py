@@ -15,8 +15,9 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from tokenizers import Tokenizer
 
-from lrtrain.data.documents import Part, list_parts, read_documents
+from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
+from lrtrain.data.listing import Part, list_sources
 from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.tokenizer import (
@@ -40,7 +41,8 @@ class PrepareSpec:
 
     Args:
         source: Where the text is: `stdlib` (the text of Python's own standard library), or files, folders, globs and
-            fsspec URLs (`hf://datasets/…`, `s3://…`) of .txt, .md, .py, .jsonl, .parquet, also .gz and .zst of them.
+            fsspec URLs (`hf://datasets/…`, `s3://…`) of .txt, .md, .py, .jsonl, .parquet, also .gz, .zst, .bz2, .xz;
+            what each stands for: `lrtrain prepare --help`.
         text_column: The column of .parquet, or the key of .jsonl, that holds the text.
         tokenizer: A tokenizer.json, a folder with one, or the name of a Hugging Face repository.
         train_vocab_size: Train a byte-level BPE of so many tokens on (at most 100 MB of) the training documents.
@@ -65,7 +67,7 @@ class PrepareSpec:
 
     def check(self) -> None:
         """Raise UserError for the first value that cannot be meant."""
-        if isinstance(self.source, str) or not self.source:
+        if isinstance(self.source, str) or not self.source or not all(self.source):
             raise UserError(f"source is {self.source!r}: give a list of at least one path, glob, URL or stdlib")
         if (self.tokenizer is None) == (self.train_vocab_size is None):
             raise UserError(
@@ -111,7 +113,8 @@ def existing(spec: PrepareSpec, path: str) -> Manifest:
 
 
 def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
-    parts = list_parts(spec.source, spec.formats)
+    listing = list_sources(spec.source, spec.formats, folder)
+    parts = listing.parts
     progress = Progress(spec.request(), [[part.url, part.size] for part in parts])
     saved = Progress.load(folder)
     going_on = saved is not None and bool(saved.writers)
@@ -122,7 +125,7 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
         progress = saved
     else:
         clear(folder)
-    print(_announcement(spec, parts, folder, going_on), flush=True)
+    print("\n".join([_announcement(spec, parts, folder, going_on), *listing.remarks()]), flush=True)
     if not going_on:
         made = _tokenizer(spec, parts)
         progress.save(folder)  # from here on the folder is marked as ours
