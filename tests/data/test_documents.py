@@ -1,14 +1,18 @@
 """Sources and documents: what is listed, what a document is, streaming, and what a bad file says."""
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -136,8 +140,52 @@ def _bad_files(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "number.jsonl").write_text('{"text": 7}\n')
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": "word " * 999}).encode())[:-9])
     (folder / "not.jsonl.zst").write_text("not compressed")
-    (folder / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    (folder / "latin.txt").write_bytes("a\n\nKäse".encode("latin-1"))
+    names = ["text", "text"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=names), folder / "twice.parquet")
+    pq.write_table(pa.table({"text": [{"a": "x"}]}), folder / "nested.parquet")
+    offsets, data = np.array([0, 1, 2, 3], np.int32).tobytes(), b"a\xedb"
+    broken = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    pq.write_table(pa.table({"text": broken}), folder / "broken.parquet")
+    for name, line in {
+        "surrogate.jsonl": b'{"text": "a \xed\xa0\xbd b"}',
+        "key.jsonl": b'{"\\ud800\\n": 1}',
+        "deep.jsonl": b'{"text": ' + b"[" * 100_000,
+        "wide.jsonl": json.dumps(dict.fromkeys(map(str, range(500)), 1)).encode(),
+        "utf16.jsonl": '{"text": "a"}'.encode("utf-16"),
+        "bare16.jsonl": '{"text": "a"}'.encode("utf-16-le"),
+        "packed.jsonl": gzip.compress(b'{"text": "a"}'),
+        "utf16.txt": "text\n".encode("utf-16"),
+        "utf32.txt": "text\n".encode("utf-32"),
+        "bare16.txt": "text\n".encode("utf-16-le"),
+        "packed.txt": bz2.compress(b"text"),
+        "packed.log": lzma.compress(b"text"),
+        "cut.txt.xz": lzma.compress(b"text" * 999)[:-9],
+        "table.log": whole.read_bytes(),
+        "lines.log": b'{"text": "a"}\n{"text": "b"}\n',
+        "archive.tar": b"name".ljust(257, b"\0") + b"ustar",
+    }.items():
+        (folder / name).write_bytes(b"\n" + line if name == "surrogate.jsonl" else line)
     return {
+        "twice.parquet": ("2 columns 'text'", "rename"),
+        "nested.parquet": ("struct", "not text"),
+        "broken.parquet": ("broken.parquet after document 1", "utf-8"),
+        "surrogate.jsonl": ("line 2 is not UTF-8", "mend"),
+        "key.jsonl": ("it has \\ud800\\n:", "text_column"),
+        "deep.jsonl": ("line 1", "recursion"),
+        "wide.jsonl": ("18, 19, …: name", "text_column"),
+        "utf16.jsonl": ("line 1 is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        "bare16.jsonl": ("line 1 holds NUL", "iconv -f UTF-16LE -t UTF-8"),
+        "packed.jsonl": ("gzip", ".gz"),
+        "utf16.txt": ("is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        "utf32.txt": ("is UTF-32", "iconv -f UTF-32 -t UTF-8"),
+        "bare16.txt": ("NUL", "iconv -f UTF-16LE -t UTF-8"),
+        "packed.txt": ("bzip2", ".bz2"),
+        "packed.log": ("xz", ".xz"),
+        "cut.txt.xz": ("cut.txt.xz", "end-of-stream"),
+        "table.log": ("is parquet", ".parquet"),
+        "lines.log": ("JSON object", ".jsonl"),
+        "archive.tar": ("tar archive", "unpack"),
         "not.parquet": ("not.parquet", "cannot read"),
         "column.parquet": ("content, id", "text_column"),
         "numbers.parquet": ("int64", "not text"),
@@ -148,7 +196,7 @@ def _bad_files(folder: Path) -> dict[str, tuple[str, str]]:
         "number.jsonl": ("line 1", "int, not text"),
         "cut.jsonl.gz": ("cut.jsonl.gz", "Truncated"),
         "not.jsonl.zst": ("not.jsonl.zst", "cannot read"),
-        "latin.txt": ("latin.txt", "UTF-8"),
+        "latin.txt": ("latin.txt: line 3 is not UTF-8", "iconv -f LATIN1"),
         "missing.txt": ("missing.txt", "matches no file"),
         "*.csv": ("*.csv", "matches no file"),
     }
@@ -161,6 +209,31 @@ def test_every_bad_file_gets_one_line_that_names_it_and_the_trouble(tmp_path: Pa
         message = str(raised.value)
         assert "\n" not in message
         assert all(word in message for word in words), (name, message)
+
+
+def test_whatever_a_parquet_file_holds_gives_texts_or_one_line(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {i}" for i in range(300)], "x": [[{"a": i}] for i in range(300)]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=100)
+    whole, random = (tmp_path / "x.parquet").read_bytes(), Random(0)
+    refusals: list[str] = []
+    for _ in range(200):
+        content = bytearray(whole)
+        for _ in range(random.choice((1, 3, 30))):
+            content[random.randrange(random.choice((0, len(whole) - 1200)), len(whole))] = random.randrange(256)
+        (tmp_path / "x.parquet").write_bytes(content)
+        try:
+            assert all(text.encode() for text in texts(tmp_path / "x.parquet"))
+        except UserError as error:
+            refusals.append(str(error))
+    assert 20 < len(refusals) < 200
+    assert all(re.fullmatch(r".*x\.parquet.*", line) for line in refusals)
+
+
+@pytest.mark.parametrize("values", [[None, None], []])
+def test_a_parquet_file_without_a_text_among_others_is_no_fault(tmp_path: Path, values: list[None]) -> None:
+    pq.write_table(pa.table({"text": pa.array(values, pa.null())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "text.a": ["c"]}), tmp_path / "b.parquet")
+    assert texts(tmp_path) == ["b"]
 
 
 @pytest.mark.parametrize("source", ["nonsense://bucket/x.txt", "http://127.0.0.1:9/x.jsonl"])

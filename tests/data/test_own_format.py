@@ -29,6 +29,13 @@ class Numbers(DocumentFormat):
     def texts(self, file):
         yield 7
 
+class Failing(DocumentFormat):
+    suffixes = (".csv",)
+
+    def texts(self, file):
+        yield "half a pair \\ud83d"
+        yield {}["title"]
+
 class NoFormat:
     suffixes = (".csv",)
 
@@ -74,6 +81,7 @@ def test_a_data_set_is_prepared_with_it_and_remembers_it(table: Path, tmp_path: 
     ("path", "words"),
     [
         ("csv_format.Numbers", "table.csv: Numbers gives int for document 1, not text"),
+        ("csv_format.Failing", "cannot read .*table.csv after document 1: 'title' .KeyError."),
         ("csv_format.NoFormat", "derive it"),
         ("csv_format.Cvs", "has no attribute 'Cvs'"),
         ("no_such_format.Csv", "No module named 'no_such_format'"),

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenize (one a core)")
     arguments = parser.parse_args(argv)
-    announce(f"prepare: {' '.join(arguments.source)} to {arguments.out} …")
+    announce(f"prepare: making {arguments.out} …")
 
     from lrtrain.data.preparation import PrepareSpec, prepare
 

@@ -38,9 +38,9 @@ def not_text(beginning: bytes) -> str | None:
 
 
 def not_utf8(beginning: bytes) -> str:
-    """The line's end for a file that begins so and is not UTF-8."""
-    latin = CONVERT.format("LATIN1")
-    return not_text(beginning) or f"is not UTF-8: leave it out, or if it is text in another encoding, {latin}"
+    """What to say of bytes that are not UTF-8, where the file or the line begins so."""
+    other = f"if it is text in another encoding, {CONVERT.format('LATIN1')}"
+    return not_text(beginning) or f"is not UTF-8: mend it or leave it out, or {other}"
 
 
 def _decodes(beginning: bytes) -> bool:

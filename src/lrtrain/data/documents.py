@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 
 from lrtrain.data.formats import BUFFER_BYTES
-from lrtrain.data.listing import Part, unreadable
+from lrtrain.data.listing import Part, shown, unreadable
 from lrtrain.runtime.errors import UserError
 
 RETRY_SECONDS = (1.0, 5.0, 25.0)  # pauses before a remote file is opened again
@@ -45,7 +45,7 @@ def read_documents(part: Part, text_column: str = "text", start: int = 0) -> Ite
                 yield document
             return
         except UserError as error:
-            raise UserError(f"{part.url}: {error}") from error
+            raise UserError(shown(f"{part.url}: {error}")) from error
         except Exception as error:  # whatever a format, its library or a file system meets in the file
             lasting = isinstance(error, (PermissionError, ImportError, ValueError))
             if not remote or lasting or failures == len(RETRY_SECONDS):

@@ -18,6 +18,7 @@ TEXT_DOCUMENT = 4 * 1024  # characters: a text file is cut at the first blank li
 CODE_DOCUMENT = 1024 * 1024  # characters: a source file is one document up to here
 PARQUET_ROWS = 1024  # rows decoded at once
 BUFFER_BYTES = 1024 * 1024
+COLUMNS = 20  # names of columns in a message, at most
 
 
 class DocumentFormat(ABC):
@@ -74,7 +75,8 @@ class Text(DocumentFormat):
                     yield "".join(lines)
                     lines, size = [], 0
         except UnicodeDecodeError as error:
-            raise UserError(f"{not_utf8(head)} (after line {number:,})") from error
+            number += 1 + error.object.count(b"\n", 0, error.start)
+            raise UserError(f"line {number} {not_utf8(head)}") from error
         yield "".join(lines)
 
 
@@ -196,7 +198,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _missing(where: str, column: str, present: Any) -> UserError:
-    return UserError(f"{where} has no column {column!r}, it has {', '.join(present)}: name one as text_column")
+    names = ", ".join([*map(str, present)][:COLUMNS]) + (", …" if len(present) > COLUMNS else "")
+    return UserError(f"{where} has no column {column!r}, it has {names or 'none'}: name one as text_column")
 
 
 def _no_text(where: str, column: str, kind: Any) -> UserError:

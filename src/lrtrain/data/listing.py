@@ -52,8 +52,8 @@ class Listing:
     def remarks(self) -> list[str]:
         """Lines on what was left out, and on files that are taken for text."""
         unknown = [part.url for part in self.parts if part.format is Unknown]
-        reasons = [f"{len(names):,} {reason} ({_some(names)})" for reason, names in self.left_out.items()]
-        taken = f"Read as text, whatever the suffix: {_some(unknown)}"
+        reasons = [f"{len(names):,} {reason} ({some(names)})" for reason, names in self.left_out.items()]
+        taken = f"Read as text, whatever the suffix: {some(unknown)}"
         return [*([f"Left out: {', '.join(reasons)}"] if reasons else []), *([taken] if unknown else [])]
 
 
@@ -82,12 +82,10 @@ def list_sources(source: Iterable[str], formats: Iterable[str] = (), out: Path |
                 seen.add(key)
                 listing.parts.append(part)
         if before == (len(listing.parts), sum(map(len, listing.left_out.values()))):
-            raise UserError(f"source {entry} matches no file: correct the path or the glob")
+            raise UserError(f"source {shown(entry)} matches no file: correct the path or the glob")
     if not listing.parts:
         left = "; ".join(listing.remarks())
-        raise UserError(
-            f"source {' '.join(source)} has no {' '.join(known)} file (or .gz .zst .bz2 .xz of these). {left}"
-        )
+        raise UserError(f"source {some(source)} has no {' '.join(known)} file (or .gz .zst .bz2 .xz of these). {left}")
     return listing
 
 
@@ -209,9 +207,11 @@ def _local(file: str, known: Mapping[str, type[DocumentFormat]]) -> tuple[Any, P
     except OSError as error:
         if not os.path.islink(file):
             raise unreadable(file, error) from error
-        raise UserError(f"source: {file} is a link that leads nowhere: correct or delete it") from error
+        raise UserError(f"source: {shown(file)} is a link that leads nowhere: correct or delete it") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"source: {file} is a pipe or a device, and sources are read twice: write it to a file first")
+        raise UserError(
+            f"source: {shown(file)} is a pipe or a device, and sources are read twice: write it to a file first"
+        )
     return (status.st_dev, status.st_ino), _part(file, file, known, status.st_size, str(status.st_mtime_ns))
 
 
@@ -225,13 +225,19 @@ def _suffix(path: str) -> str:
     return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMES]) + (", …" if len(names) > NAMES else "")
+def some(names: list[str]) -> str:
+    """The first of many names, in characters that any terminal prints."""
+    return shown(", ".join(names[:NAMES])) + (", …" if len(names) > NAMES else "")
+
+
+def shown(text: str) -> str:
+    """`text` in a line of its own: what a terminal cannot print, as in a name that is no UTF-8, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def unreadable(url: str, error: Exception, after: int = 0) -> UserError:
     """The line for an error met while listing `url`, or while reading it after document `after`."""
-    reason = " ".join(str(error).split())[:300]
+    url, reason = shown(url), shown(" ".join(str(error).split())[:300])
     if isinstance(error, ImportError):
         return UserError(f"{url} needs a package that is not installed ({reason}): pip install 'lrtrain[hf,s3]'")
     if isinstance(error, FileNotFoundError):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
-from lrtrain.data.listing import Part, list_sources
+from lrtrain.data.listing import Part, list_sources, some
 from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.tokenizer import (
@@ -221,7 +221,7 @@ def _append(spec: PrepareSpec, texts: list[str], encoded: list[np.ndarray], writ
 def _refuse_empty(spec: PrepareSpec, writers: dict[str, ShardWriter]) -> None:
     train, val = writers["train"].documents, writers["val"].documents
     if train == 0 and val == 0 and spec.max_tokens is None:
-        raise UserError(f"source {' '.join(spec.source)} holds no text: name files with text in them")
+        raise UserError(f"source {some(spec.source)} holds no text: name files with text in them")
     if train == 0 and spec.max_tokens is not None:
         raise UserError(f"max_tokens {spec.max_tokens} is less than the first document has: raise it")
     if train == 0 or val == 0:
@@ -236,5 +236,5 @@ def _announcement(spec: PrepareSpec, parts: list[Part], folder: Path, going_on: 
     amount = f"{size / 1000:,.1f} GB" if size >= 1000 else f"{size:.1f} MB"
     limit = f", at most {spec.max_tokens:,} training tokens" if spec.max_tokens else ""
     tokenizer = f"tokenizer {spec.tokenizer}" if spec.tokenizer else f"a new tokenizer of {spec.train_vocab_size:,}"
-    files = f"{len(parts):,} file{'s' if len(parts) > 1 else ''} ({amount}) of {' '.join(spec.source)}"
+    files = f"{len(parts):,} file{'s' if len(parts) > 1 else ''} ({amount}) of {some(spec.source)}"
     return f"{'Going on with' if going_on else 'Preparing'} {folder}: {files}, {tokenizer}{limit}"
