@@ -7,7 +7,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lrtrain.data.loader import BlockLoader, block_dataset
-from lrtrain.data.manifest import MANIFEST, SPLITS, Manifest
+from lrtrain.data.manifest import SPLITS, Manifest
 from lrtrain.data.preparation import PrepareSpec, existing, prepare
 from lrtrain.data.shards import check_shards
 from lrtrain.data.tokenizer import read_tokenizer
@@ -29,7 +29,8 @@ class TokenDataModule(L.LightningDataModule):
         batch_size: Blocks in a batch of one process.
         num_workers: Processes that read ahead; 0 reads in the training process.
         seed: Order of the training blocks.
-        prepare: What to make the data set from if it is not there yet; null never prepares.
+        prepare: What to make the data set from if it is not there yet, and what it must have been made from if it is
+            (of URLs only the names are compared); null never prepares and takes what is there.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class TokenDataModule(L.LightningDataModule):
         return existing(self.prepare, self.path) if self.prepare else Manifest.load(self.path)
 
     def prepare_data(self) -> None:
-        """Prepare the data set, once a node, unless it is there; without `prepare`, `setup` says that it is missing."""
-        if self.prepare is not None and "://" not in self.path and not (Path(self.path) / MANIFEST).exists():
-            prepare(self.prepare, self.path)
+        """Prepare the data set, once a node; without `prepare`, `setup` says that it is missing.
+
+        Raises UserError for one that is there and was made from other local files or another tokenizer.
+        """
+        if self.prepare is not None and "://" not in self.path:
+            prepare(self.prepare, self.path, ask_stores=False)
 
     def setup(self, stage: str | None = None) -> None:
         """Check the shards against the manifest. Raises UserError for whatever would fail or mislead later."""

@@ -166,8 +166,12 @@ def formats_by_suffix(class_paths: Sequence[str] = ()) -> dict[str, type[Documen
     Raises:
         UserError: a class path names no format.
     """
-    kinds = [*BUILT_IN, *map(_imported, class_paths)]
-    return {suffix: kind for kind in kinds for suffix in kind.suffixes}
+    return {suffix: kind for kind in [*BUILT_IN, *formats_named(class_paths)] for suffix in kind.suffixes}
+
+
+def formats_named(class_paths: Sequence[str]) -> list[type[DocumentFormat]]:
+    """The classes of these class paths. Raises UserError for one that names no format."""
+    return [*map(_imported, class_paths)]
 
 
 def _imported(class_path: str) -> type[DocumentFormat]:

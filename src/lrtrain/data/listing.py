@@ -6,7 +6,7 @@ import re
 import stat
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ def _stdlib() -> Iterator[tuple[Any, Part]]:
     if not files:
         raise UserError(f"source stdlib: no .py files under {root}: give a path to text instead")
     for file in sorted(files):
-        yield _local(str(file), formats_by_suffix())
+        key, part = _local(str(file), formats_by_suffix())
+        yield key, replace(part, version="")  # Python installed anew has the same text at another time
 
 
 def _expand(

@@ -51,8 +51,9 @@ class Split:
 class Manifest:
     """What `manifest.json` says. It is written last, so a folder that has one is a whole data set.
 
-    `source` to `max_tokens`, and `formats`, are the request it was made from (`PrepareSpec`); `dtype` is the tokens'
-    type on disk, `uint16` or `int32`; `eot_id` is the token between documents.
+    `source` to `max_tokens`, and `formats`, are the request it was made from (`PrepareSpec`), `files` what that named
+    (`data/origin.py`); `dtype` is the tokens' type on disk, `uint16` or `int32`; `eot_id` is the token between
+    documents.
     """
 
     source: list[str]
@@ -68,6 +69,7 @@ class Manifest:
     train: Split
     val: Split
     formats: list[str] = field(default_factory=list)
+    files: list[list[Any]] = field(default_factory=list)
     format: int = FORMAT
 
     def split(self, name: str) -> Split:

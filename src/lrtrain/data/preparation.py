@@ -19,6 +19,7 @@ from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
 from lrtrain.data.listing import Part, list_sources, some
 from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
+from lrtrain.data.origin import changes, origin, tokenizer_changes
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.tokenizer import (
     SMALLEST_VOCABULARY,
@@ -86,22 +87,28 @@ class PrepareSpec:
                 raise UserError(f"{name} is {value}: give at least 1, or leave it out")
 
 
-def prepare(spec: PrepareSpec, path: str) -> Manifest:
+def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
     """Make the data set of `spec` in the local folder `path`, or go on with one that was interrupted there.
 
     Writes `tokenizer.json`, `train/`, `val/` and last `manifest.json`. A data set of the same request is returned as
-    it is. The result depends on the request and the sources alone, not on interruptions or `workers`; two processes
-    may ask at once, the second waits. Raises UserError for whatever is wrong with the request, the sources, the
-    tokenizer, the folder or the disk.
+    it is if the files that the request names are those it was made from; without `ask_stores` URLs are not compared,
+    and neither is what is not on this machine. The result depends on the request and the sources alone, not on
+    interruptions or `workers`; two processes may ask at once, the second waits. Raises UserError for whatever is wrong
+    with the request, the sources, the tokenizer, the folder or the disk.
     """
     spec.check()
     if "://" in path:
         raise UserError(f"cannot prepare into {path}: prepare into a local folder, then copy it there")
     folder = Path(path).expanduser()
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(folder):
-            return existing(spec, path) if (folder / MANIFEST).exists() else _prepare(spec, folder)
+    if not (folder / MANIFEST).exists():
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with alone_in(folder):
+                if not (folder / MANIFEST).exists():
+                    return _prepare(spec, folder)
+    manifest = existing(spec, str(folder))
+    _refuse_stale(spec, manifest, folder, ask_stores)
+    return manifest
 
 
 def existing(spec: PrepareSpec, path: str) -> Manifest:
@@ -112,10 +119,31 @@ def existing(spec: PrepareSpec, path: str) -> Manifest:
     return manifest
 
 
+def _refuse_stale(spec: PrepareSpec, manifest: Manifest, folder: Path, ask_stores: bool) -> None:
+    """Raise UserError if the request names other files, or another tokenizer, than when the data set was made."""
+    source = [entry for entry in spec.source if ask_stores or "://" not in entry]
+    made = [file for file in manifest.files if ask_stores or "://" not in file[0]]
+    try:
+        changed = tokenizer_changes(spec.tokenizer, folder / TOKENIZER)
+        if source and not changed:
+            changed = changes(made, origin(list_sources(source, spec.formats, folder).parts, spec.formats))
+    except UserError as error:
+        if ask_stores:
+            raise
+        print(f"{folder} is taken as it is, without comparing it with its sources: {error}", flush=True)
+        return
+    if changed:
+        raise UserError(
+            f"{folder} was made from other sources: {changed}; delete it to prepare it again, name another folder, or "
+            "train on it as it is with --data.prepare null"
+        )
+
+
 def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     listing = list_sources(spec.source, spec.formats, folder)
     parts = listing.parts
-    progress = Progress(spec.request(), [[part.url, part.size] for part in parts])
+    files = origin(parts, spec.formats)
+    progress = Progress(spec.request(), files)
     saved = Progress.load(folder)
     going_on = saved is not None and bool(saved.writers)
     if saved is None:
@@ -149,6 +177,7 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
         dtype=dtype.name,
         train=writers["train"].close(),
         val=writers["val"].close(),
+        files=files,
     )
     manifest.save(folder)
     for file in (folder / PROGRESS, unfinished(folder / PROGRESS)):

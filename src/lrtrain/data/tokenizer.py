@@ -20,18 +20,12 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     Raises UserError when the file is missing or is no tokenizer, the hub does not answer, or no end-of-text token
     is in the vocabulary.
     """
-    file = Path(name_or_path)
-    if file.is_dir():
-        file = file / "tokenizer.json"
-    local = file.is_file()
-    is_path = name_or_path.endswith(".json") or name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1
-    if is_path and not local:
-        raise UserError(f"tokenizer {file} does not exist: give the path of a tokenizer.json or a Hugging Face name")
+    file = local_file(name_or_path)
     try:
-        tokenizer = Tokenizer.from_file(str(file)) if local else Tokenizer.from_pretrained(name_or_path)
+        tokenizer = Tokenizer.from_pretrained(name_or_path) if file is None else Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception, and the hub's errors share no base class
         reason = " ".join(str(error).split())[:200]
-        if local:
+        if file is not None:
             what = f"{file} is not a tokenizer file ({reason}): give a tokenizer.json of the tokenizers library"
         else:
             what = (
@@ -43,6 +37,18 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     tokenizer.no_padding()
     end_of_text(tokenizer, name_or_path)
     return tokenizer
+
+
+def local_file(name_or_path: str) -> Path | None:
+    """The file that `load_tokenizer` reads, or None for a name on a hub. Raises UserError for a path to nothing."""
+    file = Path(name_or_path).expanduser()
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    if file.is_file():
+        return file
+    if name_or_path.endswith(".json") or name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"tokenizer {file} does not exist: give the path of a tokenizer.json or a Hugging Face name")
+    return None
 
 
 def read_tokenizer(path: str, sha256: str) -> str:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from lrtrain.data.manifest import PROGRESS, SPLITS, difference
+from lrtrain.data.origin import Origin, changes, tokenizer_changes
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import NO_ROOM, unfinished, write_atomically
 
@@ -25,12 +25,12 @@ LOCK = ".lock"
 class Progress:
     """How far a preparation has come: document `position` of part number `part` is the last one in the writers.
 
-    `request` and `files` (name and size of each part) are what it was begun with; `writers` holds the states of the two
+    `request` and `files` (`data/origin.py`) are what it was begun with; `writers` holds the states of the two
     `ShardWriter`s, and is empty until a document was saved: before that, another request may take the folder over.
     """
 
     request: dict[str, Any]
-    files: list[list[Any]]
+    files: Origin
     part: int = 0
     position: int = 0
     writers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,17 +50,16 @@ class Progress:
         torch.save(vars(self), buffer)
         write_atomically(folder / PROGRESS, buffer.getvalue())
 
-    def check(self, folder: Path, request: dict[str, Any], files: list[list[Any]]) -> None:
-        """Raise UserError if `request` or the files it names are not what this was begun with."""
+    def check(self, folder: Path, request: dict[str, Any], files: Origin) -> None:
+        """Raise UserError if `request`, or what it names, is not what this was begun with."""
         if other := difference(self.request, request):
             raise UserError(
                 f"{folder} holds an unfinished preparation of another request, {other}: finish that one, name another "
                 "folder, or delete it"
             )
-        if self.files != files:
-            changed = next(old or new for old, new in zip_longest(self.files, files) if old != new)
+        if changed := tokenizer_changes(request["tokenizer"], folder / TOKENIZER) or changes(self.files, files):
             raise UserError(
-                f"the sources have changed since {folder} was begun ({changed[0]}): delete {folder} and prepare again"
+                f"the sources have changed since {folder} was begun ({changed}): delete {folder} and prepare again"
             )
 
 
