@@ -87,15 +87,21 @@ def test_rows_on_several_processes_give_what_the_whole_matrix_gives(count: int) 
     on_ranks(count, compare_with_whole, count)
 
 
-def compare_in_bfloat16(count: int) -> None:
-    xs = matrices(torch.float32)
-    for a, x in zip(full(polar(sharded(xs, mesh_of(count)), precision="bfloat16")), xs, strict=True):
-        plain = reference.polar_newton_schulz(x)
-        assert float((a.double() - plain).norm() / plain.norm()) <= 2e-2
+def compare_low_ranks(count: int) -> None:
+    mesh = mesh_of(count)
+    for kind in reference.MOMENTA:
+        x = reference.momentum(kind, 400, 100)
+        spread, in_bfloat16 = (full(polar(sharded([x], mesh), precision=p))[0] for p in ("float32", "bfloat16"))
+        usual, rough = (
+            reference.distance(reference.usual_newton_schulz(x, dtype), x) for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert reference.distance(spread, x) <= min(15 * usual, 3e-4), kind
+        # In bfloat16 one process has the rounding of the usual iteration, several have none of it.
+        assert float((in_bfloat16 - polar(x, precision="bfloat16")).norm() / spread.norm()) <= 1.1 * rough + 3e-4, kind
 
 
-def test_bfloat16_products_on_several_processes_stay_close_to_the_plain_iteration() -> None:
-    on_ranks(2, compare_in_bfloat16, 2)
+def test_momenta_of_the_lowest_ranks_are_as_exact_on_several_processes() -> None:
+    on_ranks(2, compare_low_ranks, 2)
 
 
 def compare_in_hybrid() -> None:
@@ -139,9 +145,9 @@ def count_a_step() -> list[tuple[int, int]]:
     return counted(Spectron(parameters, lr=0.1).step)
 
 
-def test_a_spectron_step_is_one_flat_all_reduce_of_half_gram_matrices_and_one_of_their_scales() -> None:
+def test_a_spectron_step_is_two_flat_all_reduces_of_half_gram_matrices_and_one_of_their_scales() -> None:
     triangles = sum(r * (r + 1) // 2 for _, r in SHAPES)
-    assert on_ranks(2, count_a_step)[0] == [(len(SHAPES), 4 * len(SHAPES)), (triangles, 4 * triangles)]
+    assert on_ranks(2, count_a_step)[0] == [(len(SHAPES), 4 * len(SHAPES)), *2 * [(triangles, 4 * triangles)]]
 
 
 def refuse_columns() -> None:

@@ -26,6 +26,57 @@ def polar_newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
+def usual_newton_schulz(x: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+    """The iteration on a tall X itself, every product and sum in one dtype, as torch.optim.Muon does it."""
+    x = (x / x.norm()).to(dtype)
+    for _ in range(steps):
+        gram = x.mT @ x
+        x = torch.addmm(x, x, torch.addmm(gram, gram, gram, beta=B, alpha=C), beta=A)
+    return x
+
+
+def distance(o: Tensor, x: Tensor, steps: int = 5) -> float:
+    """Of o from the iteration in float64, relative to that."""
+    plain = usual_newton_schulz(x.double(), torch.float64, steps)
+    return float((o.double() - plain).norm() / plain.norm())
+
+
+MOMENTA = ("gaussian", "rank 1", "rank 2", "equal columns", "one over noise", "one far over noise", "four over noise")
+MOMENTA += ("1/k", "2^-k")
+"""Kinds of momenta: full and the lowest ranks, a few leading directions over noise, spectra that fall."""
+
+
+def momentum(kind: str, rows: int, columns: int) -> Tensor:
+    """A float32 matrix of one of `MOMENTA`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def product(rank: int) -> Tensor:
+        x = draw(rows, rank) @ draw(rank, columns)
+        return x / x.norm()
+
+    def falling(values: Tensor) -> Tensor:
+        left, right = (torch.linalg.qr(draw(n, columns)).Q for n in (rows, columns))
+        return (left * values) @ right.mT
+
+    k = torch.arange(1, columns + 1, dtype=torch.float64)
+    noise = draw(rows, columns) / (rows * columns) ** 0.5
+    made = {
+        "gaussian": lambda: noise,
+        "rank 1": lambda: product(1),
+        "rank 2": lambda: product(2),
+        "equal columns": lambda: draw(rows, 1).expand(rows, columns),
+        "one over noise": lambda: product(1) + 0.5 * noise,
+        "one far over noise": lambda: product(1) + 0.05 * noise,
+        "four over noise": lambda: product(4) + 0.1 * noise,
+        "1/k": lambda: falling(1 / k),
+        "2^-k": lambda: falling(2.0**-k),
+    }
+    return made[kind]().float().contiguous()
+
+
 def polar_exact(x: Tensor) -> Tensor:
     """P Qᵀ of X = P Σ Qᵀ."""
     p, _, q = torch.linalg.svd(x.double(), full_matrices=False)

@@ -1,21 +1,21 @@
 """FLOPs of this package's functions of a matrix (m, r) with m ≥ r, a multiply-add counted as two."""
 
 from lrtrain.linalg.newton_schulz import Coefficients, polynomials, rounds
-from lrtrain.linalg.polar import LOW_RANK, SQUARE, Precision
+from lrtrain.linalg.polar import Precision, on_itself
 
 
 def newton_schulz_flops(
     m: int, r: int, steps: int, coefficients: Coefficients = "paper", precision: Precision = "float32"
 ) -> int:
-    """Counts `linalg.polar` on whole matrices: Gram form, or the direct form where m < SQUARE · r.
+    """Counts `linalg.polar` on whole matrices.
 
-    Gram form: 4 m r² per Gram matrix (itself and the product with X) plus 2 r³ per r × r product: S² in every step, Π Q
-    from a run's second step on, Q S Q (two) before each further step. Direct form: 4 m r² + 2 r³ per step.
+    Through Gram matrices: 4 m r² for each (itself and the product with X) plus 2 r³ per r × r product: S² in every
+    step, Π Q from a run's second step on, Q S Q (two) before each further step. On X itself: 4 m r² + 2 r³ per step.
     """
     m, r = max(m, r), min(m, r)
-    if m < SQUARE[precision] * r:
+    if on_itself(m, r, precision):
         return steps * direct_newton_schulz_flops(m, r)
-    runs = rounds(polynomials(coefficients, steps), precision if r > LOW_RANK else "float32")
+    runs = rounds(polynomials(coefficients, steps))
     small = sum(len(run) + 3 * (len(run) - 1) for run in runs)
     return len(runs) * 4 * m * r * r + small * 2 * r**3
 

@@ -26,8 +26,8 @@ POLAR_EXPRESS: tuple[Quintic, ...] = (
 SAFETY = 1.01
 """Polar Express takes singular values for this much smaller, so that rounding does not push one beyond its interval."""
 
-AMPLIFICATION = {"bfloat16": 2e3, "float32": 5e5}
-"""How far Π a² may grow before S is computed anew: noise in S on small singular values is multiplied by it."""
+AMPLIFICATION = 2e3
+"""How far Π a² may grow before S is computed anew: the rounding of S on small singular values is multiplied by it."""
 
 
 def polynomials(coefficients: Coefficients, steps: int) -> list[Quintic]:
@@ -48,14 +48,14 @@ def polynomials(coefficients: Coefficients, steps: int) -> list[Quintic]:
     return [coefficients] * steps
 
 
-def rounds(steps: Sequence[Quintic], precision: str) -> list[list[Quintic]]:
-    """The steps in runs that one Gram matrix of this precision can serve, in float64 as in float32."""
+def rounds(steps: Sequence[Quintic]) -> list[list[Quintic]]:
+    """The steps in runs that one Gram matrix can serve, the longest last: singular values differ most in the first."""
     runs: list[list[Quintic]] = []
     growth = 0.0
-    for step in steps:
+    for step in reversed(steps):
         growth *= step[0] ** 2
-        if not runs or growth > AMPLIFICATION[precision]:
-            runs.append([])
+        if not runs or growth > AMPLIFICATION:
+            runs.insert(0, [])
             growth = step[0] ** 2
-        runs[-1].append(step)
+        runs[0].insert(0, step)
     return runs

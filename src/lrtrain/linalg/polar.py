@@ -12,7 +12,7 @@ from lrtrain.linalg.row_sharded import process_groups
 
 Precision = Literal["float32", "bfloat16"]
 
-SQUARE = {"float32": 1.3, "bfloat16": 2.0}
+SQUARE = 1.5
 """Rows / columns below which steps on X itself cost less than Gram matrices and their polynomials."""
 
 LOW_RANK = 64
@@ -34,26 +34,26 @@ def polar(
 ) -> Tensor | list[Tensor]:
     """Approximate polar factor `O = P Qᵀ` of `X = P Σ Qᵀ`.
 
-    With (a, b, c) of `coefficients`, one step maps every singular value s of X/‖X‖_F to a·s + b·s³ + c·s⁵. The steps
-    share the Gram matrix S = XᵀX/‖X‖_F², so they are carried out on (r, r) matrices and X is multiplied only twice:
+    With (a, b, c) of `coefficients`, one step maps every singular value s of X/‖X‖_F to a·s + b·s³ + c·s⁵. Steps share
+    the Gram matrix S = XᵀX/‖X‖_F², so they are carried out on (r, r) matrices:
 
-        Q_k = a I + b S_k + c S_k²,   P ← P Q_k,   S_{k+1} = Q_k S_k Q_k,   O = X P / ‖X‖_F.
+        E_k = b S_k + c S_k²,   Q_k = a I + E_k,   S_{k+1} = Q_k S_k Q_k,   X ← X Q_1 Q_2 ….
 
-    S carries the rounding noise of its dtype, which Q amplifies where singular values are small; before that matters
-    X P takes the place of X and S is computed anew (after three steps in bfloat16, five in float32). Matrices that are
-    nearly square are iterated on directly, X ← X Q, which is cheaper there.
+    S carries rounding noise, which Q amplifies where singular values are small, so S is computed anew after the second
+    step of five. Multiples of I are kept apart from what is added to them, whose rounding would be noise too: O is as
+    far from the exact iteration as the same steps on X itself, X ← X Q, to a small factor or 2e-4. Those are taken
+    where X is nearly square, which is cheaper there.
 
     With five steps the paper's coefficients leave the singular values of O in about 0.7 to 1.2 (directions below about
     1e-3 of ‖X‖_F stay smaller). A zero matrix gives zero; the scale of X has no influence, up to the ends of its dtype.
 
     Args:
         x: (…, m, n), or a sequence of such, any floating dtype; or row-sharded DTensors (m, n), whose Gram matrices are
-            summed in one all-reduce for all (a second, of one number for each, agrees on their scale).
+            summed in one all-reduce for all, two of them for five steps (and one before, of a number each: their scale).
         steps: Newton–Schulz steps.
         coefficients: `paper` (Spectron's and Muon's), `polar_express`, or a, b, c of an odd quintic.
-        precision: Of the products. `bfloat16` multiplies only deviations from multiples of I in bfloat16 and adds in
-            float32, and its error is at most that of the usual iteration in bfloat16 on tall matrices. Sharded it
-            concerns the product X P alone, and at low rank nothing: that stays float32.
+        precision: `bfloat16` takes the steps on X itself, every product and sum in bfloat16, as `torch.optim.Muon` does.
+            Matrices of at most 64 columns and those whose rows are sharded stay float32 all the same.
 
     Returns:
         As x, in its dtype; float64 input is computed in float64.
@@ -65,27 +65,38 @@ def polar(
     sequence = polynomials(coefficients, steps)
     wide = [a.shape[-2] < a.shape[-1] and not process_groups(a) for a in x]
     batches = Batches([a.mT if w else a for a, w in zip(x, wide, strict=True)])
-    factors = batches.scatter_rows(_iterate(batches, sequence, precision == "bfloat16"))
+    factors = batches.scatter_rows(_iterate(batches, sequence, precision))
     return [factor.mT if w else factor for factor, w in zip(factors, wide, strict=True)]
 
 
-def _iterate(batches: Batches, steps: Sequence[Quintic], bfloat16: bool) -> list[Tensor]:
+def on_itself(m: int, r: int, precision: Precision) -> bool:
+    """Whether a whole matrix (m, r) with m ≥ r is iterated on directly, and not through its Gram matrix."""
+    return in_bfloat16(r, precision) or m < SQUARE * r
+
+
+def in_bfloat16(r: int, precision: Precision) -> bool:
+    """Whether a whole matrix of r columns is multiplied in bfloat16."""
+    return precision == "bfloat16" and r > LOW_RANK
+
+
+def _iterate(batches: Batches, steps: Sequence[Quintic], precision: Precision) -> list[Tensor]:
     """O of the stacks (n, m, r), each by the form that costs least."""
-    firsts = [batches.members(index)[0] for index in range(len(batches.rows))]
-    half = [bfloat16 and x.dtype != torch.float64 and x.shape[-1] > LOW_RANK for x in firsts]
-    if batches.groups:  # one all-reduce has to serve all stacks and all steps
-        return _through_gram(batches, range(len(half)), steps, half, rough=False)
+    indices = range(len(batches.rows))
+    if batches.groups:  # an all-reduce has to serve all stacks
+        return _through_gram(batches, indices, steps)
     results = []
-    for index, x in enumerate(firsts):  # one stack at a time is in memory
-        rows, rank = x.shape[-2:]
-        if rows < SQUARE["bfloat16" if half[index] else "float32"] * rank:
-            results.append(_direct(batches.scaled([index])[0][0], steps, half[index]))
+    for index in indices:  # one stack at a time is in memory
+        first = batches.members(index)[0]
+        rows, rank = first.shape[-2:]
+        if on_itself(rows, rank, precision):
+            half = in_bfloat16(rank, precision) and first.dtype != torch.float64
+            results.append(_directly(batches.scaled([index])[0][0], steps, half))
         else:
-            results += _through_gram(batches, [index], steps, [half[index]], rough=half[index])
+            results += _through_gram(batches, [index], steps)
     return results
 
 
-def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
+def _directly(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
     """The iteration on X (n, m, r) itself."""
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     if half:
@@ -96,71 +107,32 @@ def _direct(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
     return x
 
 
-def _through_gram(
-    batches: Batches, indices: Sequence[int], steps: Sequence[Quintic], half: Sequence[bool], rough: bool
-) -> list[Tensor]:
-    """The Gram form for some stacks: X P in bfloat16 where `half`, S and its polynomials too if `rough`."""
-    polynomial = _rough_multiplier if rough else _multiplier
+def _through_gram(batches: Batches, indices: Sequence[int], steps: Sequence[Quintic]) -> list[Tensor]:
+    """The Gram form for some stacks."""
     factors, _ = batches.scaled(indices)
-    if rough:
-        factors = [y.bfloat16() for y in factors]
-    for number, run in enumerate(rounds(steps, "bfloat16" if rough else "float32")):
+    for number, run in enumerate(rounds(steps)):
         for index, (y, gram) in enumerate(zip(factors, batches.grams(factors), strict=True)):
-            if number:
-                multiplier = polynomial(gram, run)
-            else:
-                square = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(gram.dtype).tiny)[:, None, None]
-                multiplier = polynomial(gram / square, run) / square.sqrt()
-            dtype = torch.bfloat16 if half[index] else y.dtype
-            factors[index] = y.to(dtype) @ multiplier.to(dtype)
+            size = torch.ones_like(gram[:, :1, :1])
+            if number == 0:  # ‖Y‖_F
+                size = (
+                    gram.diagonal(dim1=-2, dim2=-1)
+                    .sum(-1)
+                    .clamp_min(torch.finfo(gram.dtype).tiny)
+                    .sqrt()[:, None, None]
+                )
+            p, deviation = _multiplier(gram / size.square(), run)
+            factors[index] = (y @ (deviation / size)).addcmul_(y, p / size)
     return factors
 
 
-def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
-    """P of the steps: the polynomial of S (n, r, r) with which X is to be multiplied."""
-    whole: Tensor | None = None
+def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> tuple[float, Tensor]:
+    """p and D of P = p I + D: the polynomial of S (n, r, r) with which a run of steps multiplies X."""
+    p, deviation = 1.0, torch.zeros_like(gram)
     for number, (a, b, c) in enumerate(run):
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        step.diagonal(dim1=-2, dim2=-1).add_(a)
-        whole = step if whole is None else whole @ step
+        change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # Q = a I + E
+        deviation = torch.baddbmm(deviation, deviation, change, beta=a).add_(change, alpha=p) if number else change
+        p *= a
         if number + 1 < len(run):
-            gram = step @ gram @ step
-    assert whole is not None
-    return whole
-
-
-def _rough_multiplier(gram: Tensor, run: Sequence[Quintic]) -> Tensor:
-    """The same with products in bfloat16."""
-    whole: Centered | None = None
-    s = Centered(gram)
-    for number, (a, b, c) in enumerate(run):
-        # a I + b S + c S², where S² = D² + 2ξS − ξ²I
-        square = (s.deviation @ s.deviation).float().mul_(c).addcmul_(s.value, b + 2 * c * s.center)
-        square.diagonal(dim1=-2, dim2=-1).add_((a - c * s.center.square())[:, 0])
-        step = Centered(square)
-        whole = step if whole is None else Centered(whole.times(step))
-        if number + 1 < len(run):
-            s = Centered(Centered(step.times(s)).times(step))
-    assert whole is not None
-    return whole.value
-
-
-class Centered:
-    """A symmetric float32 matrix X (n, r, r) as ξI + D, D in bfloat16, with ξ the mean of its diagonal.
-
-    X Y = (X − ξI)(Y − υI) + υX + ξY − ξυI. As singular values approach 1 the matrices approach multiples of I, and with
-    the deviation shrinks what the rounding of its product can spoil.
-    """
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-        diagonal = value.diagonal(dim1=-2, dim2=-1)
-        self.center = diagonal.mean(-1)[:, None, None]
-        self.deviation = value.bfloat16()
-        self.deviation.diagonal(dim1=-2, dim2=-1).copy_(diagonal - self.center[:, 0])
-
-    def times(self, other: "Centered") -> Tensor:
-        product = (self.deviation @ other.deviation).float()
-        product.addcmul_(self.value, other.center).addcmul_(other.value, self.center)
-        product.diagonal(dim1=-2, dim2=-1).sub_((self.center * other.center)[:, 0])
-        return product
+            half_way = torch.baddbmm(gram, gram, change, beta=a)
+            gram = torch.baddbmm(half_way, change, half_way, beta=a)
+    return p, deviation

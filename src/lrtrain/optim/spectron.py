@@ -29,7 +29,7 @@ class Spectron(MatrixOptimizer):
     bounds of the norms.
 
     Factors of equal shape are orthogonalized as one batch; with rows sharded (FSDP2) the Gram matrices of all factors
-    travel in one all-reduce. Nothing in a step waits for a GPU.
+    travel together, in two all-reduces for five Newton–Schulz steps. Nothing in a step waits for a GPU.
 
     Args:
         params: Matrices, or parameter groups of them; plain tensors or DTensors with `Shard(0)`.
@@ -39,7 +39,7 @@ class Spectron(MatrixOptimizer):
         orthogonalize: Use the polar factor of the momentum; off, the momentum itself.
         ns_steps: Newton–Schulz steps, at least 1.
         coefficients: Of Newton–Schulz: `paper`, `polar_express`, or a, b, c of an odd quintic.
-        precision: Of the orthogonalization's products, `float32` or `bfloat16`.
+        precision: `float32`, or `bfloat16` for a polar factor as fast and as exact as `torch.optim.Muon`'s, on one process.
         strict: ‖ΔW‖₂ ≤ η at every step, for every pair, at the cost of a few small products.
 
     Raises:
