@@ -15,7 +15,7 @@ from lrtrain.linalg import (
     polar,
     spectral_norm,
 )
-from lrtrain.linalg.newton_schulz import polynomials, rounds
+from lrtrain.linalg.newton_schulz import POLAR_EXPRESS, polynomials, rounds
 
 sizes = st.integers(1, 24)
 seeds = st.integers(0, 2**31)
@@ -86,6 +86,19 @@ def test_bfloat16_of_a_degenerate_matrix_is_finite_and_bounded(kind: str, coeffi
     for scale in (1e-30, 1.0, 1e30):
         x = (spectrum(kind, 256, 96, 0) * scale).float()
         assert reference.norm(polar(x, 5, coefficients, "bfloat16")) <= 1.5
+
+
+@pytest.mark.parametrize("steps", [1, 5, 8, 10])
+def test_polar_express_is_the_published_sequence(steps: int) -> None:
+    x = reference.matrix(12, 5, 100, 0)
+    plain = x / (x.norm() * 1.01)
+    for number in range(steps):
+        a, b, c = POLAR_EXPRESS[min(number, 7)]
+        if number < 7:
+            a, b, c = a / 1.01, b / 1.01**3, c / 1.01**5
+        gram = plain @ plain.mT
+        plain = a * plain + (b * gram + c * gram @ gram) @ plain
+    torch.testing.assert_close(polar(x, steps, "polar_express"), plain, rtol=0, atol=1e-10)
 
 
 @given(st.floats(1e-3, 1), st.integers(1, 12))

@@ -21,10 +21,11 @@ POLAR_EXPRESS: tuple[Quintic, ...] = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
     (1.875, -1.25, 0.375),
 )
-"""Of arXiv 2505.16932: each the best after the ones before it on singular values from 0.001 to 1; the last repeats."""
+"""Of arXiv 2505.16932, listing 1: each the best after the ones before it on singular values from 0.001 to 1; the last
+repeats."""
 
 SAFETY = 1.01
-"""Polar Express takes singular values for this much smaller, so that rounding does not push one beyond its interval."""
+"""Polar Express divides X and the argument of every polynomial but the last by it, so that rounding keeps below 1."""
 
 AMPLIFICATION = 2e3
 """How far Π a² may grow before S is computed anew: the rounding of S on small singular values is multiplied by it."""
@@ -39,13 +40,20 @@ def polynomials(coefficients: Coefficients, steps: int) -> list[Quintic]:
     if steps < 1:
         raise ValueError(f"Newton–Schulz takes at least 1 step, got {steps}")
     if coefficients == "polar_express":
-        chosen = [POLAR_EXPRESS[min(k, len(POLAR_EXPRESS) - 1)] for k in range(steps)]
-        return [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in chosen[:-1]] + chosen[-1:]
+        first, *others = [_of_smaller(step) for step in POLAR_EXPRESS[:-1]]
+        published = [_of_smaller(first), *others, *[POLAR_EXPRESS[-1]] * steps]
+        return published[:steps]
     if coefficients == "paper":
         return [PAPER] * steps
     if not isinstance(coefficients, Sequence) or isinstance(coefficients, str) or len(coefficients) != 3:
         raise ValueError(f"coefficients must be paper, polar_express or three numbers, got {coefficients!r}")
     return [coefficients] * steps
+
+
+def _of_smaller(step: Quintic) -> Quintic:
+    """The polynomial of s / SAFETY."""
+    a, b, c = step
+    return a / SAFETY, b / SAFETY**3, c / SAFETY**5
 
 
 def rounds(steps: Sequence[Quintic]) -> list[list[Quintic]]:

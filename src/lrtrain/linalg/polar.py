@@ -49,11 +49,11 @@ def polar(
 
     Args:
         x: (…, m, n), or a sequence of such, any floating dtype; or row-sharded DTensors (m, n), whose Gram matrices are
-            summed in one all-reduce for all, two of them for five steps (and one before, of a number each: their scale).
+            summed in one all-reduce for all, twice in five steps; one before, of a number each, agrees on their scale.
         steps: Newton–Schulz steps.
         coefficients: `paper` (Spectron's and Muon's), `polar_express`, or a, b, c of an odd quintic.
-        precision: `bfloat16` takes the steps on X itself, every product and sum in bfloat16, as `torch.optim.Muon` does.
-            Matrices of at most 64 columns and those whose rows are sharded stay float32 all the same.
+        precision: `bfloat16` takes the steps on X itself, all in bfloat16, as `torch.optim.Muon` does. Matrices of at
+            most 64 columns and those whose rows are sharded stay float32 all the same.
 
     Returns:
         As x, in its dtype; float64 input is computed in float64.
@@ -112,17 +112,16 @@ def _through_gram(batches: Batches, indices: Sequence[int], steps: Sequence[Quin
     factors, _ = batches.scaled(indices)
     for number, run in enumerate(rounds(steps)):
         for index, (y, gram) in enumerate(zip(factors, batches.grams(factors), strict=True)):
-            size = torch.ones_like(gram[:, :1, :1])
-            if number == 0:  # ‖Y‖_F
-                size = (
-                    gram.diagonal(dim1=-2, dim2=-1)
-                    .sum(-1)
-                    .clamp_min(torch.finfo(gram.dtype).tiny)
-                    .sqrt()[:, None, None]
-                )
+            size = torch.ones_like(gram[:, :1, :1]) if number else _frobenius(gram)
             p, deviation = _multiplier(gram / size.square(), run)
             factors[index] = (y @ (deviation / size)).addcmul_(y, p / size)
     return factors
+
+
+def _frobenius(gram: Tensor) -> Tensor:
+    """‖Y‖_F (n, 1, 1), not zero, of S = YᵀY (n, r, r)."""
+    square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    return square.clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
 
 
 def _multiplier(gram: Tensor, run: Sequence[Quintic]) -> tuple[float, Tensor]:

@@ -39,7 +39,7 @@ class Spectron(MatrixOptimizer):
         orthogonalize: Use the polar factor of the momentum; off, the momentum itself.
         ns_steps: Newton–Schulz steps, at least 1.
         coefficients: Of Newton–Schulz: `paper`, `polar_express`, or a, b, c of an odd quintic.
-        precision: `float32`, or `bfloat16` for a polar factor as fast and as exact as `torch.optim.Muon`'s, on one process.
+        precision: `float32`, or `bfloat16`: on one process, a polar factor as rough as `torch.optim.Muon`'s.
         strict: ‖ΔW‖₂ ≤ η at every step, for every pair, at the cost of a few small products.
 
     Raises:
