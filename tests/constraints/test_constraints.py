@@ -209,3 +209,12 @@ def test_retraction_of_orthonormal_columns_changes_nothing() -> None:
     before = layer.materialize().detach().clone()
     StiefelRetraction().hold({"u": layer.U, "v": layer.V}).after_step()
     torch.testing.assert_close(layer.materialize(), before, rtol=0, atol=1e-5)
+
+
+def test_restored_vectors_go_where_the_parameters_are() -> None:
+    pairs = {name: (torch.empty(8, 3, device="meta"), torch.empty(6, 3, device="meta")) for name in ("one", "new")}
+    factors = [nn.Parameter(x) for pair in pairs.values() for x in pair]
+    constraint = SpectralRenormalization().hold({"one": tuple(factors[:2]), "new": tuple(factors[2:])})
+    constraint.load_state_dict({"vectors": {"one.A": torch.ones(3) / 3**0.5, "one.B": torch.ones(3) / 3**0.5}})
+    constraint.before_step(Spectron(factors))
+    assert {vector.device.type for vector in constraint.state_dict()["vectors"].values()} == {"meta"}

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
 from lrtrain.constraints.factors import spectral_triples
 from lrtrain.constraints.manifold import transport
-from lrtrain.linalg import gathered, local, orthonormalize_, spread
+from lrtrain.linalg import full_float32, gathered, local, orthonormalize_, spread
 from lrtrain.linalg.flops import retraction_flops, tangent_flops
 from lrtrain.optim.protocol import ORDERS, moments, require_moments
 
@@ -58,6 +58,7 @@ class FunctionPreservingRetraction(Constraint):
         self._optimizer = optimizer
 
     @torch.no_grad()
+    @full_float32()
     def after_step(self) -> None:
         """Puts every triple back on the manifold, and with it the moments of the optimizer that `before_step` named."""
         by_rank: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)

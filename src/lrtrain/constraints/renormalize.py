@@ -90,7 +90,10 @@ class SpectralRenormalization(Constraint):
         bounded = [name for name in factors if name.rpartition(".")[0] in strict]
         followed = [name for name in factors if name not in set(bounded)]
         fresh = any(name not in self._vectors for name in followed)
-        start = [self._vectors[n] if n in self._vectors else self._first_vector(factors[n]) for n in followed]
+        start = [
+            (self._vectors[n] if n in self._vectors else _first_vector(factors[n])).to(factors[n].device)
+            for n in followed
+        ]
         sigma, vectors = spectral_norm(
             [factors[name].detach() for name in followed], start, steps=FIRST_STEPS if fresh else 1
         )
@@ -98,9 +101,8 @@ class SpectralRenormalization(Constraint):
         bounds = norm_bound([factors[name].detach() for name in bounded])
         self._sigma = dict(zip([*followed, *bounded], [*sigma, *bounds], strict=True))
 
-    @staticmethod
-    def _first_vector(factor: Tensor) -> Tensor:
-        """A unit vector (r) that is the same on every process and in every run."""
-        generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(factor.shape[-1], generator=generator)
-        return (vector / vector.norm()).to(factor.device)
+
+def _first_vector(factor: Tensor) -> Tensor:
+    """A unit vector (r) that is the same on every process and in every run."""
+    vector = torch.randn(factor.shape[-1], generator=torch.Generator().manual_seed(0))
+    return vector / vector.norm()

@@ -3,6 +3,7 @@
 Each takes one matrix, a batch, a sequence of different shapes, or DTensors whose rows are sharded (FSDP2), in one call.
 """
 
+from lrtrain.linalg.full_float32 import full_float32
 from lrtrain.linalg.newton_schulz import Coefficients
 from lrtrain.linalg.norm import norm_bound, spectral_norm
 from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize, orthonormalize_, project_to_tangent
@@ -13,6 +14,7 @@ from lrtrain.linalg.truncated_svd import gaussian_svd, rank_for_energy, truncate
 __all__ = [
     "Coefficients",
     "Precision",
+    "full_float32",
     "gathered",
     "gaussian_svd",
     "gram",

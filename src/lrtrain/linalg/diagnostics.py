@@ -5,6 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lrtrain.linalg.full_float32 import full_float32
 from lrtrain.linalg.row_sharded import as_float, gathered, gram, inner, local, spread, with_local
 
 DEAD = 1e-3
@@ -125,6 +126,7 @@ class DenseMatrix:
     def frobenius(self) -> Tensor:
         return torch.linalg.vector_norm(self._tall, dtype=torch.float64)
 
+    @full_float32()
     def output_rms(self, x: Tensor) -> Tensor:
         return (x.to(self._whole) @ self._whole.mT).square().mean().sqrt()
 
@@ -185,6 +187,7 @@ def _root(s: Tensor) -> Tensor:
     return vectors * values.clamp_min(0).sqrt()
 
 
+@full_float32()
 def _leading_singular_value(x: Tensor) -> Tensor:
     """‖X‖₂ of X (m, n) from below, from the same start on every process and in every run."""
     if not bool(x.isfinite().all()):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.full_float32 import full_float32
 from lrtrain.linalg.row_sharded import all_reduce
 
 SQUARINGS = 5
@@ -18,6 +19,7 @@ def spectral_norm(x: Tensor, v: Tensor, steps: int = ...) -> tuple[Tensor, Tenso
 @overload
 def spectral_norm(x: Sequence[Tensor], v: Sequence[Tensor], steps: int = ...) -> tuple[list[Tensor], list[Tensor]]: ...
 @torch.no_grad()
+@full_float32()
 def spectral_norm(
     x: Tensor | Sequence[Tensor], v: Tensor | Sequence[Tensor], steps: int = 1
 ) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
@@ -90,6 +92,7 @@ def norm_bound(x: Tensor) -> Tensor: ...
 @overload
 def norm_bound(x: Sequence[Tensor]) -> list[Tensor]: ...
 @torch.no_grad()
+@full_float32()
 def norm_bound(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     """An upper bound of ‖X‖₂ that no rounding undercuts, 5% or so above it.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.full_float32 import full_float32
 from lrtrain.linalg.row_sharded import all_reduce, as_float, gathered, gram, local, spread
 
 NEAR = 0.5
@@ -18,6 +19,7 @@ def orthonormalize(x: Tensor) -> tuple[Tensor, Tensor]: ...
 @overload
 def orthonormalize(x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]: ...
 @torch.no_grad()
+@full_float32()
 def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
     """The QR factorization X = Q R whose R has a non-negative diagonal, which makes it unique and continuous.
 
@@ -46,6 +48,7 @@ def orthonormalize(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor] | tupl
 
 
 @torch.no_grad()
+@full_float32()
 def orthonormalize_(x: Sequence[Tensor]) -> list[Tensor]:
     """`orthonormalize` in place: X ← Q for matrices (m, r), returning each R (r, r)."""
     batches = Batches(x)
@@ -113,6 +116,7 @@ def _all_below(limit: float, values: Sequence[Tensor]) -> list[bool]:
 
 
 @torch.no_grad()
+@full_float32()
 def orthonormality_error(x: Tensor) -> Tensor:
     """max |XᵀX − I| over the columns of X (…, m, r) or of a row-sharded DTensor (m, r).
 
@@ -124,6 +128,7 @@ def orthonormality_error(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def project_to_tangent(bases: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
     """Removes from each direction Z the part that would change XᵀX: Z − X sym(XᵀZ), sym(A) = ½(A + Aᵀ).
 

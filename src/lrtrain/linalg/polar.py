@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.linalg.batches import Batches
+from lrtrain.linalg.full_float32 import full_float32
 from lrtrain.linalg.newton_schulz import Coefficients, Quintic, polynomials, rounds
 from lrtrain.linalg.row_sharded import process_groups
 
@@ -26,6 +27,7 @@ def polar(
     x: Sequence[Tensor], steps: int = ..., coefficients: Coefficients = ..., precision: Precision = ...
 ) -> list[Tensor]: ...
 @torch.no_grad()
+@full_float32()
 def polar(
     x: Tensor | Sequence[Tensor],
     steps: int = 5,

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from lrtrain.linalg.full_float32 import full_float32
+
 
 def local(x: Tensor) -> Tensor:
     """This process's rows of x, without a copy; x itself where it is not a DTensor.
@@ -94,6 +96,7 @@ def as_float(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def inner(x: Tensor, y: Tensor) -> Tensor:
     """XᵀY of matrices X (…, m, k) and Y (…, m, r), whole or with rows sharded in the same way.
 
@@ -109,6 +112,7 @@ def gram(x: Tensor) -> Tensor: ...
 @overload
 def gram(x: Sequence[Tensor]) -> list[Tensor]: ...
 @torch.no_grad()
+@full_float32()
 def gram(x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     """XᵀX as `inner(x, x)`, with half of what that communicates."""
     if isinstance(x, Tensor):

@@ -5,6 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lrtrain.linalg.full_float32 import full_float32
 from lrtrain.linalg.orthonormal import orthonormalize
 
 GRID = 1 << 14
@@ -12,6 +13,7 @@ GRID = 1 << 14
 
 
 @torch.no_grad()
+@full_float32()
 def truncated_svd(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading `rank` singular triplets: W ≈ P diag(σ) Qᵀ, the best approximation of that rank (Eckart–Young).
 
