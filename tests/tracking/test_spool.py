@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.tracking.spool import Spool, SpoolBusyError, records
+from lrtrain.tracking.course import records
+from lrtrain.tracking.spool import Spool, SpoolBusyError
 
 
 def test_a_record_is_one_line_of_strict_json_with_its_time_in_milliseconds(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 `mlflow.json` in the run directory records the progress. It is written after the server took a batch, so a crash
 between the two sends that batch again. This is harmless: MLflow's database has a primary key over run, key, step, time
 and value of a metric and drops what it has; a parameter with the same value and a tag are taken again.
+
+MLflow takes no point back. Where a session superseded what earlier ones recorded (`course.surviving`), a new run gets
+all that holds, and the one before is deleted, which MLflow can undo.
 """
 
 import json
@@ -10,19 +13,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
+from lrtrain.tracking.course import newest_course, records, surviving
 from lrtrain.tracking.destination import connect, experiment_id, quiet, redact
-from lrtrain.tracking.spool import SPOOL_NAME, records
+from lrtrain.tracking.spool import SPOOL_NAME
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATE_NAME = "mlflow.json"
 RUN_TAG = "lrtrain.run"  # finds the run again when a crash lost its id
+SUPERSEDED_TAG = "lrtrain.superseded"
 METRICS_PER_CALL = 1000  # MLflow's limit
 PARAM_LENGTH = 6000  # MLflow's limit of one value, in characters; it cuts longer ones in silence
 PARAMS_PER_CALL = 10  # a request may have 10⁶ bytes, and JSON spends up to 12 on a character
@@ -39,6 +45,7 @@ class State:
     run_id: str | None = None
     delivered: int = 0
     artifacts_delivered: int = 0  # apart, so that an artifact store that fails does not hold the metrics back
+    course: int = 0  # the offset in the spool up to which the run has what no later session superseded
 
 
 class Delivery:
@@ -49,6 +56,7 @@ class Delivery:
         self.uri = uri
         self.run_dir = run_dir
         self._spool = run_dir / SPOOL_NAME
+        self._size = 0
         self.state = self._load()
 
     def register(self) -> None:
@@ -64,8 +72,8 @@ class Delivery:
         """
         with _one_pass:
             self.state = self._load()
-            size = self._spool.stat().st_size
-            if size == self.state.delivered == self.state.artifacts_delivered:
+            self._size = self._spool.stat().st_size
+            if self._size == self.state.delivered == self.state.artifacts_delivered:
                 return 0
             client, artifact_location = self._connection
             run_id = self._open_run(client, artifact_location)  # asked each time: a server may come back with none
@@ -75,7 +83,7 @@ class Delivery:
 
     def waiting(self) -> int:
         """The points (metric values) that the server has not taken yet."""
-        return sum(len(record.get("metrics", ())) for _, record in records(self._spool, self._load().delivered))
+        return sum(len(record.get("metrics", ())) for _, record in surviving(self._spool, self._load().delivered))
 
     @cached_property
     def _connection(self) -> tuple["MlflowClient", str | None]:
@@ -88,7 +96,8 @@ class Delivery:
         if first is None or "run" not in first[1]:
             raise UserError(f"{self._spool} does not start with a run: it is not a spool of lrtrain")
         run, start = first[1]["run"], first[1]["time"]
-        if self.state.run_id is not None:
+        course = self._course()
+        if self.state.run_id is not None and course == self.state.course:
             try:
                 client.get_run(self.state.run_id)
                 return self.state.run_id
@@ -96,12 +105,31 @@ class Delivery:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         where = experiment_id(client, run["experiment"], artifact_location)
-        found = client.search_runs([where], filter_string=f"tags.`{RUN_TAG}` = '{run['id']}'", max_results=1)
-        tags = {RUN_TAG: run["id"]}
-        mlflow_run = found[0] if found else client.create_run(where, start, tags, run["name"])
-        self.state = State(redact(self.uri), run["experiment"], mlflow_run.info.run_id)
+        tag = f"{run['id']}/{course}" if course else run["id"]
+        known = client.search_runs([where], filter_string=f"tags.`{RUN_TAG}` LIKE '{run['id']}%'")
+        found = [one for one in known if one.data.tags[RUN_TAG] == tag]
+        mlflow_run = found[0] if found else client.create_run(where, start, {RUN_TAG: tag}, run["name"])
+        run_id = str(mlflow_run.info.run_id)
+        for one in known:
+            if one.data.tags[RUN_TAG] != tag:
+                client.set_tag(one.info.run_id, SUPERSEDED_TAG, f"resumed from an earlier step: {run_id}")
+                client.set_terminated(one.info.run_id, "KILLED")
+                client.delete_run(one.info.run_id)
+        self.state = State(redact(self.uri), run["experiment"], run_id, course=course)
         self._save()
-        return str(mlflow_run.info.run_id)
+        return run_id
+
+    def _course(self) -> int:
+        """Where in the spool its present course begins to differ from the one before."""
+        waiting = records(self._spool, self.state.delivered)
+        if self.state.run_id is None or any("resumed" in record for _, record in waiting):
+            return newest_course(self._spool)
+        return self.state.course
+
+    def _pending(self, after: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """What of the run waits beyond a byte, as the spool was when the pass began."""
+        read = surviving if after < self.state.course else records
+        return takewhile(lambda item: item[0] <= self._size, read(self._spool, after))
 
     def _send_rows(self, client: "MlflowClient", run_id: str) -> int:
         from mlflow.entities import Metric, Param, RunTag
@@ -127,7 +155,7 @@ class Delivery:
         return sent
 
     def _send_artifacts(self, client: "MlflowClient", run_id: str) -> None:
-        for end, record in records(self._spool, self.state.artifacts_delivered):
+        for end, record in self._pending(self.state.artifacts_delivered):
             if "artifact" in record:
                 client.log_text(run_id, record["text"], record["artifact"])
             self.state.artifacts_delivered = end
@@ -139,7 +167,7 @@ class Delivery:
         """What waits, with the offsets of the records' ends: at most 1000 metrics a batch, and a status ends one."""
         batch: list[tuple[int, dict[str, Any]]] = []
         metrics = 0
-        for end, record in records(self._spool, self.state.delivered):
+        for end, record in self._pending(self.state.delivered):
             metrics += len(record.get("metrics", ()))
             if batch and (metrics > METRICS_PER_CALL or "status" in batch[-1][1]):
                 yield batch

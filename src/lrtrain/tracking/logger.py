@@ -30,9 +30,11 @@ STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "
 class MLflowLogger(Logger):
     """Tracks a run in MLflow through a local spool, so that no server can slow or stop training.
 
-    The same `run_dir` is the same MLflow run: a resumed run goes on there, and metrics at steps that the spool holds
-    from an earlier session are not repeated. A parameter that a resumed run changes is logged as `<key>/2`, since
-    MLflow never changes one; a changed `config.yaml` as `config.2.yaml`. Only rank zero writes.
+    The same `run_dir` is the same run: a resumed one goes on there, and metrics at steps that the spool holds from an
+    earlier session are not repeated. A parameter that a resumed run changes is logged as `<key>/2`, since MLflow never
+    changes one; a changed `config.yaml` as `config.2.yaml`. After `resume` from a step before the last one, what was
+    recorded of the later steps is superseded: the spool keeps it, and MLflow gets the run anew, while the one before
+    is deleted there (which MLflow can undo) with a tag that says why. Only rank zero writes.
 
     Args:
         experiment: the MLflow experiment.
@@ -68,6 +70,7 @@ class MLflowLogger(Logger):
         self._experiment = experiment
         self._tags = {legal_name(key): value for key, value in (tags or {}).items()}
         self._session: tuple[Spool, Sender] | None = None
+        self._resumed: int | None = None
         self._latest: dict[str, tuple[int, float]] = {}
 
     @property
@@ -85,6 +88,13 @@ class MLflowLogger(Logger):
     def save_dir(self) -> str | None:
         """The run directory."""
         return self.run_dir
+
+    @rank_zero_only
+    def resume(self, step: int) -> None:
+        """Say that the run goes on from a checkpoint after `step` optimizer steps; call it before its first record."""
+        self._resumed, self._latest = step, {}
+        if self._session is not None:
+            self._start(self._session[0])
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -170,13 +180,18 @@ class MLflowLogger(Logger):
                 raise UserError("the logger has no run directory: set MLflowLogger's run_dir (runs/<name>/0001)")
             run_dir = Path(self.run_dir)
             spool = Spool(run_dir, OWNER_PATIENCE)
-            spool.start(self.run_name or "/".join(run_dir.absolute().parts[-2:]), self._experiment)
-            if self._tags:
-                spool.append({"tags": self._tags})
+            self._start(spool)
             delivery = Delivery(run_dir, self.tracking_uri)
             delivery.register()
             self._session = spool, Sender(delivery)
         return self._session[0]
+
+    def _start(self, spool: Spool) -> None:
+        name = self.run_name or "/".join(spool.path.parent.absolute().parts[-2:])
+        spool.start(name, self._experiment, self._resumed if spool.run else None)
+        self._resumed = None
+        if self._tags:
+            spool.append({"tags": self._tags})
 
     def _log_params(self, params: Mapping[str, str]) -> None:
         spool = self._open()

@@ -33,6 +33,17 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
     return dict(_leaves("", tree))
 
 
+def joined(params: Mapping[str, str]) -> dict[str, str]:
+    """Joins values that were split (`key/part2`) and keeps the last of `key`, `key/2`, …"""
+    pieces: dict[str, dict[int, dict[int, str]]] = {}
+    for key, value in params.items():
+        name, version, part = re.fullmatch(r"(.*?)(?:/(\d+))?(?:/part(\d+))?", key, re.DOTALL).groups()  # type: ignore[union-attr]
+        pieces.setdefault(name, {}).setdefault(int(version or 1), {})[int(part or 1)] = value
+    return {
+        name: "".join(text for _, text in sorted(versions[max(versions)].items())) for name, versions in pieces.items()
+    }
+
+
 def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
     """The first key whose values differ, as `model.lr: 0.1 there, not set here`; None where none does."""
     for key in sorted(there.keys() | here.keys()):

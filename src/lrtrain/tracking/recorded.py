@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from lrtrain.tracking.course import surviving
+from lrtrain.tracking.names import joined
 from lrtrain.tracking.runs import TrackedRun
 from lrtrain.tracking.series import Series
-from lrtrain.tracking.spool import SPOOL_NAME, records
+from lrtrain.tracking.spool import SPOOL_NAME
 
 
 def recorded(run_dir: Path) -> TrackedRun | None:
     """The run of a directory as far as its record goes; None without one. Its id and name are the folders'.
 
-    A step that was logged twice has its last value, in `last` as well. `tags`, `params` and `status` are as last
-    written, `start` and `end` the times of the first and the last record.
+    What a resumed session superseded is left out; a step that was logged twice has its last value, in `last` as well.
+    `tags`, `params` and `status` are as last written, `start` and `end` the times of the first and the last record.
 
     Raises:
         UserError: the record is damaged.
@@ -33,7 +35,7 @@ def _read(run_dir: Path, size: int, changed: int) -> TrackedRun | None:
     points: dict[str, dict[int, float]] = {}
     about: dict[str, Any] = {"status": "", "params": {}, "tags": {}}
     times = []
-    for _, record in records(run_dir / SPOOL_NAME):
+    for _, record in surviving(run_dir / SPOOL_NAME):
         times.append(record["time"])
         for name, value in record.get("metrics", {}).items():
             points.setdefault(name, {})[record["step"]] = float(value)
@@ -42,6 +44,7 @@ def _read(run_dir: Path, size: int, changed: int) -> TrackedRun | None:
         about["status"] = record.get("status", about["status"])
     if not times:
         return None
+    about["params"] = joined(about["params"])
     metrics = {
         name: Series(np.array(sorted(by_step), dtype=np.int64), np.array([by_step[step] for step in sorted(by_step)]))
         for name, by_step in points.items()

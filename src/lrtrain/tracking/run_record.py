@@ -50,6 +50,10 @@ class RunRecord(L.Callback):
                 rank_zero_only(print)(f"data {type(data).__module__}.{type(data).__name__}: {'; '.join(lacks)}")
             self._tokenizer = data.tokenizer_json() if hasattr(data, "tokenizer_json") else None
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.logger, MLflowLogger):
+            trainer.logger.resume(checkpoint["global_step"])
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

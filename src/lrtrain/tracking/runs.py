@@ -1,6 +1,5 @@
 """Reading tracked runs back out of MLflow: their configuration, tags, and metrics as arrays."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
 from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri, sqlite_path
-from lrtrain.tracking.names import legal_name
+from lrtrain.tracking.names import joined, legal_name
 from lrtrain.tracking.series import Series, number, read_series
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def _search(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str
             status=row.info.status,
             start=row.info.start_time,
             end=row.info.end_time,
-            params=_whole(row.data.params),
+            params=joined(row.data.params),
             tags=dict(row.data.tags),
             last={key: number(value) for key, value in row.data.metrics.items()},
         )
@@ -179,14 +178,3 @@ def _pages(call: Callable[..., Any]) -> Iterator[Any]:
     while page.token:
         page = call(page_token=page.token)
         yield from page
-
-
-def _whole(params: Mapping[str, str]) -> dict[str, str]:
-    """Joins values that were split (`key/part2`) and keeps the last of `key`, `key/2`, …"""
-    pieces: dict[str, dict[int, dict[int, str]]] = {}
-    for key, value in params.items():
-        name, version, part = re.fullmatch(r"(.*?)(?:/(\d+))?(?:/part(\d+))?", key, re.DOTALL).groups()  # type: ignore[union-attr]
-        pieces.setdefault(name, {}).setdefault(int(version or 1), {})[int(part or 1)] = value
-    return {
-        name: "".join(text for _, text in sorted(versions[max(versions)].items())) for name, versions in pieces.items()
-    }

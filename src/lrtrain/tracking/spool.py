@@ -2,7 +2,8 @@
 
 Every line has `time` (milliseconds since 1970) and one of
     {"run": {"id", "name", "experiment"}}        the first line: who this run is, wherever the file is copied to
-    {"status": "RUNNING", "host": "node7"}       RUNNING once a session, then FINISHED, FAILED or KILLED
+    {"status": "RUNNING", "host": "node7"}       RUNNING once a session, then FINISHED, FAILED or KILLED;
+                                                 with "resumed": 10 where it goes on from a checkpoint of that step
     {"step": 10, "metrics": {"loss": 2.5}}       NaN and infinities as "NaN", "Infinity", "-Infinity": strict JSON
     {"params": {"model.rank": "64"}}  {"tags": {"git.dirty": "false"}}
     {"artifact": "config.yaml", "text": "..."}
@@ -17,12 +18,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
+from lrtrain.tracking.course import surviving
 
 SPOOL_NAME = "metrics.jsonl"
 
@@ -34,9 +36,9 @@ class SpoolBusyError(UserError):
 class Spool:
     """The spool of one run directory, open for appending and owned by this process until `close`.
 
-    Opening reads what earlier sessions left: `run` (the first line's entry, None when new), `marks` (the highest step
-    of each metric, frozen from here on), `params`, `artifacts` (each one's last text), `status`, `host`, `last_step`
-    and `last_time`. A last line that a crash cut short is dropped.
+    Opening, and `start`, read what earlier sessions left of the run's present course: `run` (the first line's entry,
+    None when new), `marks` (the highest step of each metric, frozen from there on), `params`, `artifacts` (each one's
+    last text), `status`, `host`, `last_step` and `last_time`. A last line that a crash cut short is dropped.
 
     Args:
         run_dir: the run directory; made when missing.
@@ -50,12 +52,8 @@ class Spool:
     def __init__(self, run_dir: Path, patience: float = 0.0) -> None:
         self.path = run_dir / SPOOL_NAME
         self.run: dict[str, str] | None = None
-        self.marks: dict[str, int] = {}
-        self.params: dict[str, str] = {}
-        self.artifacts: dict[str, str] = {}
         self.status: str | None = None
         self.host: str | None = None
-        self.last_step = 0
         self.last_time = 0
         # Reentrant: Lightning finalizes loggers inside a signal handler, which may interrupt an append.
         self._mutex = threading.RLock()
@@ -65,17 +63,26 @@ class Spool:
         try:
             self._own(patience)
             self._drop_cut_line()
-            for _, record in records(self.path):
-                self._remember(record)
+            self._recall()
         except BaseException:
             self.close()
             raise
 
-    def start(self, name: str, experiment: str) -> None:
-        """Open a session: write the first line when the spool is new, then status RUNNING."""
+    def start(self, name: str, experiment: str, resumed: int | None = None) -> None:
+        """Open a session: write the first line when the spool is new, then status RUNNING.
+
+        Args:
+            name: the run's name.
+            experiment: the MLflow experiment.
+            resumed: the optimizer steps that were done at the checkpoint from which the session goes on; what was
+                recorded of later ones is superseded.
+        """
         if self.run is None:
             self.append({"run": {"id": uuid.uuid4().hex, "name": name, "experiment": experiment}})
-        self.append({"status": "RUNNING", "host": socket.gethostname()})
+        went_on = {} if resumed is None else {"resumed": resumed}
+        self.append({"status": "RUNNING", "host": socket.gethostname(), **went_on})
+        if went_on:
+            self._recall()
 
     def finish(self, status: str, time_ms: int | None = None) -> None:
         """Write the session's final status (FINISHED, FAILED, KILLED) and fsync."""
@@ -122,6 +129,14 @@ class Spool:
         if data and not data.endswith(b"\n"):
             os.truncate(self.path, data.rfind(b"\n") + 1)
 
+    def _recall(self) -> None:
+        self.marks: dict[str, int] = {}
+        self.params: dict[str, str] = {}
+        self.artifacts: dict[str, str] = {}
+        self.last_step = 0
+        for _, record in surviving(self.path):
+            self._remember(record)
+
     def _remember(self, record: Mapping[str, Any], marks: bool = True) -> None:
         self.last_time = record["time"]
         if "metrics" in record:
@@ -137,27 +152,6 @@ class Spool:
             self.status, self.host = record["status"], record.get("host", self.host)
         elif "run" in record:
             self.run = record["run"]
-
-
-def records(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The whole lines of a spool from byte `offset` on, as (offset of the line's end, record).
-
-    Raises:
-        UserError: a line is no JSON object with a time.
-    """
-    with open(path, "rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):  # still being written
-                return
-            try:
-                record = json.loads(line)
-                record["time"]
-            except (ValueError, KeyError, TypeError) as error:
-                advice = "remove it, and mlflow.json beside it"
-                raise UserError(f"{path}: the line at byte {offset} is damaged: {advice}") from error
-            offset += len(line)
-            yield offset, record
 
 
 def _append_whole(path: Path, line: bytes) -> None:

@@ -1,0 +1,61 @@
+"""The lines of `metrics.jsonl`, and which of them still hold after a session went back to an earlier step."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lrtrain.runtime.errors import UserError
+
+
+def records(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The whole lines of a spool from byte `offset` on, as (offset of the line's end, record).
+
+    Raises:
+        UserError: a line is no JSON object with a time.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):  # still being written
+                return
+            try:
+                record = json.loads(line)
+                record["time"]
+            except (ValueError, KeyError, TypeError) as error:
+                advice = "remove it, and mlflow.json beside it"
+                raise UserError(f"{path}: the line at byte {offset} is damaged: {advice}") from error
+            offset += len(line)
+            yield offset, record
+
+
+def surviving(path: Path, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records beyond byte `after` that make up the run's present course, as `records` gives them.
+
+    A session that was resumed from step S supersedes what was logged at steps from S on, and the parameters, tags and
+    texts of earlier sessions that had themselves been resumed from S or later.
+    """
+    ahead = [(end, record["resumed"]) for end, record in records(path) if "resumed" in record]
+    begun = 0
+    for end, record in records(path):
+        while ahead and ahead[0][0] <= end:
+            begun = ahead.pop(0)[1]
+        always = "run" in record or "status" in record
+        if end > after and (always or record.get("step", begun) < min((step for _, step in ahead), default=math.inf)):
+            yield end, record
+
+
+def newest_course(path: Path) -> int:
+    """The offset behind the last record by which a session superseded anything; 0 where none did."""
+    course, begun, furthest = 0, 0, -1
+    for end, record in records(path):
+        if "resumed" in record:
+            begun = record["resumed"]
+            if furthest >= begun:
+                course, furthest = end, begun - 1
+        elif "metrics" in record:
+            furthest = max(furthest, record["step"])
+        elif "params" in record or "artifact" in record:
+            furthest = max(furthest, begun)
+    return course
