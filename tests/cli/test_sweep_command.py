@@ -57,7 +57,6 @@ SPACE_MISTAKES = {
     f"{GRID}\noverrides: {{trainer.max_stesp: 3}}": (
         "s.yaml: overrides.trainer.max_stesp: unknown key; did you mean max_steps?"
     ),
-    f"{GRID}\noverrides: {{trainer.logger: false}}": "trainer.logger: a sweep reads the metric from the record",
 }
 
 PARAMETER_MISTAKES = {

@@ -14,11 +14,14 @@ import pytest
 import yaml
 
 import toy
-from commandline import arguments
+from commandline import RECIPE, arguments
 from lrtrain.checkpoint.single_file import read_whole
 from lrtrain.cli.main import main
+from lrtrain.config.train_parser import TrainingRun
 from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
+from lrtrain.tracking.logger import own_logger
+from lrtrain.tracking.recorded import recorded
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,49 @@ def test_validation_of_a_checkpoint_gives_what_fit_measured(
         ]
         assert f"{float(rows[1].split()[1]):.2f}" == summary[4]
         assert sorted(tmp_path.rglob("*")) == before, "an evaluation leaves nothing"
+
+
+CSV = "lightning.pytorch.loggers.CSVLogger"
+OWN = "lrtrain.tracking.logger.MLflowLogger"
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds", "sent"),
+    [
+        ([], ["MLflowLogger"], True),
+        (["--trainer.logger=false"], ["MLflowLogger"], False),
+        (["--trainer.logger=[]"], ["MLflowLogger"], False),
+        ([f"--trainer.logger={CSV}", "--trainer.logger.save_dir=csv"], ["CSVLogger", "MLflowLogger"], True),
+        ([f"--trainer.logger+={CSV}", "--trainer.logger.save_dir=csv"], ["CSVLogger", "MLflowLogger"], True),
+        ([f"--trainer.logger+={OWN}", f"--trainer.logger+={CSV}", "--trainer.logger.save_dir=csv"], None, True),
+        ([f"--trainer.logger={OWN}", "--trainer.logger.send=false"], ["MLflowLogger"], False),
+    ],
+)
+def test_the_record_is_kept_whatever_loggers_are_named(
+    flags: list[str], kinds: list[str] | None, sent: bool, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config", str(RECIPE), *toy.flags(shards, tmp_path), *flags]
+    loggers = TrainingRun("fit", argv).trainer.loggers
+    assert [type(logger).__name__ for logger in loggers] == (kinds or ["MLflowLogger", "CSVLogger"])
+    own = own_logger(loggers)
+    assert own is not None
+    assert own.run_dir == str(tmp_path / "quickstart/0001")
+    assert (own.tracking_uri is not None) == sent
+
+
+def test_a_logger_of_ones_own_gets_the_points_beside_the_record(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    csv = ["--trainer.logger", CSV, "--trainer.logger.save_dir", str(tmp_path / "csv")]
+    assert main(["fit", "--config", str(RECIPE), *toy.flags(shards, tmp_path), *csv]) == 0
+    run = recorded(tmp_path / "quickstart/0001")
+    assert run is not None
+    assert run.status == "FINISHED"
+    assert run.params["model.optimizers.hidden.init_args.lr"] == "0.07"
+    (file,) = (tmp_path / "csv").rglob("metrics.csv")
+    assert str(run.last["val/loss"])[:8] in file.read_text()
 
 
 def test_the_tokenizer_is_read_from_a_url_too_and_must_be_the_shards() -> None:

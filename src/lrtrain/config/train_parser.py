@@ -21,7 +21,7 @@ from lrtrain.config.run_directory import resolve_run
 from lrtrain.config.settings import command_line
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
-from lrtrain.tracking.logger import MLflowLogger
+from lrtrain.tracking.logger import MLflowLogger, own_logger
 from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.callbacks.step_progress import StepProgress
@@ -115,7 +115,7 @@ class TrainingRun(Configured):
         settings |= {
             "callbacks": callbacks,
             "default_root_dir": str(self.run_dir),
-            "logger": tracked and self._logger(settings["logger"]),
+            "logger": self._loggers(settings["logger"]) if tracked else False,
             "precision": settings["precision"] or fastest_precision(),
             # Token shards are dealt out to the processes by themselves.
             "use_distributed_sampler": not isinstance(self.datamodule, TokenDataModule),
@@ -127,13 +127,17 @@ class TrainingRun(Configured):
             text = " ".join(str(error).split())
             raise UserError(f"{_blamed(text, settings)}: {text}") from error
 
-    def _logger(self, configured: Any) -> Any:
-        if configured is None or configured is True:
-            configured = MLflowLogger(experiment=self.config.name, root=self.config.runs)
-        for logger in configured if isinstance(configured, list) else [configured]:
+    def _loggers(self, configured: Any) -> list[Any]:
+        """The configured loggers, and the one that keeps the record; without MLflow where there are to be none."""
+        loggers = configured if isinstance(configured, list) else [configured]
+        loggers = [logger for logger in loggers if not isinstance(logger, bool | None)]
+        if own_logger(loggers) is None:
+            send = configured is not False and configured != []
+            loggers.append(MLflowLogger(experiment=self.config.name, root=self.config.runs, send=send))
+        for logger in loggers:
             if isinstance(logger, MLflowLogger):
                 logger.run_dir = str(self.run_dir)
-        return configured
+        return loggers
 
 
 def check_trainer(settings: Any) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 from argparse import Namespace
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class MLflowLogger(Logger):
         tags: further tags of the run.
         root: the folder of all runs.
         run_dir: this run's directory; may also be set as an attribute before anything is logged.
+        send: whether MLflow gets the record; false keeps it in the run directory alone, for `lrtrain sync` later.
 
     Raises:
         UserError: the tracking URI is none that MLflow knows, the experiment has no name, or a tag is too long.
@@ -57,6 +58,7 @@ class MLflowLogger(Logger):
         tags: dict[str, str] | None = None,
         root: str = "runs",
         run_dir: str | None = None,
+        send: bool = True,
     ) -> None:
         super().__init__()
         if not experiment.strip():
@@ -66,10 +68,10 @@ class MLflowLogger(Logger):
                 raise UserError(f"the logger's tag '{key}' has {len(value)} characters: MLflow takes {TAG_LENGTH}")
         self.run_name = run_name
         self.run_dir = run_dir
-        self.tracking_uri = resolve_uri(tracking_uri, root)
+        self.tracking_uri = resolve_uri(tracking_uri, root) if send else None
         self._experiment = experiment
         self._tags = {legal_name(key): value for key, value in (tags or {}).items()}
-        self._session: tuple[Spool, Sender] | None = None
+        self._session: tuple[Spool, Sender | None] | None = None
         self._resumed: int | None = None
         self._latest: dict[str, tuple[int, float]] = {}
 
@@ -82,7 +84,8 @@ class MLflowLogger(Logger):
     def version(self) -> str | None:
         """The MLflow run's id; None until the background thread has reached MLflow for the first time."""
         state = load_state(Path(self.run_dir)) if self.run_dir is not None else None
-        return state.run_id if state is not None and state.tracking_uri == redact(self.tracking_uri) else None
+        here = state is not None and state.tracking_uri == redact(self.tracking_uri or "")
+        return state.run_id if state is not None and here else None
 
     @property
     def save_dir(self) -> str | None:
@@ -171,7 +174,8 @@ class MLflowLogger(Logger):
         killed = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit | SIGTERMException)
         spool, sender = session
         spool.finish("KILLED" if killed else STATUSES[status])
-        sender.finish(FINISH_PATIENCE)
+        if sender is not None:
+            sender.finish(FINISH_PATIENCE)
         spool.close()
 
     def _open(self) -> Spool:
@@ -181,9 +185,7 @@ class MLflowLogger(Logger):
             run_dir = Path(self.run_dir)
             spool = Spool(run_dir, OWNER_PATIENCE)
             self._start(spool)
-            delivery = Delivery(run_dir, self.tracking_uri)
-            delivery.register()
-            self._session = spool, Sender(delivery)
+            self._session = spool, _sender(run_dir, self.tracking_uri)
         return self._session[0]
 
     def _start(self, spool: Spool) -> None:
@@ -211,6 +213,19 @@ class MLflowLogger(Logger):
         free, last = _next(spool.artifacts, artifact, later)
         if last != text:
             spool.append({"artifact": free, "text": text})
+
+
+def own_logger(loggers: Iterable[object]) -> MLflowLogger | None:
+    """The one of a Trainer's loggers that keeps the run's record."""
+    return next((logger for logger in loggers if isinstance(logger, MLflowLogger)), None)
+
+
+def _sender(run_dir: Path, uri: str | None) -> Sender | None:
+    if uri is None:
+        return None
+    delivery = Delivery(run_dir, uri)
+    delivery.register()
+    return Sender(delivery)
 
 
 def _next(known: Mapping[str, str], name: str, later: Iterator[str]) -> tuple[str, str | None]:

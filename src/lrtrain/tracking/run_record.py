@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrtrain.runtime.files import write_atomically, writing
-from lrtrain.tracking.logger import OWNER_PATIENCE, MLflowLogger
+from lrtrain.tracking.logger import OWNER_PATIENCE, own_logger
 from lrtrain.tracking.spool import SPOOL_NAME, Spool
 
 DATA_TELLS = {
@@ -43,7 +43,7 @@ class RunRecord(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             folder = Path(trainer.default_root_dir)
-            if isinstance(trainer.logger, MLflowLogger) and trainer.is_global_zero and (folder / SPOOL_NAME).is_file():
+            if own_logger(trainer.loggers) and trainer.is_global_zero and (folder / SPOOL_NAME).is_file():
                 Spool(folder, OWNER_PATIENCE).close()  # while another process owns it, its checkpoints must stay
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             if lacks := [what for name, what in DATA_TELLS.items() if not hasattr(data, name)]:
@@ -51,8 +51,8 @@ class RunRecord(L.Callback):
             self._tokenizer = data.tokenizer_json() if hasattr(data, "tokenizer_json") else None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if isinstance(trainer.logger, MLflowLogger):
-            trainer.logger.resume(checkpoint["global_step"])
+        if logger := own_logger(trainer.loggers):
+            logger.resume(checkpoint["global_step"])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -69,8 +69,8 @@ class RunRecord(L.Callback):
             if self._tokenizer is not None:
                 write_atomically(folder / "tokenizer.json", self._tokenizer.encode())
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(trainer.logger, MLflowLogger):
-            trainer.logger.log_config(self.config, yaml.safe_load(self.config))
+        if logger := own_logger(trainer.loggers):
+            logger.log_config(self.config, yaml.safe_load(self.config))
             if hasattr(data, "manifest"):
-                trainer.logger.log_manifest(dataclasses.asdict(data.manifest))
-            trainer.logger.log_provenance()
+                logger.log_manifest(dataclasses.asdict(data.manifest))
+            logger.log_provenance()

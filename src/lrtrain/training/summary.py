@@ -1,5 +1,6 @@
 """What a finished run says."""
 
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
     saved = list(steps_in(Path(trainer.default_root_dir, FOLDER)).values())
     if saved:
         rows.append(("checkpoint", str(saved[0])))
-    if tracker := getattr(trainer.logger, "tracking_uri", None):
-        rows.append(("tracking", f"mlflow ui --backend-store-uri {tracker}"))
+    trackers = [getattr(logger, "tracking_uri", None) for logger in trainer.loggers]
+    rows += [("tracking", f"mlflow ui --backend-store-uri {shlex.quote(uri)}") for uri in trackers if uri]
     print()
     for name, text in rows:
         print(f"{name:<15} {text}")

@@ -160,15 +160,16 @@ def test_a_search_that_diverges_begins_again_lower_and_one_that_fails_does_not()
 def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:
     tagged = Job("toy", (), {}, tmp_path, tags={"a": "b"})
     made = launch.tracked(None, tagged)
-    assert made == {
-        "class_path": "lrtrain.tracking.logger.MLflowLogger",
-        "init_args": {"experiment": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}},
-    }
+    arguments = {"experiment": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}}
+    assert made == [{"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": arguments}]
     other = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}
     own = {"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": {"tags": {"c": "d"}, "run_name": "n"}}
-    kept, mine = launch.tracked([other, own], tagged)  # type: ignore[misc]
+    kept, mine = launch.tracked([other, own], tagged)
     assert kept == other
-    assert mine["init_args"] == {"tags": {"c": "d", "a": "b"}, "run_name": "n"}
+    assert mine["init_args"] == {"tags": {"c": "d", "a": "b"}, "run_name": "n"}  # type: ignore[index]
+    assert launch.tracked(other, tagged) == [other, *made]
+    (alone,) = launch.tracked(False, tagged)
+    assert alone["init_args"] == {**arguments, "send": False}  # type: ignore[index]
     (flag,) = [flag for flag in launch.arguments(tagged) if flag.startswith("--trainer.logger=")]
     assert json.loads(flag.partition("=")[2]) == made
 

@@ -13,6 +13,7 @@ from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.experiments.definition import Definition, Variant
 from lrtrain.studies.jobs.best_rate import Best
 from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.jobs.launch import LOGGER
 
 if TYPE_CHECKING:  # it brings torch, which a heading needs not wait for
     from lrtrain.studies.plan.counted import Cost
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # it brings torch, which a heading needs not wait for
 LR = "model.optimizers.hidden.lr"
 STEPS = "trainer.max_steps"
 TELEMETRY = "trainer.callbacks+"  # beside the callbacks that an overlay brings
-LOGGER = "lrtrain.tracking.logger.MLflowLogger"
 
 
 @dataclass(frozen=True)

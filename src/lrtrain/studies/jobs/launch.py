@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
@@ -17,6 +19,7 @@ from lrtrain.studies.jobs.processes import run
 
 COMMAND = (sys.executable, "-m", "lrtrain", "fit")
 LOG = "fit.log"
+LOGGER = "lrtrain.tracking.logger.MLflowLogger"
 DIVERGED = re.compile(r"lrtrain: error: (stopped at step \d+: non-finite gradients.*)")
 
 
@@ -56,7 +59,7 @@ def _attempt(job: Job, metric: str, keep_checkpoints: bool) -> Outcome:
     if outcome := recorded_outcome(job, metric):
         return replace(outcome, seconds=seconds)
     if code == 0:
-        raise UserError(f"{job.folder}: the run left no record of its metrics: trainer.logger must not be false")
+        raise UserError(f"{job.folder}: the run left no finished record: see {log}")
     return Outcome("failed", None, job.newest_run(), f"{_reason(code, output)} (see {log})", seconds, code == 2)
 
 
@@ -73,19 +76,30 @@ def arguments(job: Job, keep_checkpoints: bool = False) -> list[str]:
     return [*files, *(f"--{key}={as_text(value)}" for key, value in settings.items())]
 
 
-def tracked(logger: object, job: Job) -> object:
-    """A value of `trainer.logger` whose MLflow run has the job's tags; the default logger where `logger` is null."""
-    own = "lrtrain.tracking.logger.MLflowLogger"
-    if isinstance(logger, list):
-        return [tracked(item, job) for item in logger]
-    if logger in (None, True):
-        logger = {"class_path": own, "init_args": {"experiment": job.name, "root": str(job.runs)}}
-    if not isinstance(logger, Mapping) or logger.get("class_path") != own:
-        return logger
-    settings = {**logger.get("init_args", {})}
-    settings["run_name"] = settings.get("run_name") or job.name
-    settings["tags"] = {**(settings.get("tags") or {}), **job.tags}
-    return {"class_path": own, "init_args": settings}
+def tracked(logger: object, job: Job) -> list[object]:
+    """A value of `trainer.logger` with the record's logger, whose run has the job's tags."""
+    loggers = recording(logger, job.name, job.runs)
+    for index, item in enumerate(loggers):
+        if is_own(item):
+            settings = {**item.get("init_args", {})}
+            settings["run_name"] = settings.get("run_name") or job.name
+            settings["tags"] = {**(settings.get("tags") or {}), **job.tags}
+            loggers[index] = {"class_path": LOGGER, "init_args": settings}
+    return loggers
+
+
+def recording(logger: object, experiment: str, runs: Path) -> list[object]:
+    """A value of `trainer.logger` with the logger that keeps the record; as `fit` adds it where there is none."""
+    loggers = logger if isinstance(logger, list) else [] if isinstance(logger, bool | None) else [logger]
+    if any(is_own(item) for item in loggers):
+        return [*loggers]
+    alone = {"send": False} if logger is False or logger == [] else {}
+    return [*loggers, {"class_path": LOGGER, "init_args": {"experiment": experiment, "root": str(runs), **alone}}]
+
+
+def is_own(logger: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether an item of `trainer.logger` is the logger that keeps the record."""
+    return isinstance(logger, Mapping) and logger.get("class_path") == LOGGER
 
 
 def _reason(code: int, output: str) -> str:

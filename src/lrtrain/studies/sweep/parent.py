@@ -1,41 +1,29 @@
 """The MLflow run of a study as a whole, under which its trials are shown."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lrtrain.runtime.errors import UserError
+from lrtrain.studies.jobs.launch import is_own
 from lrtrain.studies.sweep.study import Study
 from lrtrain.tracking.destination import connect, experiment_id, quiet, reason, redact, resolve_uri
 
-LOGGER = "lrtrain.tracking.logger.MLflowLogger"
 SWEEP_TAG = "lrtrain.sweep"  # the trials have `lrtrain.study`: the parent is none of the runs to compare
 
 
-def study_logger(configured: object, study: str, runs: Path) -> object:
-    """The `trainer.logger` of a study's trials: the one configured, or the default one with the study as experiment.
-
-    Raises:
-        UserError: the configuration tracks nothing, so no trial would leave a metric.
-    """
-    if configured in (None, True):
-        return {"class_path": LOGGER, "init_args": {"experiment": study, "root": str(runs)}}
-    if _own(configured) is None:
-        raise UserError(f"trainer.logger: a sweep reads the metric from the record of {LOGGER}: name it, or leave null")
-    return configured
-
-
 @contextmanager
-def parent_run(study: Study, logger: object, best_yaml: Path) -> Iterator[dict[str, str]]:
+def parent_run(study: Study, loggers: Sequence[object], best_yaml: Path) -> Iterator[dict[str, str]]:
     """One MLflow run for all workers of a study, where the trials' logger tracks; gives the tags of its children.
 
     It ends as `FINISHED`, or `KILLED` by an exception, with the best trial so far and `best_yaml`. MLflow that does not
     answer is told in a line, and the trials are tracked without a parent.
     """
-    own, runs = _own(logger), best_yaml.parent.parent
-    assert own is not None
-    settings = own.get("init_args", {})
+    settings = next(item.get("init_args", {}) for item in loggers if is_own(item))
+    if settings.get("send") is False:
+        yield {}
+        return
+    runs = best_yaml.parent.parent
     uri = resolve_uri(settings.get("tracking_uri"), settings.get("root") or runs)
     client: Any = None
     run_id, status = None, "KILLED"
@@ -71,11 +59,3 @@ def _told(uri: str) -> Iterator[None]:
         yield
     except Exception as error:  # MLflow, its database and the network raise what they like
         print(f"MLflow at {redact(uri)} has no record of the sweep as a whole: {reason(error, uri)}")
-
-
-def _own(logger: object) -> Mapping[str, Any] | None:
-    """The `MLflowLogger` of a value of `trainer.logger`."""
-    for item in logger if isinstance(logger, list) else [logger]:
-        if isinstance(item, Mapping) and item.get("class_path") == LOGGER:
-            return item
-    return None

@@ -12,7 +12,8 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
 from lrtrain.runtime.table import table
 from lrtrain.studies.jobs.job import Resources
-from lrtrain.studies.sweep.parent import parent_run, study_logger
+from lrtrain.studies.jobs.launch import recording
+from lrtrain.studies.sweep.parent import parent_run
 from lrtrain.studies.sweep.space import Space
 from lrtrain.studies.sweep.study import POINT, REASON, VALUES, Study
 from lrtrain.studies.sweep.trials import point_text, work
@@ -37,12 +38,12 @@ def sweep(space: Space, name: str, storage: str | None, resources: Resources) ->
     if Path(name).name != name or name in (".", ".."):
         raise UserError(f"--study is {name!r}: give the name of a folder inside {runs}")
     base = yaml.safe_load(check(space))
-    logger = study_logger(base["trainer"]["logger"], name, runs)
+    loggers = recording(base["trainer"]["logger"], name, runs)
     study = Study(space, name, storage or f"sqlite:///{(runs / 'sweeps.db').absolute()}")
     file = runs / name / "best.yaml"
-    with parent_run(study, logger, file) as tags:
+    with parent_run(study, loggers, file) as tags:
         try:
-            work(study, resources, logger, tags)
+            work(study, resources, loggers, tags)
         finally:
             _write_best(study, file)
             print(f"\n{best_trials(study)}")
