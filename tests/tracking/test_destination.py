@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from lrtrain.cli import sync
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.delivery import Delivery
-from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri
+from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri, sqlite_path
 from lrtrain.tracking.logger import MLflowLogger
 from lrtrain.tracking.names import flatten, legal_name
 from lrtrain.tracking.provenance import git_state
+from lrtrain.tracking.runs import tracked_runs
 from lrtrain.tracking.spool import Spool
+from tracked import history, make_logger
 
 quiet()
 
@@ -80,6 +82,24 @@ def test_the_tracking_uri_is_the_argument_else_the_environment_else_sqlite(
     assert resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.chdir(tmp_path)
     assert resolve_uri("sqlite:///a/b.db", "runs") == f"sqlite:///{tmp_path}/a/b.db"
+
+
+@pytest.mark.parametrize("name", ["x y", "x#y", "x%20y%", "x?y=1", "Läufe'\"", "a:b@c"])
+def test_a_folder_of_any_name_holds_the_database_and_the_artifacts(name: str, root: Path) -> None:
+    runs = root / name
+    runs.mkdir()
+    (root / "mlflow.db").rename(runs / "mlflow.db")
+    logger = make_logger(runs)
+    logger.log_config("a: 1\n", {"a": 1})
+    logger.log_metrics({"loss": 1.5}, 0)
+    logger.finalize("success")
+    assert history(runs / "toy/0001", "loss") == [(0, 1.5)]
+    (run,) = tracked_runs(None, str(runs))
+    assert run.last == {"loss": 1.5}
+    assert sqlite_path(resolve_uri(None, runs)) == runs / "mlflow.db"
+    assert not [path for path in root.rglob("*") if path.is_file() and runs not in path.parents]
+    (file,) = runs.glob("artifacts/*/artifacts/config.yaml")
+    assert file.read_text() == "a: 1\n"
 
 
 def test_a_password_is_neither_kept_nor_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

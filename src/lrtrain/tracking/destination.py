@@ -6,7 +6,7 @@ import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lrtrain.runtime.errors import UserError
 
@@ -34,7 +34,7 @@ def resolve_uri(tracking_uri: str | None, root: str | Path) -> str:
         UserError: MLflow has no store for this URI, or the URI has no host or no file.
     """
     where = "tracking_uri" if tracking_uri else "MLFLOW_TRACKING_URI"
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root).absolute() / 'mlflow.db'}"
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(root, "mlflow.db"))
     advice = "give http(s)://host:port of a server or sqlite:///path/mlflow.db"
     if uri == "databricks":
         return uri
@@ -50,7 +50,7 @@ def resolve_uri(tracking_uri: str | None, root: str | Path) -> str:
         path = sqlite_path(uri)
         if path is None:
             raise UserError(f"{where} '{uri}' names no file: {advice}")
-        return f"{parts.scheme}:///{path}"
+        return sqlite_uri(path, parts.scheme)
     if scheme not in SCHEMES and scheme not in {point.name for point in entry_points(group="mlflow.tracking_store")}:
         raise UserError(f"{where} '{redact(uri)}' has the unknown scheme '{scheme}': {advice}")
     if scheme in ("http", "https") and not host:
@@ -58,11 +58,20 @@ def resolve_uri(tracking_uri: str | None, root: str | Path) -> str:
     return uri
 
 
+def sqlite_uri(path: Path, scheme: str = "sqlite") -> str:
+    """The URI of a sqlite file by its absolute path.
+
+    Only what would be read otherwise is escaped: MLflow makes the folder of the URI as it stands, empty beside the real
+    one.
+    """
+    return f"{scheme}:///{str(path.absolute()).replace('%', '%25').replace('?', '%3F')}"
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of a sqlite URI's file; None for another store or a database in memory."""
     if not uri.startswith("sqlite"):
         return None
-    path = uri.partition(":///")[2].partition("?")[0]
+    path = unquote(uri.partition(":///")[2].partition("?")[0])
     return Path(path).absolute() if path and path != ":memory:" else None
 
 
@@ -118,11 +127,11 @@ def connect(uri: str, run_dir: Path) -> tuple["MlflowClient", str | None]:
     database = sqlite_path(uri)
     location = None
     if database is not None:
-        location = str(database.parent / "artifacts")
+        location = (database.parent / "artifacts").as_uri()
         if not database.exists():
             _create_sqlite(database, location)
     elif urlsplit(uri).scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
-        location = str(run_dir.absolute().parent.parent / "artifacts")
+        location = (run_dir.absolute().parent.parent / "artifacts").as_uri()
     return MlflowClient(tracking_uri=uri), location
 
 
@@ -142,7 +151,7 @@ def _create_sqlite(database: Path, artifacts: str) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=database.parent) as folder:
         draft = Path(folder) / database.name
-        SqlAlchemyStore(f"sqlite:///{draft}", artifacts).engine.dispose()
+        SqlAlchemyStore(sqlite_uri(draft), artifacts).engine.dispose()
         try:
             os.link(draft, database)
         except FileExistsError:

@@ -17,6 +17,7 @@ from lrtrain.studies.sweep.parent import parent_run
 from lrtrain.studies.sweep.space import Space
 from lrtrain.studies.sweep.study import POINT, REASON, VALUES, Study
 from lrtrain.studies.sweep.trials import point_text, work
+from lrtrain.tracking.destination import sqlite_uri
 
 ROWS = 10
 
@@ -39,7 +40,7 @@ def sweep(space: Space, name: str, storage: str | None, resources: Resources) ->
         raise UserError(f"--study is {name!r}: give the name of a folder inside {runs}")
     base = yaml.safe_load(check(space))
     loggers = recording(base["trainer"]["logger"], name, runs)
-    study = Study(space, name, storage or f"sqlite:///{(runs / 'sweeps.db').absolute()}")
+    study = Study(space, name, storage or sqlite_uri(runs / "sweeps.db"))
     file = runs / name / "best.yaml"
     with parent_run(study, loggers, file) as tags:
         try:
