@@ -50,6 +50,7 @@ LIGHTNING = (
     "training",
     "checkpoint",
     "data.datamodule",
+    "data.run_length",
     "tracking.logger",
     "tracking.run_record",
     "config",

@@ -15,10 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from litdata.constants import _TORCH_DTYPES_MAPPING
-from litdata.streaming import Cache, downloader
-from litdata.streaming.item_loader import Interval
-from litdata.streaming.shuffle import Shuffle
-from litdata.utilities.env import _DistributedEnv, _WorkerEnv
+from litdata.streaming import downloader
 from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import checkpoint as dcp
@@ -29,7 +26,6 @@ from torch.utils.data import DataLoader
 import lrtrain
 from lrtrain.checkpoint import shard_folder
 from lrtrain.checkpoint.signals import GracefulSignals
-from lrtrain.data.loader import BlockDataset, BlockLoader, block_dataset
 from lrtrain.data.shards import ShardWriter
 from lrtrain.optim import Optimizers
 from lrtrain.runtime.errors import UserError
@@ -139,6 +135,30 @@ def test_the_checkpoint_connector_makes_a_checkpoint_without_writing_it(watched:
     assert list(watched[0].dumped["state_dict"]) == ["weight"]
 
 
+def test_the_fit_loop_makes_the_loader_anew_when_it_holds_none(tmp_path: Path) -> None:
+    class Counting(L.LightningDataModule):
+        made = 0
+
+        def train_dataloader(self) -> DataLoader:
+            self.made += 1
+            return DataLoader(list(range(3)))
+
+    class Asking(L.LightningModule):
+        def training_step(self, batch: Tensor, index: int) -> None:
+            pass
+
+        def configure_optimizers(self) -> None:
+            assert self.trainer.estimated_stepping_batches == 3
+            assert self.trainer.fit_loop._combined_loader is not None
+            self.trainer.fit_loop._combined_loader = None
+
+    data = Counting()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet)
+    trainer.fit(Asking(), datamodule=data)
+    assert data.made == 2
+
+
 def test_a_module_without_a_trainer_holds_none(watched: tuple[Watch, L.Trainer]) -> None:
     assert Tiny()._trainer is None
     assert watched[1].lightning_module._trainer is watched[1]
@@ -171,58 +191,6 @@ def test_litdata_writes_chunks_and_says_their_dtype_by_number(shards: Path) -> N
     kind, _, number = content["config"]["data_format"][0].partition(":")
     assert (kind, _TORCH_DTYPES_MAPPING[int(number)]) == ("no_header_tensor", torch.uint16)
     assert torch.int32 in _TORCH_DTYPES_MAPPING.values()
-
-
-def test_litdata_asks_a_shuffle_who_reads_which_interval_of_a_chunk(shards: Path) -> None:
-    dataset = block_dataset(str(shards), 10, shuffle=True, seed=3)
-    cache = dataset._create_cache(_WorkerEnv.detect())
-    assert isinstance(cache, Cache)
-    assert cache.get_chunk_intervals() == [Interval(0, 0, 100, 100)]
-    assert cache._reader is not None
-    shuffle = dataset._create_shuffler(cache)
-    assert isinstance(shuffle, Shuffle)
-    assert (shuffle.cache, shuffle.seed, shuffle.drop_last) == (cache, 3, True)
-    env = _DistributedEnv(2, 0, 1)
-    chunks, intervals = shuffle.get_chunks_and_intervals_per_workers(env, num_workers=1, batch_size=4, current_epoch=1)
-    assert [list(map(int, of_reader)) for of_reader in chunks] == [[0], [0]]
-    assert [[end - begin for _, begin, end, _ in of_reader] for of_reader in intervals] == [[48], [48]]
-    order = shuffle(np.arange(100), 1, 1, 0)
-    assert sorted(order) == list(range(100)) != order
-
-
-def test_litdata_keeps_shuffle_and_state_under_the_names_that_the_loader_sets(shards: Path) -> None:
-    asked: list[Cache] = []
-
-    class Asked(BlockDataset):
-        def _create_shuffler(self, cache: Cache) -> Shuffle:
-            asked.append(cache)
-            return super()._create_shuffler(cache)
-
-    dataset = block_dataset(str(shards), 10, shuffle=True, seed=3)
-    dataset.__class__ = Asked
-    assert len(dataset) == 100
-    dataset.shuffler = None
-    assert len(dataset) == 100
-    assert len(asked) == 2
-    env, where = dataset.distributed_env, dataset.input_dir
-    assert (env.world_size, env.num_nodes, env.global_rank, where.url) == (1, 1, 0, None)
-    loader = BlockLoader(dataset, None, "val", {}, batch_size=4)  # type: ignore[arg-type]
-    loader._checked = lambda batches: batches  # type: ignore[method-assign]
-    next(batches := iter(loader))
-    state = loader.state_dict()
-    del batches
-    assert {"current_epoch", "num_samples_yielded", "latest_worker_idx"} <= state.keys()
-    assert {
-        "num_samples_yielded",
-        "num_workers",
-        "batch_size",
-        "current_epoch",
-        "input_dir_path",
-        "input_dir_url",
-        "world_size",
-        "initial_num_nodes",
-    } <= state["dataset"].keys()
-    assert hasattr(loader, "restore")
 
 
 def test_litdata_reads_the_options_of_its_s3_client_from_one_dictionary() -> None:

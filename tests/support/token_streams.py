@@ -1,6 +1,8 @@
 """A small data set in many shards, DataModules on it, and the blocks that they give."""
 
+import copy
 import gc
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -69,6 +71,15 @@ def copied(prepared: Path, to: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
     return to
+
+
+def first(count: int, data: TokenDataModule, state: Any = None) -> list[tuple[int, ...]]:
+    """The first blocks of a DataModule's training stream, or the first after a state."""
+    loader = data.train_dataloader()
+    if state is not None:
+        loader.load_state_dict(copy.deepcopy(state))
+    batches = -(-count // data.batch_size)
+    return rows(itertools.islice(loader, batches))[:count]
 
 
 def rows(batches: Any) -> list[tuple[int, ...]]:

@@ -1,14 +1,16 @@
 """The DataModule: prepares what its configuration names, refuses what does not fit, and streams blocks of tokens."""
 
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
 import lightning as L
-from torch.utils.data import DataLoader
+from torch import distributed
 
-from lrtrain.data.loader import BlockLoader, block_dataset
+from lrtrain.data.loader import BlockLoader
 from lrtrain.data.manifest import SPLITS, Manifest
 from lrtrain.data.preparation import PrepareSpec, existing, prepare
+from lrtrain.data.run_length import count_in_steps
 from lrtrain.data.shards import check_shards
 from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
@@ -19,9 +21,9 @@ CHECKSUM_BYTES = 2**30  # local data up to this size is checked against its SHA-
 class TokenDataModule(L.LightningDataModule):
     """Blocks of `block_size` + 1 tokens from prepared shards, in batches of shape (batch_size, block_size + 1), int64.
 
-    The model takes the first `block_size` of a block as inputs and the last as targets. Training blocks are shuffled
-    by `seed` and every process gets equally many whole batches; held-out blocks come in order, each once in a single
-    process. `test` reads the held-out split. The place in an epoch is saved with a checkpoint and restored.
+    The model takes the first `block_size` of a block as inputs and the last as targets. Training data is an endless
+    stream, every epoch of it shuffled by `seed`; held-out blocks come in order, each once on any number of
+    processes. `test` reads the held-out split. The place in the stream is saved with a checkpoint and restored.
 
     Args:
         path: The folder of the data set, or the URL of one (`s3://…`).
@@ -56,6 +58,8 @@ class TokenDataModule(L.LightningDataModule):
         if prepare is not None:
             prepare.check()
         self._training: BlockLoader | None = None
+        self._epoch = Fraction(0)
+        self._overfit = False
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -83,12 +87,17 @@ class TokenDataModule(L.LightningDataModule):
             if "://" not in self.path:
                 check_shards(Path(self.path) / name, split, self.manifest.dtype, contents)
         # Not in train_dataloader: Lightning leaves every DataLoader class patched after an error there.
-        if stage == "fit" and len(self._loader("train")) == 0:
-            blocks = splits["train"].blocks(self.block_size + 1)
-            raise UserError(
-                f"the train split of {self.path} has {blocks} blocks of {self.block_size} + 1 tokens, less "
-                f"than one batch of {self.batch_size} for every process: lower data.batch_size"
-            )
+        if stage == "fit":
+            blocks, together = splits["train"].blocks(self.block_size + 1), self.batch_size * _rank_and_processes()[1]
+            if blocks < together:
+                raise UserError(
+                    f"the train split of {self.path} has {blocks} blocks of {self.block_size} + 1 tokens, less "
+                    f"than one batch of {self.batch_size} for every process: lower data.batch_size"
+                )
+            if self.trainer is not None:
+                # Now: callbacks ask in their own setup when there is validation.
+                self._epoch = count_in_steps(self.trainer, Fraction(blocks, together)) * together
+                self._overfit = bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
 
     def check(self, vocab_size: int) -> None:
         """Raise UserError unless a model of `vocab_size` can read these tokens; a larger, padded one can."""
@@ -98,6 +107,11 @@ class TokenDataModule(L.LightningDataModule):
                 f"{self.manifest.vocab_size} tokens: set the model's vocab_size to that"
             )
 
+    @property
+    def epochs_seen(self) -> float:
+        """Passes over the training data so far, of the length that the Trainer calls an epoch; it sees none end."""
+        return float(self._training.position / self._epoch) if self._training is not None and self._epoch else 0.0
+
     def bytes_per_token(self, split: str = "val") -> float:
         """UTF-8 bytes of text per token of a split: bits per byte = nats per token / (ln 2 · bytes per token)."""
         return self.manifest.bytes_per_token(split)
@@ -106,14 +120,14 @@ class TokenDataModule(L.LightningDataModule):
         """The text of the data set's tokenizer.json. Raises UserError if it cannot be read or is another one."""
         return read_tokenizer(self.path, self.manifest.tokenizer_sha256)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> BlockLoader:
         self._training = self._loader("train")
         return self._training
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> BlockLoader:
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> BlockLoader:
         return self._loader("val")
 
     def teardown(self, stage: str | None = None) -> None:
@@ -122,14 +136,23 @@ class TokenDataModule(L.LightningDataModule):
             self._training.close()
 
     def _loader(self, name: str) -> BlockLoader:
-        identity = {"shards": self.manifest.split(name).digest, "block_size": self.block_size, "seed": self.seed}
-        dataset = block_dataset(f"{self.path}/{name}", self.block_size + 1, shuffle=name == "train", seed=self.seed)
+        rank, processes = _rank_and_processes()
         return BlockLoader(
-            dataset,
+            f"{self.path}/{name}",
             self.manifest,
             name,
-            identity,
-            batch_size=self.batch_size,
+            self.block_size + 1,
+            self.batch_size,
+            seed=self.seed,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            rank=rank,
+            processes=processes,
+            limit=int(self._epoch) if self._overfit and name == "train" else None,
         )
+
+
+def _rank_and_processes() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -76,9 +76,7 @@ def source(run_dir: Path) -> conversion.Source:
     held_out.setup()
 
     def batches(seed: int) -> Iterator[Tensor]:
-        loader = TokenDataModule(**settings, seed=config["data"]["seed"] + seed).train_dataloader()
-        while True:
-            yield from loader
+        return iter(TokenDataModule(**settings, seed=config["data"]["seed"] + seed).train_dataloader())
 
     return conversion.Source(
         name=f"{run_dir.parent.name}/{run_dir.name}",
