@@ -219,10 +219,20 @@ def test_a_flag_that_cannot_be_is_refused(flag: str, line: str, refuse: Refuse) 
 
 
 def test_settings_that_exclude_each_other_are_refused(refuse: Refuse) -> None:
-    line = refuse("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=100000")
-    assert line.startswith("configuration: `val_check_interval` (100000) must be less than")
-    line = refuse("--trainer.max_steps=-1", "--trainer.max_epochs=-1")
-    assert line.startswith("trainer.max_steps: the schedule needs the length of the run")
+    line = refuse("--trainer.check_val_every_n_epoch=2", "--trainer.val_check_interval=3")
+    assert line.startswith("trainer.check_val_every_n_epoch is 2, with a trainer.val_check_interval: give the latter")
+
+
+@pytest.mark.parametrize("more", [(), ("--trainer.max_epochs=-1",), ("--trainer.max_time=00:00:01:00",)])
+def test_a_run_without_an_end_is_refused(more: tuple[str, ...], refuse: Refuse) -> None:
+    line = refuse("--trainer.max_steps=-1", *more)
+    assert line == "trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs"
+
+
+def test_a_run_of_less_than_a_step_is_refused(refuse: Refuse) -> None:
+    epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=7")
+    line = refuse(*epochs, "--trainer.accumulate_grad_batches=8")
+    assert line.startswith("trainer.max_epochs is 1: that is 7 micro-batches, less than one step of 8")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")

@@ -75,6 +75,8 @@ class Configured:
             self.model: CausalLM = self.parts.model
             self.datamodule = self.parts.data
             check_trainer(self.parts.trainer)
+            if command == "fit":
+                check_length(self.parts.trainer)
             self.model.check()
 
     def as_yaml(self) -> str:
@@ -148,6 +150,12 @@ def check_trainer(settings: Any) -> None:
     for key in ("accumulate_grad_batches", "max_steps", "val_check_interval", "check_val_every_n_epoch"):
         if settings[key] == 0:
             raise UserError(f"trainer.{key} is 0: give at least 1")
+
+
+def check_length(settings: Any) -> None:
+    """Raises UserError for a run without an end, of which Lightning would train 1000 epochs."""
+    if settings["max_steps"] == -1 and settings["max_epochs"] in (None, -1) and not settings["fast_dev_run"]:
+        raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
 
 
 @contextlib.contextmanager

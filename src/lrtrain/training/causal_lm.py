@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -150,6 +151,15 @@ class CausalLM(L.LightningModule):
         check_batch(batch)
         return self.decoder.loss(batch[:, :-1], batch[:, 1:])
 
+    def on_train_start(self) -> None:
+        batches, accumulate = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        if not self._epoch() and batches != float("inf") and (short := int(batches) % accumulate):
+            rank_zero_warn(
+                f"data: every epoch of {batches} micro-batches ends with a step of {short} instead of {accumulate} "
+                "(trainer.accumulate_grad_batches), whose gradient is so much smaller; give a multiple of it, or an "
+                "endless loader"
+            )
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         assert self.decoder is not None
         check_batch(batch)
@@ -171,13 +181,23 @@ class CausalLM(L.LightningModule):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
-            self.log_dict({f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots})
+            rates = {f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots}
+            self.log_dict(rates | self._epoch())
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.validation.update(self.loss(batch).detach(), batch[:, 1:].numel())
+        # A process that has no sequences left still takes part in gathering sharded weights.
+        loss = self.loss(batch if len(batch) else batch.new_zeros(1, batch.shape[1]))
+        self.validation.update(loss.detach(), batch[:, 1:].numel())
 
     def on_validation_epoch_end(self) -> None:
         self._log_summary("val")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_dict(self._epoch())
+
+    def _epoch(self) -> dict[str, float]:
+        """Passes over the data, in place of Lightning's count, which an endless stream leaves at 0."""
+        seen = getattr(getattr(self.trainer, "datamodule", None), "epochs_seen", None)
+        return {} if seen is None else {"epoch": seen}
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -196,6 +216,8 @@ class CausalLM(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches
+        # Where that asked an own data module for its length, the loader is there before its state: it is made anew.
+        self.trainer.fit_loop._combined_loader = None
         if steps == float("inf"):
             raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
         optimizer, self._slots = self._build_optimizer(self)

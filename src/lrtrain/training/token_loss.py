@@ -24,9 +24,10 @@ class TokenLoss(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, mean_loss: Tensor, tokens: int) -> None:
-        """Adds a batch of `tokens` tokens with the mean loss `mean_loss` (nats)."""
-        self.nll += mean_loss.double() * tokens
-        self.tokens += tokens
+        """Adds a batch of `tokens` tokens, which may be none, with the mean loss `mean_loss` (nats)."""
+        if tokens:
+            self.nll += mean_loss.double() * tokens
+            self.tokens += tokens
 
     def compute(self) -> Tensor:
         """Mean loss in nats per token, 0-d float64."""

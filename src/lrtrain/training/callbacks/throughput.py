@@ -37,8 +37,10 @@ class Throughput(L.Callback):
         self._interval = 0.0
         self._last = self._began = 0.0
         self._trained = False
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
         self._last = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -68,7 +70,7 @@ class Throughput(L.Callback):
         self._interval += now - self._last
         self._last = now
         self._trained = True
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not stepped or not every or trainer.global_step % every:
             return
