@@ -102,7 +102,7 @@ def test_another_order_of_the_data_starts_it_anew_with_a_line(
     stop(fit, 2)
     assert main(["fit", *fit, "--ckpt_path=last", "--data.seed=5"]) == 0
     assert "The train data is not that of the checkpoint (seed): its epoch starts anew" in capsys.readouterr().out
-    assert [step for step, _ in metric(tmp_path / "quickstart/0001", "train/loss")] == list(range(STEPS))
+    assert [step for step, _ in metric(tmp_path / "quickstart/0001", "train/loss")] == list(range(1, STEPS + 1))
 
 
 def test_a_resumed_run_goes_on_in_its_folder_and_in_its_mlflow_run_without_repeats(
@@ -180,7 +180,7 @@ def test_a_branch_is_a_run_of_its_own(shards: Path, tmp_path: Path, tracked: str
     start = tmp_path / "quickstart/0001/checkpoints/step-00000002.ckpt"
     assert main(["fit", *arguments(shards, tmp_path, tracked, "--name=b", f"--ckpt_path={start}", steps=4)]) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "quickstart").rglob("*") if path.is_file()} == trunk
-    assert [step for step, _ in metric(tmp_path / "b/0001", "train/loss")] == [2, 3]
+    assert [step for step, _ in metric(tmp_path / "b/0001", "train/loss")] == [3, 4]
     assert checkpoint(tmp_path / "b/0001", 4)["global_step"] == 4
 
 

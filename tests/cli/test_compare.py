@@ -40,10 +40,10 @@ def test_the_table_has_mean_and_standard_deviation_of_the_finished_runs(
     header, *rows = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
     values = losses(runs)
     assert values[0] != values[1]
-    assert header[:6] == ["name", "runs", "last step", "val/loss", "at step 1", "at 256 tokens"]
+    assert header[:6] == ["name", "runs", "last step", "val/loss", "at step 2", "at 256 tokens"]
     assert header[6].endswith(" FLOPs")
     figure = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-    assert rows == [[name, "2", "1", *[figure] * 4] for name in ("a", "the same")]
+    assert rows == [[name, "2", "2", *[figure] * 4] for name in ("a", "the same")]
 
 
 def test_the_picture_is_written_with_the_labels(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

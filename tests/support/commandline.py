@@ -39,6 +39,20 @@ def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return last.removeprefix(PREFIX)
 
 
+class StopIn(L.Callback):
+    """Signals its process at the nth call of a hook, not counting those of the sanity check."""
+
+    def __init__(self, hook: str, count: int = 1, signal: int = signal.SIGTERM) -> None:
+        self.left, self.signal = count, signal
+        setattr(self, hook, self._act)
+
+    def _act(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.left -= not trainer.sanity_checking
+        if self.left == 0:
+            self.left = -1
+            os.kill(os.getpid(), self.signal)
+
+
 class StopAt(L.Callback):
     """Ends a run at the start of a micro-batch, counted from 0: `--trainer.callbacks=commandline.StopAt`.
 

@@ -37,8 +37,8 @@ def main() -> int:
     tokens = steps * int(os.environ["PRETEND_TOKENS"]) // (2 if hit and kind == "tokens" else 1)
     lines = [
         {"time": 1, "status": "RUNNING"},
-        {"time": 2, "step": steps - 1, "metrics": {"throughput/tokens_seen": tokens}},
-        {"time": 3, "step": steps - 1, "metrics": {"val/loss": loss}},
+        {"time": 2, "step": steps, "metrics": {"throughput/tokens_seen": tokens}},
+        {"time": 3, "step": steps, "metrics": {"val/loss": loss}},
         {"time": 4, "status": "FINISHED"},
     ]
     folder = Path(settings["runs"], name, "0001")

@@ -82,7 +82,7 @@ def test_a_skipped_step_leaves_weights_optimizer_and_constraints_as_they_are(
     same = [not differences(a, b) for a, b in zip(states.seen, states.seen[1:], strict=False)]
     assert same == [False, True, False, True, False]
     assert run.global_step == STEPS
-    assert points.skipped == [(2, 1.0), (4, 2.0)]
+    assert points.skipped == [(3, 1.0), (5, 2.0)]
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -132,6 +132,7 @@ def test_too_many_in_a_row_end_the_run_with_a_checkpoint_of_the_last_good_weight
     assert file.name == "step-00000005.ckpt"
     saved = torch.load(file, weights_only=True)
     assert not differences(saved["state_dict"], states.seen[1]["weights"])
+    assert saved["lrtrain"]["validation_due"] == (validate_every == 10)
     again = language_model("mixed")
     resumed = trainer(tmp_path, [NonFiniteGradients(stop_after=3), Checkpoints()], enable_checkpointing=True)
     resumed.fit(again, batches(), ckpt_path=file, weights_only=True)
@@ -179,7 +180,7 @@ def test_the_command_ends_with_one_line_and_goes_on_from_what_it_saved(
     assert main(["fit", *argv, "--ckpt_path=last"]) == 0
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     skipped = {r["step"]: r["metrics"]["train/skipped_steps"] for r in records if "train/skipped_steps" in str(r)}
-    assert skipped == {2: 1.0, 3: 2.0}
+    assert skipped == {3: 1.0, 4: 2.0}
     assert (run / "checkpoints" / "step-00000006.ckpt").is_file()
 
 

@@ -59,12 +59,12 @@ def test_what_a_trainer_logs_is_what_two_following_checkpoints_differ_by(kind: s
     callbacks = [NotFinite(3), telemetry, SpectralConstraints(), every_step(tmp_path)]
     trainer(tmp_path, callbacks, logger=logger).fit(model, batches(), batches(1))
     found = {step: metrics for step, metrics in logger.points if layers_of(metrics)}
-    assert list(found) == [1, 5]  # every second step, but not the skipped one
+    assert list(found) == [2, 6]  # every second step, but not the skipped one
     twin = language_model(kind)
     twin.configure_model()
     for step, metrics in found.items():
         weights = []
-        for number in (step + 1, step):
+        for number in (step, step - 1):
             saved = torch.load(tmp_path / f"step={number}.ckpt", weights_only=True)
             twin.load_state_dict(saved["state_dict"])
             modules = {n: m for n, m in twin.named_modules() if isinstance(m, Projection)}
@@ -81,7 +81,7 @@ def test_what_a_trainer_logs_is_what_two_following_checkpoints_differ_by(kind: s
         for key in ("sigma_A", "update_over_lr"):
             values = [metrics[f"spectral/{n}/{key}"] for n in names if f"spectral/{n}/{key}" in metrics]
             assert metrics.get(f"spectral/{key}") == max(values, default=None)
-    assert telemetry.measured == found[5]
+    assert telemetry.measured == found[6]
 
 
 @every_kind
@@ -113,7 +113,7 @@ def test_a_resumed_run_logs_what_the_whole_run_does(tmp_path: Path) -> None:
         data = torch.utils.data.DataLoader(torch.arange(9).expand(4 * STEPS * ACCUMULATE, 9) * 5, batch_size=4)  # type: ignore[arg-type]
         trainer(tmp_path, callbacks, logger=logger).fit(model, data, ckpt_path=start)
         points.append({step: metrics for step, metrics in logger.points if layers_of(metrics)})
-    assert list(points[1]) == [3, 4, 5]
+    assert list(points[1]) == [4, 5, 6]
     assert all(points[1][step] == points[0][step] for step in points[1])
 
 
@@ -126,13 +126,13 @@ def test_a_run_tracks_every_layers_figures(prepared: Path, root: Path) -> None:
     run = root / "quickstart/0001"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     points = [(r["step"], r["metrics"]) for r in records if layers_of(r.get("metrics", {}))]
-    assert [step for step, _ in points] == [0, 1]
+    assert [step for step, _ in points] == [1, 2]
     names = {f"decoder.blocks.{i}.attention.output" for i in (0, 1)}
     for _, metrics in points:
         assert layers_of(metrics) == names
         assert {"spectral/sigma_A", "spectral/sigma_B", "spectral/update_over_lr"} < metrics.keys()
     for key, value in points[1][1].items():
-        assert history(run, key)[1] == (1, pytest.approx(value, rel=1e-9)), key
+        assert history(run, key)[1] == (2, pytest.approx(value, rel=1e-9)), key
 
 
 def test_the_configurations_own_telemetry_replaces_the_automatic_one(tmp_path: Path) -> None:

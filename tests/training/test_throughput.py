@@ -32,7 +32,7 @@ def test_totals_reach_to_the_end_and_go_on_after_a_resume(tmp_path: Path) -> Non
     assert main([*fit, "--trainer.max_steps=3"]) == 0
     run = tmp_path / "runs/x/0001"
     first = totals(run)
-    assert first["tokens_seen"] == [(1, 2 * TOKENS), (2, 3 * TOKENS)]
+    assert first["tokens_seen"] == [(2, 2 * TOKENS), (3, 3 * TOKENS)]
     decoder = build_decoder(yaml.safe_load((run / "config.yaml").read_text())["model"]["decoder"])
     assert first["flops"][-1][1] == pytest.approx(3 * TOKENS * 3 * decoder.flops_per_token(toy.BLOCK))
     seconds, inside, validation = (first[name][-1][1] for name in ("seconds", "step_seconds", "validation_seconds"))
@@ -41,7 +41,7 @@ def test_totals_reach_to_the_end_and_go_on_after_a_resume(tmp_path: Path) -> Non
 
     assert main([*fit, "--trainer.max_steps=5", "--ckpt_path=last"]) == 0
     second = totals(run)
-    assert second["tokens_seen"] == [*first["tokens_seen"], (3, 4 * TOKENS), (4, 5 * TOKENS)]
+    assert second["tokens_seen"] == [*first["tokens_seen"], (4, 4 * TOKENS), (5, 5 * TOKENS)]
     assert all(second[name][-1][1] > first[name][-1][1] for name in TOTALS)
 
 

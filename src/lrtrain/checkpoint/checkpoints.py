@@ -4,11 +4,12 @@ Every checkpoint is the state at a *step boundary*: just after an optimizer step
 Weights and optimizer do not change until the next update begins, so whatever ends the run in between (validation, a
 half accumulated batch, an exception in a forward pass) the boundary can still be saved, with the loop's progress, the
 data position and the random state that were noted there. A resume then repeats no batch and skips none.
+
+A boundary is saved once what was logged of its step has reached the loggers, and before a validation that begins there.
+Whoever is killed in that validation has the checkpoint, and the next run does the validation first.
 """
 
-import copy
 import importlib.metadata
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lrtrain.checkpoint import directory as folder
+from lrtrain.checkpoint.boundary import Boundary, validate_at_boundary
 from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture
 from lrtrain.checkpoint.random_state import random_state, set_random_state
 from lrtrain.checkpoint.signals import GracefulSignals
 from lrtrain.runtime.errors import UserError
-
-
-@dataclass(frozen=True)
-class _Boundary:
-    """What changes between a step boundary and the next update, as it was at the boundary."""
-
-    step: int
-    epoch: int
-    fit_loop: dict[str, Any]
-    datamodule: dict[str, Any]
-    random: dict[str, Any]
 
 
 class Checkpoints(Checkpoint):
@@ -49,7 +40,8 @@ class Checkpoints(Checkpoint):
     strategy goes on from either, on any number of processes.
 
     It holds what Lightning saves and, under `lrtrain`: `version`, the run's `config` and `tokenizer` as text (None
-    where the run directory has no such file), and `rng`, the random state of each rank.
+    where the run directory has no such file), `rng`, the random state of each rank, and `validation_due`, whether a
+    validation began at this step and was not over yet: a resumed run begins with it.
 
     Only training batches advance the random state: after validation and data loading it is restored, so the frequency
     of validation changes no result, and a resumed run draws what the uninterrupted one drew.
@@ -72,10 +64,11 @@ class Checkpoints(Checkpoint):
         self._folder = Path()
         self._signals: GracefulSignals
         self._shape_check: RemovableHandle | None = None
-        self._boundary: _Boundary | None = None
+        self._boundary: Boundary | None = None
         self._random: dict[str, Any] | None = None
         self._saved_step = 0
-        self._updating = False
+        self._due = self._validating = self._validation_owed = False
+        self._at_boundary = self._updating = False
         self._leaving = False
         self._alone = False
 
@@ -84,7 +77,9 @@ class Checkpoints(Checkpoint):
             raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: checkpoints need a local folder")
         self._folder = Path(trainer.default_root_dir) / folder.FOLDER
         self._boundary, self._random = None, None
-        self._saved_step, self._updating, self._leaving = 0, False, False
+        self._saved_step, self._leaving = 0, False
+        self._due = self._validating = self._validation_owed = False
+        self._at_boundary = self._updating = False
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         trainer._signal_connector = self._signals = GracefulSignals(trainer)
@@ -102,7 +97,9 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states = checkpoint.get("lrtrain", {}).get("rng", [])
+        own = checkpoint.get("lrtrain", {})
+        self._validation_owed = own.get("validation_due", False)
+        states = own.get("rng", [])
         if len(states) == trainer.world_size:
             self._random = states[trainer.global_rank]
         elif trainer.state.fn == TrainerFn.FITTING:
@@ -113,6 +110,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             for path, aside in folder.set_aside(self._folder, trainer.global_step):
                 rank_zero_info(f"{path} is ahead of step {trainer.global_step}: renamed to {aside.name}")
+        if self._validation_owed:
+            validate_at_boundary(trainer)
         self._restore_random(trainer)
         self._leave_if_asked(trainer)
 
@@ -123,6 +122,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._save_if_due(trainer)
         self._leave_if_agreed()
         self._restore_random(trainer)
 
@@ -138,25 +138,18 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self._random = random_state(trainer.strategy.root_device)
         last = self._boundary.step if self._boundary else self._saved_step
-        if trainer.global_step == last:
+        self._at_boundary = trainer.global_step != last
+        if not self._at_boundary:
             return
-        datamodule = getattr(trainer, "datamodule", None)
-        state = copy.deepcopy(datamodule.state_dict()) if datamodule is not None else {}
-        fit_loop = trainer.fit_loop.state_dict()
-        fit_loop["state_dict"] = copy.deepcopy(fit_loop["state_dict"])  # the loaders', which may live on
         self._updating = False
-        self._boundary = _Boundary(
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            fit_loop=fit_loop,
-            datamodule={type(datamodule).__qualname__: state} if state else {},
-            random=self._random,
-        )
         self._leaving = self._asked_to_leave(trainer)
-        if self._leaving or trainer.global_step % self.every_n_steps == 0:
-            self._save(trainer)
+        self._due = self._leaving or trainer.global_step % self.every_n_steps == 0
+        # Others act between here and the save.
+        self._boundary = Boundary.of(trainer, self._random, with_callbacks=self._due)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validating = self._at_boundary
+        self._save_if_due(trainer)
         self._leave_if_agreed()
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -165,6 +158,7 @@ class Checkpoints(Checkpoint):
             self._leave_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validating = False
         if trainer.state.fn == TrainerFn.FITTING:
             self._leave_if_asked(trainer)
 
@@ -194,8 +188,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         boundary, root = self._boundary, Path(trainer.default_root_dir)
         if boundary is not None:
-            checkpoint.update(epoch=boundary.epoch, **boundary.datamodule)
-            checkpoint["loops"]["fit_loop"] = boundary.fit_loop
+            boundary.put_into(checkpoint)
         own = boundary.random if boundary is not None else random_state(trainer.strategy.root_device)
         states = [own]
         if trainer.world_size > 1 and not self._alone:
@@ -206,11 +199,16 @@ class Checkpoints(Checkpoint):
             "config": _text(root / "config.yaml"),
             "tokenizer": _text(root / "tokenizer.json"),
             "rng": states,
+            "validation_due": self._validating,
         }
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        if self._due:
+            self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Saves the boundary unless it is saved already, then lets go of the checkpoints beyond `keep`."""
-        boundary = self._boundary
+        boundary, self._due = self._boundary, False
         if boundary is None or boundary.step == self._saved_step or getattr(trainer, "fast_dev_run", False):
             return
         self._saved_step = boundary.step  # also when it fails: a full disk is not tried again on the way out
@@ -235,7 +233,7 @@ class Checkpoints(Checkpoint):
             self._leave_if_agreed()
 
     def _leave_if_agreed(self) -> None:
-        # Not in on_train_batch_end itself: the step's metrics are logged after it.
+        # Neither this nor a save in on_train_batch_end itself: the step's metrics are logged after it.
         if self._leaving:
             raise self._signals.leave()
 

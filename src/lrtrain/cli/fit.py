@@ -28,7 +28,7 @@ def fit(argv: list[str]) -> int:
             print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
         _train(run)
         if run.resumed is not None and not run.record.written:
-            print(f"step {run.trainer.global_step} is the last one already: raise trainer.max_steps to go on")
+            _close(run)
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
     print_summary(run.trainer, run.model)
@@ -72,6 +72,24 @@ def _train(run: "TrainingRun") -> None:
         if run.resumed is None:
             raise UserError(f"configuration: {text}") from error
         raise UserError(f"cannot resume from {run.resumed}: {text}; compare with the config.yaml of its run") from error
+
+
+def _close(run: "TrainingRun") -> None:
+    """Does what was still due when the process of a run went after its last step; says so, or that nothing is."""
+    from lrtrain.tracking.logger import MLflowLogger
+    from lrtrain.tracking.recorded import recorded
+
+    trainer = run.trainer
+    record = recorded(run.run_dir) if trainer.is_global_zero else None
+    due = trainer.strategy.broadcast(record is not None and record.status != "FINISHED")
+    if trainer.is_global_zero:
+        line = f"step {trainer.global_step} is the last one already: "
+        print(line + ("closing the run, which was still due" if due else "raise trainer.max_steps to go on"))
+    if due:
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.log_provenance()  # opens the record, which the end of the validation closes as finished
+        trainer.validate(run.model, datamodule=run.datamodule, verbose=False)
 
 
 def _begin(command: str, argv: list[str]) -> list[str]:

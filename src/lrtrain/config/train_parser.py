@@ -23,6 +23,7 @@ from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.logger import MLflowLogger, own_logger
 from lrtrain.tracking.run_record import RunRecord
+from lrtrain.training.callbacks.closing_validation import ClosingValidation
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.callbacks.step_progress import StepProgress
 from lrtrain.training.callbacks.throughput import Throughput
@@ -111,7 +112,7 @@ class TrainingRun(Configured):
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         callbacks.insert(0, self.parts.nonfinite)  # before any that acts on gradients
-        callbacks += [self.parts.checkpoints, Throughput(), self.record]
+        callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         settings |= {

@@ -63,6 +63,7 @@ class CausalLM(L.LightningModule):
         self._compile = compile
         self.decoder: Decoder | None = None
         self._slots: list[Slot] = []
+        self._losses: list[Tensor] = []  # of the micro-batches since the last step
         self.validation = TokenLoss()
 
     def check(self) -> int:
@@ -164,20 +165,25 @@ class CausalLM(L.LightningModule):
         assert self.decoder is not None
         check_batch(batch)
         loss = self.decoder.loss(batch[:, :-1], batch[:, 1:], self._loss[0])
-        self.log("train/loss", self._mean(loss.detach()), prog_bar=True)
+        self._losses.append(loss.detach())
         return loss
 
-    def _mean(self, loss: Tensor) -> Tensor:
-        """Averages over processes with one all-reduce; Lightning's `sync_dist` adds a barrier."""
-        if self.trainer.world_size == 1:
-            return loss
-        total = loss.clone()
-        torch.distributed.all_reduce(total)
-        return total / self.trainer.world_size
+    def _mean_loss(self) -> Tensor:
+        """The step's mean over micro-batches and processes, with one all-reduce; `sync_dist` adds a barrier."""
+        mean = torch.stack(self._losses).mean()
+        self._losses.clear()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(mean)
+        return mean / self.trainer.world_size
+
+    def on_train_start(self) -> None:
+        self._losses.clear()  # of a fit that ended between two steps
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.trainer.global_step + 1) % every == 0:
+        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self.log("train/loss", self._mean_loss(), prog_bar=True)
+        self._log_step(step)
+        if every and step % every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -213,6 +219,12 @@ class CausalLM(L.LightningModule):
         for name, value in summary.items():
             # The metric is reduced already: on several processes this is the mean of equal values.
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
+        if self.trainer.loggers:
+            self._log_step(self.trainer.global_step)
+
+    def _log_step(self, step: int) -> None:
+        """Sets the step of what is logged: the steps done. Lightning takes it from here, and else counts from 0."""
+        self.log("step", float(step), rank_zero_only=True)
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from lrtrain.checkpoint.directory import FOLDER, steps_in
 from lrtrain.nn import Decoder, sample
+from lrtrain.training.callbacks.closing_validation import ClosingValidation
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
@@ -31,12 +32,14 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
         figures = [f"loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/perplexity']:.2f}"]
         if "val/bits_per_byte" in metrics:
             figures.append(f"bits per byte {metrics['val/bits_per_byte']:.4f}")
-        rows.append(("validation", "   ".join(figures)))
+        at = next((c.step for c in trainer.callbacks if isinstance(c, ClosingValidation)), None)  # type: ignore[attr-defined]
+        rows.append(("validation", "   ".join([*figures, *([] if at is None else [f"step {at}"])])))
     parameters, dense = sum(p.numel() for p in decoder.parameters()), decoder.dense_equivalent()
     rows.append(("parameters", f"{parameters:,}   dense equivalent {dense:,}   ({parameters / dense:.0%})"))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Throughput):
-            rows.append(("tokens", f"{callback.tokens_seen:,} seen   {callback.tokens_per_second:,.0f} a second"))
+            rate = f"   {callback.tokens_per_second:,.0f} a second" if callback.tokens_per_second else ""
+            rows.append(("tokens", f"{callback.tokens_seen:,} seen{rate}"))
         if isinstance(callback, SpectralTelemetry) and callback.measured:
             rows.append(("spectral norms", _norms(callback.measured)))
     saved = list(steps_in(Path(trainer.default_root_dir, FOLDER)).values())

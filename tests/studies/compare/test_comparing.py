@@ -82,18 +82,18 @@ def test_only_what_differs_between_groups_is_a_difference() -> None:
 
 
 def test_an_axis_is_interpolated_between_what_was_logged_and_never_beyond() -> None:
-    logged = run(val__loss={0: 9.0, 4: 5.0, 7: 4.0, 9: 3.0, 12: 2.0}, throughput__tokens_seen={4: 50, 9: 100})
+    logged = run(val__loss={1: 9.0, 4: 5.0, 7: 4.0, 9: 3.0, 12: 2.0}, throughput__tokens_seen={4: 50, 9: 100})
     found = curve(logged, "val/loss", "tokens")
     assert found is not None
-    np.testing.assert_allclose(found.x, [10, 50, 80, 100])
+    np.testing.assert_allclose(found.x, [12.5, 50, 80, 100])
     np.testing.assert_array_equal(found.y, [9, 5, 4, 3])
     assert curve(logged, "val/loss", "flops") is None
     assert (found.at(90), found.at(9), found.at(101)) == (3.5, None, None)
 
 
 def test_a_clock_that_a_resumed_run_put_back_does_not_run_backwards() -> None:
-    clock = {0: 10.0, 1: 20.0, 2: 15.0, 3: np.nan, 4: 25.0}
-    found = curve(run(loss=dict.fromkeys(range(5), 1.0), throughput__seconds=clock), "loss", "time")
+    clock = {1: 10.0, 2: 20.0, 3: 15.0, 4: np.nan, 5: 25.0}
+    found = curve(run(loss=dict.fromkeys(range(1, 6), 1.0), throughput__seconds=clock), "loss", "time")
     assert found is not None
     np.testing.assert_allclose(found.x, [10, 20, 20, 22.5, 25])
 

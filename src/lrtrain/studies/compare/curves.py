@@ -56,7 +56,7 @@ def curve(run: TrackedRun, metric: str, axis: str) -> Curve | None:
     if logged is None:
         return None
     known = np.isfinite(logged.value)
-    steps = np.concatenate(([-1], logged.step[known]))
+    steps = np.concatenate(([0], logged.step[known]))
     # A resumed run's clock goes on from its checkpoint, which may be a little less than what was logged after it.
     total = np.maximum.accumulate(np.concatenate(([0.0], logged.value[known])))
     x = np.interp(series.step, steps, total, right=np.nan)

@@ -85,22 +85,25 @@ class NonFiniteGradients(L.Callback):
             self._skipping = False
             # Straight to the loggers: Lightning would pass on only what falls on its own log interval.
             for logger in trainer.loggers:
-                logger.log_metrics({"train/skipped_steps": float(self.skipped)}, step=trainer.global_step - 1)
+                logger.log_metrics({"train/skipped_steps": float(self.skipped)}, step=trainer.global_step)
 
     # The first moments after the step's own metrics are logged, whichever comes.
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._stop is not None:
             stop, self._stop = self._stop, None
             for callback in trainer.checkpoint_callbacks:
                 callback.on_train_end(trainer, pl_module)  # while all processes are here to save their shards
             raise stop
 
-    on_train_end = on_validation_start
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for callback in trainer.checkpoint_callbacks if self._stop is not None else ():
+            callback.on_validation_start(trainer, pl_module)  # to note that this validation is due
+        self.on_train_end(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.on_validation_start(trainer, pl_module)
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

@@ -134,7 +134,7 @@ class SpectralTelemetry(L.Callback):
             self.measured |= {f"spectral/{layer}/{key}": value for key, value in found.items()}
         # Straight to the loggers: Lightning would pass on only what falls on its own log interval.
         for logger in trainer.loggers:
-            logger.log_metrics(self.measured, step=trainer.global_step - 1)
+            logger.log_metrics(self.measured, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._tokens is None else {"probe": self._tokens}

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.trainer.states import TrainerFn
 
 TOTALS = ("tokens_seen", "flops", "seconds", "step_seconds", "validation_seconds")
 
@@ -50,6 +51,8 @@ class Throughput(L.Callback):
         self._last = time.perf_counter()
         if not trainer.sanity_checking:
             self.validation_seconds += self._last - self._began
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._log_totals(trainer)  # of a run that was ended in its last validation, where it is tracked
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -83,10 +86,13 @@ class Throughput(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure()
-        if self._trained and trainer.is_global_zero:
-            # The last steps and the last validation, which no log interval may have met.
-            for logger in trainer.loggers:
-                logger.log_metrics(self._totals(), step=trainer.global_step - 1)
+        if self._trained:
+            self._log_totals(trainer)
+
+    def _log_totals(self, trainer: L.Trainer) -> None:
+        """Logs the totals with the last steps and the last validation, which no log interval may have met."""
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics(self._totals(), step=trainer.global_step)
 
     def _totals(self) -> dict[str, float]:
         totals = {f"throughput/{name}": float(getattr(self, name)) for name in TOTALS}
