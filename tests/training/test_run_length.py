@@ -177,7 +177,7 @@ def test_overfitting_reads_the_same_blocks_again_and_goes_on_with_them(shards: P
 
 
 def test_fast_dev_run_is_a_number_of_steps(shards: Path, tmp_path: Path) -> None:
-    trainer, _, moments = trained(tmp_path, data_of(shards), fast_dev_run=2, accumulate_grad_batches=4)
+    _, _, moments = trained(tmp_path, data_of(shards), fast_dev_run=2, accumulate_grad_batches=4)
     assert moments.steps == [4, 8]
 
 
@@ -185,8 +185,8 @@ def test_min_epochs_holds_back_who_would_stop(tmp_path: Path) -> None:
     trainer = L.Trainer(max_epochs=9, min_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path)
     assert count_in_steps(trainer, Fraction(15, 2)) == Fraction(15, 2)
     assert (trainer.min_steps, trainer.max_steps, trainer.val_check_interval) == (15, 67, 7)
+    trainer.check_val_every_n_epoch = 3
     with pytest.raises(UserError, match="give the latter alone"):
-        trainer.check_val_every_n_epoch = 3
         count_in_steps(trainer, Fraction(7))
 
 

@@ -76,7 +76,9 @@ class BlockLoader:
         self._identity = {"shards": manifest.split(split).digest, "block_size": block - 1, "seed": seed}
         self._identity |= {"blocks": sum(self._sizes)}
         self._blocks = _Blocks(path, block)
+        # A generator of its own: a DataLoader draws a number at every start, which training's must not depend on.
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._options["generator"] = torch.Generator()
         self._stream: Iterator[Tensor] | None = None
 
     def __len__(self) -> int:

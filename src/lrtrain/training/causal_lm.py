@@ -153,6 +153,7 @@ class CausalLM(L.LightningModule):
         return self.decoder.loss(batch[:, :-1], batch[:, 1:])
 
     def on_train_start(self) -> None:
+        self._losses.clear()  # of a fit that ended between two steps
         batches, accumulate = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         if not self._epoch() and batches != float("inf") and (short := int(batches) % accumulate):
             rank_zero_warn(
@@ -175,9 +176,6 @@ class CausalLM(L.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(mean)
         return mean / self.trainer.world_size
-
-    def on_train_start(self) -> None:
-        self._losses.clear()  # of a fit that ended between two steps
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
