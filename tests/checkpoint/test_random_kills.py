@@ -43,7 +43,7 @@ def test_killed_at_random_it_ends_as_the_run_that_nothing_stopped(
     campaign: int, fit: list[str], whole: Path, tmp_path: Path
 ) -> None:
     draw = random.Random(campaign)
-    steps = sorted(draw.choices(range(STEPS), k=3)) + [STEPS - 1]
+    steps = [*sorted(draw.choices(range(STEPS), k=3)), STEPS - 1]
     codes = [ended([*fit, *last(tmp_path)], tmp_path, (step, draw.uniform(0, 0.1))) for step in steps]
     assert set(codes) <= {0, -signal.SIGKILL}
     assert codes.count(-signal.SIGKILL) > 1
