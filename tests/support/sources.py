@@ -29,11 +29,11 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def decoded(folder: Path, split: str) -> list[str]:
+def decoded(folder: Path, split: str, separator: str = "<|endoftext|>") -> list[str]:
     """The documents of a split, read by LitData and cut at the end-of-text token."""
     manifest = Manifest.load(str(folder))
     blocks = StreamingDataset(str(folder / split), item_loader=TokensLoader(block_size=1))
     tokens = np.concatenate([block.numpy() for block in blocks]).tolist()
     assert tokens[-1] == manifest.eot_id
     text = load_tokenizer(str(folder)).decode(tokens, skip_special_tokens=False)
-    return text.split("<|endoftext|>")[:-1]
+    return text.split(separator)[:-1]

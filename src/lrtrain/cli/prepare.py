@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokenizer", metavar="FILE|NAME", help="a tokenizer.json or a Hugging Face name")
     parser.add_argument("--train-vocab-size", type=int, metavar="N", help="train a byte-level BPE of N tokens instead")
     parser.add_argument("--val-fraction", type=float, default=0.05, metavar="F", help="share held out (0.05)")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="training tokens at most")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="stop at N training tokens, inside a document")
     parser.add_argument(
         "--format",
         dest="formats",

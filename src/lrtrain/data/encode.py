@@ -7,14 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from lrtrain.data.documents import read_documents
+from lrtrain.data.encoder import Encoder
 from lrtrain.data.listing import Part
-from lrtrain.data.tokenizer import end_of_text
 
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
@@ -58,21 +56,13 @@ def read_batches(parts: list[Part], text_column: str, part: int = 0, position: i
 
 
 def encode_batches(
-    batches: Iterable[Batch], tokenizer: Tokenizer, dtype: np.dtype[Any], workers: int
+    batches: Iterable[Batch], encoder: Encoder, workers: int
 ) -> Iterator[tuple[Batch, list[np.ndarray]]]:
     """Each batch, in order, with the tokens of its documents, the end-of-text token after each."""
-    separator = end_of_text(tokenizer)
-    # A web page may spell `<|endoftext|>`: in a text it is text, and only we separate documents.
-    tokenizer.encode_special_tokens = True
-
-    def encode(texts: list[str]) -> list[np.ndarray]:
-        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array([*encoding.ids, separator], dtype) for encoding in encoded]
-
     # Our threads are the parallelism: `workers` would mean nothing if each call took every core besides.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ThreadPoolExecutor(workers, "encode") as pool:
-        submitted = ((batch, pool.submit(encode, batch.texts)) for batch in batches)
+        submitted = ((batch, pool.submit(encoder.documents, batch.texts)) for batch in batches)
         ahead = deque(islice(submitted, 2 * workers))
         while ahead:
             batch, tokens = ahead.popleft()

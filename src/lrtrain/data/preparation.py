@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
+from lrtrain.data.encoder import Encoder
 from lrtrain.data.listing import Part, list_sources, some
 from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
 from lrtrain.data.origin import changes, origin, tokenizer_changes
@@ -33,6 +34,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
 
 SAMPLE_CHARACTERS = 100_000_000  # what a tokenizer is trained on at most, taken evenly from all parts
+SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
 SAVE_SECONDS = 10.0
 
 
@@ -48,7 +50,7 @@ class PrepareSpec:
         tokenizer: A tokenizer.json, a folder with one, or the name of a Hugging Face repository.
         train_vocab_size: Train a byte-level BPE of so many tokens on (at most 100 MB of) the training documents.
         val_fraction: The share of documents that is held out, chosen by a hash of their text; between 0 and 1.
-        max_tokens: Stop before the document that would make more training tokens than this; null reads everything.
+        max_tokens: Stop at so many training tokens, in the middle of a document; null reads everything.
         formats: Class paths of further document formats (`my_format.Csv`, see `lrtrain.data.DocumentFormat`).
         workers: Threads that tokenize; null takes one a core. The result does not depend on it.
     """
@@ -163,7 +165,7 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     writers = {name: ShardWriter(folder / name, dtype) for name in SPLITS}
     for name, state in progress.writers.items():
         writers[name].restore(state)
-    _write(spec, parts, tokenizer, folder, progress, writers)
+    _write(spec, parts, Encoder(tokenizer, dtype), folder, progress, writers)
     try:
         _refuse_empty(spec, writers)
     except UserError:
@@ -211,7 +213,7 @@ def _sample(spec: PrepareSpec, parts: list[Part]) -> Iterator[str]:
 def _write(
     spec: PrepareSpec,
     parts: list[Part],
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     folder: Path,
     progress: Progress,
     writers: dict[str, ShardWriter],
@@ -221,11 +223,13 @@ def _write(
     batches = read_batches(parts, spec.text_column, progress.part, progress.position)
     workers = spec.workers or os.cpu_count() or 1
     saved = time.monotonic()
+    changed: list[str | None] = []
     columns = (*Bar.get_default_columns(), TextColumn("{task.fields[tokens]:,} tokens"))
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("Tokenizing", total=spec.max_tokens or sizes_before[-1] or None, tokens=0)
-        for batch, tokens in encode_batches(batches, tokenizer, writers["train"].dtype, workers):
-            if not _append(spec, batch.texts, tokens, writers):
+        for batch, tokens in encode_batches(batches, encoder, workers):
+            changed.append(encoder.changed(batch.texts[0][:SAMPLED_CHARACTERS]))
+            if not _append(spec, batch.texts, tokens, encoder, writers):
                 break
             progress.part, progress.position = batch.part, batch.position
             written = writers["train"].tokens
@@ -235,13 +239,22 @@ def _write(
                 progress.writers = {name: writer.state() for name, writer in writers.items()}
                 progress.save(folder)
                 saved = time.monotonic()
+    if other := [sample for sample in changed if sample]:
+        print(
+            f"The tokenizer gives back another text for {len(other):,} of {len(changed):,} sampled documents ("
+            f"{other[0]}): bits per byte counts the bytes of the text as it was"
+        )
 
 
-def _append(spec: PrepareSpec, texts: list[str], encoded: list[np.ndarray], writers: dict[str, ShardWriter]) -> bool:
-    """Append documents to their splits; False when the next one would pass the token limit."""
+def _append(
+    spec: PrepareSpec, texts: list[str], encoded: list[np.ndarray], encoder: Encoder, writers: dict[str, ShardWriter]
+) -> bool:
+    """Append documents to their splits; False when the token limit is reached, at which the last one is cut."""
     for text, tokens in zip(texts, encoded, strict=True):
         split = "val" if held_out(text, spec.val_fraction) else "train"
-        if split == "train" and spec.max_tokens and writers[split].tokens + len(tokens) > spec.max_tokens:
+        if split == "train" and spec.max_tokens and len(tokens) > (room := spec.max_tokens - writers[split].tokens):
+            if room > 1:
+                writers[split].append(*encoder.beginning(text, room))
             return False
         writers[split].append(tokens, len(text.encode()))
     return True
@@ -251,8 +264,11 @@ def _refuse_empty(spec: PrepareSpec, writers: dict[str, ShardWriter]) -> None:
     train, val = writers["train"].documents, writers["val"].documents
     if train == 0 and val == 0 and spec.max_tokens is None:
         raise UserError(f"source {some(spec.source)} holds no text: name files with text in them")
-    if train == 0 and spec.max_tokens is not None:
-        raise UserError(f"max_tokens {spec.max_tokens} is less than the first document has: raise it")
+    if spec.max_tokens is not None and 0 in (train, val):
+        raise UserError(
+            f"max_tokens {spec.max_tokens} is reached with {train} training documents and {val} held out: raise it, or "
+            f"val_fraction {spec.val_fraction}"
+        )
     if train == 0 or val == 0:
         share, change = (f"every one of {val}", "lower") if val else (f"none of {train}", "raise")
         raise UserError(

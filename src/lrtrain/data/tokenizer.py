@@ -73,11 +73,17 @@ def read_tokenizer(path: str, sha256: str) -> str:
 
 
 def end_of_text(tokenizer: Tokenizer, name: str = "tokenizer.json") -> int:
-    """The id of the token that separates documents, by its usual names. Raises UserError if there is none."""
-    for token in END_OF_TEXT:
+    """The id of the token that separates documents: of its usual names one that is special, else one that is there.
+
+    Raises UserError if there is none.
+    """
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    for token in sorted(END_OF_TEXT, key=lambda token: token not in special):  # `</s>` may be a tag of web pages
         if (index := tokenizer.token_to_id(token)) is not None:
             return int(index)
-    raise UserError(f"tokenizer {name} has no end-of-text token: add one of {' '.join(END_OF_TEXT)} to it")
+    raise UserError(
+        f"tokenizer {name} has no end-of-text token: add one of {' '.join(END_OF_TEXT)} to it as a special token"
+    )
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

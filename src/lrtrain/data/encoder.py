@@ -1,0 +1,175 @@
+"""A text to token ids: all of it, in bounded memory, and no control token that it only spells."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from lrtrain.data.tokenizer import end_of_text, vocabulary_size
+from lrtrain.runtime.errors import UserError
+
+PIECE = 2**17  # characters encoded at once: the library takes some 180 bytes for each
+WINDOW = 256  # characters on either side in which a cut must make no difference
+SEARCHED, TRIED = 4096, 16  # characters before a piece's end in which a cut is looked for, and how many are tried
+# Characters whose UTF-8 has every byte that UTF-8 has.
+EVERY_BYTE = [chr(c) for c in (*range(1, 0x800), *range(0x800, 0xD800, 0x400), *range(0x10000, 0x110000, 0x10000))]
+
+
+class Encoder:
+    """Documents to arrays of token ids, the end-of-text token after each.
+
+    Where a text spells a control token (the end of text, or one that the tokenizer calls special) and the tokenizer
+    would make that of it, the spelling is cut in two: only we separate documents. A long text is cut into pieces where
+    that leaves its tokens the same; a tokenizer for which no cut does, as one that puts a space before whatever it is
+    given, encodes it as a whole.
+
+    Raises:
+        UserError: on a text of which a control token cannot be kept out, or of which a character would be lost.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+        tokenizer.encode_special_tokens = True  # a special token that a text spells is left to the model
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        self.separator = end_of_text(tokenizer)
+        unknown, vanishes = _unknown(tokenizer)
+        self._control = np.zeros(vocabulary_size(tokenizer), bool)
+        for index, token in tokenizer.get_added_tokens_decoder().items():
+            self._control[index] = token.special and token.content != unknown
+        self._control[self.separator] = True
+        self._known: set[str] = set()
+        self._loses = vanishes and any(map(self._lost, EVERY_BYTE))
+
+    def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text and their separator."""
+        arrays: list[list[np.ndarray]] = [[] for _ in texts]
+        for group in _groups((number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)):
+            for (number, piece), encoding in zip(group, self._encoded([piece for _, piece in group]), strict=True):
+                arrays[number] += [ids for _, ids in self._checked(piece, encoding)]
+        return [self._joined(document) for document in arrays]
+
+    def beginning(self, text: str, length: int) -> tuple[np.ndarray, int]:
+        """A document's first tokens with a separator, and the bytes of UTF-8 that they stand for.
+
+        They are `length`, or some fewer where that falls inside a character.
+        """
+        arrays: list[np.ndarray] = []
+        n_bytes, room = 0, length - 1
+        for piece in self._pieces(text):
+            for part, ids in self._checked(piece, self._encoded([piece])[0]):
+                if len(ids) > room:
+                    offsets = self._with_offsets(part).offsets
+                    while room > 0 and offsets[room][0] < offsets[room - 1][1]:
+                        room -= 1
+                    end = offsets[room - 1][1] if room > 0 else 0
+                    return self._joined([*arrays, ids[:room]]), n_bytes + len(part[:end].encode())
+                arrays.append(ids)
+                n_bytes += len(part.encode())
+                room -= len(ids)
+        return self._joined(arrays), n_bytes
+
+    def changed(self, text: str) -> str | None:
+        """What the tokenizer gives back for `text` where it is another text, the spaces at its ends apart."""
+        text = text.strip()
+        back: str = self.tokenizer.decode(self._encoded([text])[0].ids, skip_special_tokens=False).strip()
+        if back == text:
+            return None
+        same = next((i for i, (one, other) in enumerate(zip(text, back, strict=False)) if one != other), len(back))
+        shown = slice(max(0, same - 10), same + 20)
+        return f"{back[shown]!r} for {text[shown]!r}"
+
+    def _encoded(self, texts: Sequence[str]) -> list[Encoding]:
+        return self._asked(self.tokenizer.encode_batch_fast, texts)
+
+    def _with_offsets(self, text: str) -> Encoding:
+        return self._asked(self.tokenizer.encode_batch, [text])[0]
+
+    def _asked(self, encode: Callable[..., list[Encoding]], texts: Sequence[str]) -> list[Encoding]:
+        try:
+            return encode(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(
+                f"the tokenizer fails on a text ({error}): give it a token for what it does not know"
+            ) from error
+
+    def _joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([*arrays, [self.separator]]).astype(self.dtype)
+
+    def _checked(self, text: str, encoding: Encoding) -> Iterator[tuple[str, np.ndarray]]:
+        """The text and its ids, in parts where it spells a control token."""
+        if self._loses and (lost := next(filter(self._lost, {*text} - self._known), None)):
+            raise UserError(
+                f"the tokenizer has no token for {lost!r} and none for what it does not know, so text would vanish: give "
+                "it an unknown token, or train one on bytes (train_vocab_size)"
+            )
+        ids = np.array(encoding.ids, np.int64)
+        if not self._control[ids].any():
+            yield text, ids
+            return
+        spelled = self._with_offsets(text)
+        cuts = [0]
+        for index, (start, end) in zip(spelled.ids, spelled.offsets, strict=True):
+            if self._control[index]:
+                if end - start < 2:
+                    raise UserError(
+                        f"the tokenizer makes its control token {self.tokenizer.id_to_token(index)} of "
+                        f"{text[start:end]!r} in a text: give it another token for what it does not know"
+                    )
+                cuts.append((start + end) // 2)
+        for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
+            yield from self._checked(text[start:end], self._encoded([text[start:end]])[0])
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        start = 0
+        target = PIECE
+        while target < len(text) - PIECE // 2:
+            if cut := self._harmless_cut(text, target):
+                yield text[start:cut]
+                start = cut
+            target += PIECE
+        yield text[start:]
+
+    def _harmless_cut(self, text: str, target: int) -> int | None:
+        """A place before `target` where two halves have the tokens of the whole; None if none was found."""
+        blanks = [i for i in range(target, target - SEARCHED, -1) if text[i].isspace() != text[i - 1].isspace()]
+        for cut in [*blanks[:TRIED], target]:
+            left, right = text[cut - WINDOW : cut], text[cut : cut + WINDOW]
+            one, other, both = (encoding.ids for encoding in self._encoded([left, right, left + right]))
+            if one + other == both:
+                return cut
+        return None
+
+    def _lost(self, character: str) -> bool:
+        """Whether the model has no tokens for a character; one that the normalizer drops, it drops by design."""
+        normalizer = self.tokenizer.normalizer
+        if (normalizer.normalize_str(character) if normalizer else character).strip():
+            ids = self._encoded([character])[0].ids
+            if not ids or ("\ufffd" in self.tokenizer.decode(ids) and character != "\ufffd"):
+                return True
+        self._known.add(character)
+        return False
+
+
+def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Numbered pieces, so many together that they have `PIECE` characters."""
+    group: list[tuple[int, str]] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece[1])
+        if size >= PIECE:
+            yield group
+            group, size = [], 0
+    yield group
+
+
+def _unknown(tokenizer: Tokenizer) -> tuple[str | None, bool]:
+    """The token for what the vocabulary lacks, if the model has one, and whether such text vanishes for want of it."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if (index := model.get("unk_id")) is not None:  # a Unigram model
+        return str(model["vocab"][index][0]), False
+    token = model.get("unk_token")
+    has_one = token in model["vocab"]
+    return token if has_one else None, model["type"] == "BPE" and not has_one
