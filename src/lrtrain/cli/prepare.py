@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     announce(f"prepare: making {arguments.out} …")
 
-    from lrtrain.data.preparation import PrepareSpec, prepare
+    from lrtrain.data.preparation import prepare
+    from lrtrain.data.spec import PrepareSpec
 
     started = time.monotonic()
     out = arguments.out

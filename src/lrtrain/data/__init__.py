@@ -9,7 +9,7 @@ from typing import Any
 _HOME = {
     "DocumentFormat": "formats",
     "Manifest": "manifest",
-    "PrepareSpec": "preparation",
+    "PrepareSpec": "spec",
     "load_tokenizer": "tokenizer",
     "TokenDataModule": "datamodule",
 }

@@ -9,9 +9,11 @@ from torch import distributed
 
 from lrtrain.data.loader import BlockLoader
 from lrtrain.data.manifest import SPLITS, Manifest
-from lrtrain.data.preparation import PrepareSpec, existing, prepare
+from lrtrain.data.preparation import existing, prepare
 from lrtrain.data.run_length import count_in_steps
 from lrtrain.data.shards import check_shards
+from lrtrain.data.spec import PrepareSpec
+from lrtrain.data.spec import PrepareSpec
 from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
 

@@ -101,8 +101,8 @@ class Encoder:
         """The text and its ids, in parts where it spells a control token."""
         if self._loses and (lost := next(filter(self._lost, {*text} - self._known), None)):
             raise UserError(
-                f"the tokenizer has no token for {lost!r} and none for what it does not know, so text would vanish: give "
-                "it an unknown token, or train one on bytes (train_vocab_size)"
+                f"the tokenizer has no token for {lost!r} and none for what it does not know, so text would vanish: "
+                "give it an unknown token, or train one on bytes (train_vocab_size)"
             )
         ids = np.array(encoding.ids, np.int64)
         if not self._control[ids].any():
