@@ -34,21 +34,24 @@ def main(argv: list[str]) -> int:
     if path.exists():
         announce(f"generate: reading {path} …")
 
+    import numpy as np
     import torch
 
     from lrtrain.config.trained_model import load, newest_checkpoint
+    from lrtrain.data.encoder import Encoder
     from lrtrain.data.tokenizer import end_of_text
-    from lrtrain.nn import sample
+    from lrtrain.nn import sample, text_after
 
     decoder, tokenizer = load(newest_checkpoint(path))
     stop = end_of_text(tokenizer)
     # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
-    tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [stop]
+    # What the prompt spells is text, as it was in training.
+    tokens = Encoder(tokenizer, np.dtype(np.int64)).documents([prompt])[0][:-1].tolist() or [stop]
     generator = torch.Generator().manual_seed(arguments.seed)
     continuation = sample(
         decoder, tokens, arguments.max_new_tokens, arguments.temperature, arguments.top_p, generator, stop
     )
-    print(prompt + tokenizer.decode(continuation))
+    print(prompt + text_after(tokens, continuation, tokenizer.decode))
     return 0
 
 

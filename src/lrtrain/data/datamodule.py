@@ -13,7 +13,6 @@ from lrtrain.data.preparation import existing, prepare
 from lrtrain.data.run_length import count_in_steps
 from lrtrain.data.shards import check_shards
 from lrtrain.data.spec import PrepareSpec
-from lrtrain.data.spec import PrepareSpec
 from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
 

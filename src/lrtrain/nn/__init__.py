@@ -6,7 +6,7 @@ from lrtrain.nn.factorized import FactorizedProjection
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection, as_projections, projections
-from lrtrain.nn.sampling import sample
+from lrtrain.nn.sampling import sample, text_after
 from lrtrain.nn.self_guided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
 
@@ -25,4 +25,5 @@ __all__ = [
     "next_token_loss",
     "projections",
     "sample",
+    "text_after",
 ]

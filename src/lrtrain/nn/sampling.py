@@ -1,5 +1,7 @@
 """Continuing a sequence token by token."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,16 @@ def sample(
         continuation.append(token)
         step = torch.tensor([[token]], device=device)
     return continuation
+
+
+def text_after(prompt: list[int], continuation: list[int], decode: Callable[[list[int]], str]) -> str:
+    """The text that a continuation adds to its prompt's.
+
+    Both are decoded together: by itself a first token loses the space that marks it as the beginning of a word.
+    """
+    before, whole = decode(prompt), decode(prompt + continuation)
+    pairs = zip(before, whole, strict=False)
+    return whole[next((i for i, (one, other) in enumerate(pairs) if one != other), len(before)) :]
 
 
 def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lrtrain.checkpoint.directory import FOLDER, steps_in
-from lrtrain.nn import Decoder, sample
+from lrtrain.nn import Decoder, sample, text_after
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.callbacks.throughput import Throughput
@@ -70,7 +70,7 @@ def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
     file = Path(trainer.default_root_dir, "tokenizer.json")
     if trainer.is_global_zero and file.is_file():
         tokenizer = Tokenizer.from_file(str(file))
-        ids = tokenizer.encode(prompt).ids
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids or None
     context: AbstractContextManager = nullcontext()
     if isinstance(trainer.strategy, FSDP):
         ids = trainer.strategy.broadcast(ids)
@@ -81,4 +81,4 @@ def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
         tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
     if not trainer.is_global_zero:
         return None
-    return "\n" + "\n".join(f"    {line}" for line in (prompt + tokenizer.decode(tokens)).splitlines())
+    return "\n" + "\n".join(f"    {line}" for line in (prompt + text_after(ids, tokens, tokenizer.decode)).splitlines())
