@@ -2,17 +2,20 @@
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import toy
 from commandline import arguments, refusal
 from lrtrain.checkpoint.single_file import read_whole, write_whole
 from lrtrain.cli.main import main
+from lrtrain.config import trained_model
 from lrtrain.config.trained_model import load
 
 Generate = Callable[..., str]
@@ -68,6 +71,27 @@ def test_no_more_tokens_than_asked_for(generate: Generate, runs: Path) -> None:
     one, two = (generate("--prompt", "rank", "--temperature", "0", "--max-new-tokens", n) for n in "12")
     assert two.startswith(one)
     assert one.removeprefix("rank") in {tokenizer.decode([token]) for token in range(toy.VOCABULARY)}
+
+
+def test_words_keep_their_space_and_a_spelled_end_of_text_is_text(
+    generate: Generate, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, _ = load(runs / "first/0001/checkpoints/step-00000002.ckpt")
+    vocabulary = {"<unk>": 0, "<eos>": 1, **{piece: 2 + i for i, piece in enumerate("▁/<>eos")}}
+    words = {f"▁word{i}": 9 + i for i in range(toy.VOCABULARY - 9)}
+    tokenizer = Tokenizer(models.BPE({**vocabulary, **words}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(["<unk>", "<eos>"])
+    monkeypatch.setattr(trained_model, "load", lambda path: (decoder, tokenizer))
+    for prompt in ("see", "see<eos>", ""):
+        text = generate("--prompt", prompt, "--temperature", "3").removeprefix(prompt)
+        assert re.fullmatch(r"( word\d+|[/<>eos]| )+", text if prompt else f" {text}"), text
+        assert " word" in text
+    asked: list[list[int]] = []
+    monkeypatch.setattr("lrtrain.nn.sample", lambda decoder, tokens, *rest: asked.append(tokens) or [])
+    assert generate("--prompt", "see<eos>s") == "see<eos>s"
+    assert 1 not in asked[0]
+    assert len(asked[0]) >= 10
 
 
 def test_the_prompt_comes_from_standard_input_when_none_is_given(

@@ -1,0 +1,44 @@
+"""The sample at the end of a run: tokenized as the training text was, and with every space."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from lrtrain.training import summary
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The sample of a run whose tokenizer knows these words, and the prompts that the model was given."""
+    prompts: list[list[int]] = []
+
+    def sample(decoder: object, prompt: list[int], *rest: object) -> list[int]:
+        prompts.append(prompt)
+        return [2, 3]
+
+    monkeypatch.setattr(summary, "sample", sample)
+
+    def draw(words: list[str]) -> tuple[str | None, list[list[int]]]:
+        tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        tokenizer.add_special_tokens(["<s>"])
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 0)])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        trainer: Any = SimpleNamespace(default_root_dir=tmp_path, is_global_zero=True, strategy=None)
+        return summary._sample(trainer, torch.nn.Module()), prompts  # type: ignore[arg-type]
+
+    return draw
+
+
+def test_a_word_after_the_prompt_keeps_its_space_and_no_special_token_is_added(drawn: Any) -> None:
+    text, prompts = drawn(["<s>", "▁", "▁one", "two", "d", "e", "f"])
+    assert text == "\n    def  onetwo"
+    assert prompts == [[1, 4, 5, 6, 1]]
+
+
+def test_a_prompt_without_a_token_draws_nothing(drawn: Any) -> None:
+    assert drawn(["<s>", "x", "y", "z"]) == (None, [])
