@@ -1,10 +1,11 @@
-"""Lightning's reading and writing of checkpoints as whole files, and the check that a model fits one."""
+"""Lightning's reading and writing of checkpoints as whole files, and checks that model and data fit one."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from tokenizers import Tokenizer
 from torch import nn
 
 from lrtrain.checkpoint import directory as checkpoint_folder
@@ -64,6 +65,29 @@ def check_architecture(checkpoint: Mapping[str, Any], module: nn.Module, path: s
     else:
         return
     raise UserError(f"checkpoint {path} is of another architecture: {what}; use the config.yaml of its run")
+
+
+def check_tokenizer(saved: str, given: str, path: str | Path) -> None:
+    """Compares a checkpoint's tokenizer with that of the data, both as the text of a tokenizer.json.
+
+    Raises:
+        UserError: they are not the same tokenizer; names the first token that differs.
+    """
+    if saved == given:
+        return
+    ours, theirs = Tokenizer.from_str(saved), Tokenizer.from_str(given)
+    if ours.to_str() == theirs.to_str():  # written by another version, or with other spaces
+        return
+    ours_by_id, theirs_by_id = ({i: token for token, i in t.get_vocab().items()} for t in (ours, theirs))
+    what = "its settings differ"
+    for i in sorted(ours_by_id.keys() | theirs_by_id.keys()):
+        if ours_by_id.get(i) != theirs_by_id.get(i):
+            what = f"its token {i} is {ours_by_id.get(i)!r}, the data's is {theirs_by_id.get(i)!r}"
+            break
+    raise UserError(
+        f"checkpoint {path} is of another tokenizer than the data: {what}; name the data of its run (data.path), or "
+        "prepare this text with the tokenizer.json of its run"
+    )
 
 
 def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lrtrain.checkpoint import directory as folder
 from lrtrain.checkpoint.boundary import Boundary, validate_at_boundary
-from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture
+from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture, check_tokenizer
 from lrtrain.checkpoint.random_state import random_state, set_random_state
 from lrtrain.checkpoint.signals import GracefulSignals
 from lrtrain.runtime.errors import UserError
@@ -51,7 +51,8 @@ class Checkpoints(Checkpoint):
         keep: how many of the newest to keep, -1 for all; one goes only after its successor is whole on disk.
 
     Raises:
-        UserError: an argument is out of range; the disk is full; the run directory is not a local folder.
+        UserError: an argument is out of range; the disk is full; the run directory is not a local folder; a checkpoint
+            is of another tokenizer than the data.
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
@@ -98,6 +99,9 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         own = checkpoint.get("lrtrain", {})
+        data: Any = getattr(trainer, "datamodule", None)
+        if own.get("tokenizer") is not None and hasattr(data, "tokenizer_json"):
+            check_tokenizer(own["tokenizer"], data.tokenizer_json(), trainer.ckpt_path or "in memory")
         self._validation_owed = own.get("validation_due", False)
         states = own.get("rng", [])
         if len(states) == trainer.world_size:
