@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 import lrtrain.constraints
 import reference
-from lrtrain.constraints import Constraint, SpectralRenormalization, StiefelRetraction
+from lrtrain.constraints import BalancedRenormalization, Constraint, SpectralRenormalization, StiefelRetraction
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import LowRankLinear, SpectralLinear
 from lrtrain.optim import CombinedOptimizer, Spectron, Stiefel, holders
@@ -218,3 +218,21 @@ def test_restored_vectors_go_where_the_parameters_are() -> None:
     constraint.load_state_dict({"vectors": {"one.A": torch.ones(3) / 3**0.5, "one.B": torch.ones(3) / 3**0.5}})
     constraint.before_step(Spectron(factors))
     assert {vector.device.type for vector in constraint.state_dict()["vectors"].values()} == {"meta"}
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_frozen_factor_is_named(side: str) -> None:
+    model = nn.ModuleDict({"layer": LowRankLinear(8, 6, rank=3)})
+    getattr(model["layer"], side).requires_grad_(False)
+    optimizer = Spectron([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match=f"^{side} of layer is frozen: .* list the constraints without"):
+        SpectralRenormalization().attach(model, optimizer)
+
+
+@pytest.mark.parametrize("side", ["U", "V"])
+def test_a_frozen_basis_is_named(side: str) -> None:
+    model = nn.ModuleDict({"layer": SpectralLinear(8, 6, rank=3)})
+    getattr(model["layer"], side).requires_grad_(False)
+    optimizer = Stiefel([p for name, p in model.named_parameters() if p.requires_grad and name[-1] in "UV"])
+    with pytest.raises(ValueError, match=f"^{side} of layer is frozen"):
+        BalancedRenormalization().attach(model, optimizer)

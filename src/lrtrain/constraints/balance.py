@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints.constraint import NO_SPECTRAL, Constraint, NothingToHoldError
+from lrtrain.constraints.constraint import NO_SPECTRAL, THAW, Constraint, NothingToHoldError
 from lrtrain.constraints.factors import spectral_triples
 from lrtrain.linalg import gathered
 from lrtrain.optim.protocol import holders
@@ -38,6 +38,9 @@ class BalancedRenormalization(Constraint):
         if not triples:
             raise NothingToHoldError(NO_SPECTRAL)
         for name, (u, _, v) in triples.items():
+            for side, basis in (("U", u), ("V", v)):
+                if basis not in scaled and not basis.requires_grad:
+                    raise ValueError(f"{side} of {name} is frozen: {THAW}")
             if u not in scaled or v not in scaled:
                 raise ValueError(
                     f"the optimizer of U and V of {name} takes no column scales; use lrtrain.optim.Stiefel for "

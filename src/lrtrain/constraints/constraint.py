@@ -15,6 +15,9 @@ class NothingToHoldError(ValueError):
 NO_SPECTRAL = "the model has no spectral projection; use lrtrain.nn.SpectralLinear or leave it out"
 
 
+THAW = "the bound is of a step of both, so let it require a gradient, or list the constraints without this one"
+
+
 class Constraint(ABC):
     """Acts before and after each optimizer step on the parameters that `attach` has found.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.constraint import THAW, Constraint, NothingToHoldError
 from lrtrain.constraints.factors import find_factors
 from lrtrain.linalg import norm_bound, spectral_norm
 from lrtrain.linalg.flops import norm_bound_flops, power_iteration_flops
@@ -42,6 +42,9 @@ class SpectralRenormalization(Constraint):
         scaled = holders(optimizer, "step_scale")
         held = {name: pair for name, pair in pairs.items() if any(factor in scaled for factor in pair)}
         for name, pair in held.items():
+            for side, factor in zip("AB", pair, strict=True):
+                if factor not in scaled and not factor.requires_grad:
+                    raise ValueError(f"{side} of {name} is frozen: {THAW}")
             if not all(factor in scaled for factor in pair):
                 raise ValueError(f"A and B of {name} need one optimizer; change model.optimizers.overrides")
         if not held:

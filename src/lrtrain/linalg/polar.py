@@ -114,7 +114,7 @@ def _through_gram(batches: Batches, indices: Sequence[int], steps: Sequence[Quin
     factors, _ = batches.scaled(indices)
     for number, run in enumerate(rounds(steps)):
         for index, (y, gram) in enumerate(zip(factors, batches.grams(factors), strict=True)):
-            size = torch.ones_like(gram[:, :1, :1]) if number else _frobenius(gram)
+            size = gram.new_ones(len(gram), 1, 1) if number else _frobenius(gram)
             p, deviation = _multiplier(gram / size.square(), run)
             factors[index] = (y @ (deviation / size)).addcmul_(y, p / size)
     return factors

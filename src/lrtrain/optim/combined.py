@@ -42,6 +42,16 @@ class CombinedOptimizer(Optimizer):
         self.skip_step = False
         self._share()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; torch's own leaves out what a subclass adds."""
+        return {**super().__getstate__(), "optimizers": self.optimizers, "skip_step": self.skip_step}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Takes the groups of the parts, in the constructor alone: which part would step another is not said."""
+        if hasattr(self, "skip_step"):
+            raise ValueError("CombinedOptimizer: add the group to one of the optimizers before they are combined")
+        super().add_param_group(param_group)
+
     def _share(self) -> None:
         """Hands the parts this optimizer's state and their slice of its groups."""
         start = 0

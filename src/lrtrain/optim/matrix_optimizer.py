@@ -19,32 +19,50 @@ class MatrixOptimizer(Optimizer, ABC):
     Args:
         params: Matrices, or parameter groups of them; plain tensors or DTensors with `Shard(0)`.
         values: Defaults of the groups, `lr`, `momentum` (β), `nesterov` and `ns_steps` among them.
-        tall: Refuse matrices with more columns than rows.
 
     Raises:
         ValueError: a value out of range, or a parameter that is not such a matrix or is sharded by columns.
     """
 
     first_moments = ("momentum",)
+    tall = False
+    """Whether matrices with more columns than rows are refused."""
 
-    def __init__(self, params: Iterable[Any], values: dict[str, Any], tall: bool = False) -> None:
-        kind = type(self).__name__
-        for name in ("momentum", "beta2"):
-            if not 0 <= values.get(name, 0) < 1:
-                raise ValueError(f"{kind}: {name} must be in [0, 1), got {values[name]}")
-        if values["ns_steps"] < 1:
-            raise ValueError(f"{kind}: ns_steps must be at least 1, got {values['ns_steps']}")
+    def __init__(self, params: Iterable[Any], values: dict[str, Any]) -> None:
         super().__init__(params, values)
         self.scales: dict[Tensor, Tensor] = {}
-        for group in self.param_groups:
-            names = group.get("param_names", ["a parameter"] * len(group["params"]))
-            for name, parameter in zip(names, group["params"], strict=True):
-                if parameter.ndim != 2 or (tall and parameter.shape[0] < parameter.shape[1]):
-                    raise ValueError(
-                        f"{kind} takes {'tall ' * tall}matrices, but {name} has the shape {tuple(parameter.shape)}: "
-                        "give it to another optimizer (overrides)"
-                    )
-                local(parameter)  # refuses columns
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; torch's own leaves out what a subclass adds."""
+        return {**super().__getstate__(), "scales": self.scales}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as the constructor does for each of its own, or refuses it and stays as it was."""
+        super().add_param_group(param_group)
+        try:
+            self.check(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError where a group has a value out of range or a parameter that cannot be held."""
+        kind = type(self).__name__
+        for name in ("momentum", "beta2"):
+            if not 0 <= group.get(name, 0) < 1:
+                raise ValueError(f"{kind}: {name} must be in [0, 1), got {group[name]}")
+        if group["ns_steps"] < 1:
+            raise ValueError(f"{kind}: ns_steps must be at least 1, got {group['ns_steps']}")
+        names = group.get("param_names", ["a parameter"] * len(group["params"]))
+        for name, parameter in zip(names, group["params"], strict=True):
+            if parameter.ndim != 2 or (self.tall and parameter.shape[0] < parameter.shape[1]):
+                raise ValueError(
+                    f"{kind} takes {'tall ' * self.tall}matrices, but {name} has the shape {tuple(parameter.shape)}: "
+                    "give it to another optimizer (overrides)"
+                )
+            if not parameter.is_floating_point():
+                raise ValueError(f"{kind} takes matrices of real numbers, but {name} holds {parameter.dtype}")
+            local(parameter)  # refuses columns
 
     @abstractmethod
     def update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -68,6 +86,8 @@ class MatrixOptimizer(Optimizer, ABC):
                         self.state[parameter][name] = torch.zeros_like(parameter)
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if any(parameter.grad.is_sparse for parameter in parameters if parameter.grad is not None):
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             if parameters:
                 self.update(parameters, group)
         self.scales.clear()

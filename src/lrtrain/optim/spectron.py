@@ -63,10 +63,6 @@ class Spectron(MatrixOptimizer):
         precision: Precision = "float32",
         strict: bool = False,
     ) -> None:
-        _check_rate(lr)
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"Spectron: precision must be float32 or bfloat16, got {precision}")
-        polynomials(coefficients, steps=1)  # refuses what is none
         super().__init__(
             params,
             {
@@ -80,7 +76,21 @@ class Spectron(MatrixOptimizer):
             },
         )
         self.strict = strict
-        self.step_scale = self.scales
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "strict": self.strict}
+
+    def check(self, group: dict[str, Any]) -> None:
+        _check_rate(group["lr"])
+        if group["precision"] not in ("float32", "bfloat16"):
+            raise ValueError(f"Spectron: precision must be float32 or bfloat16, got {group['precision']}")
+        polynomials(group["coefficients"], steps=1)  # refuses what is none
+        super().check(group)
+
+    @property
+    def step_scale(self) -> dict[Tensor, Tensor]:
+        """Parameter -> the 0-d tensor that its next step is multiplied by."""
+        return self.scales
 
     def step_flops(self, group: dict[str, Any], parameter: Tensor) -> int:
         """FLOPs of a step of one parameter, as `optim.protocol` asks for them."""
@@ -91,16 +101,17 @@ class Spectron(MatrixOptimizer):
         return flops + self.strict * norm_bound_flops(m, r)
 
     def update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        if group["lr"] != 0:
-            _check_rate(group["lr"])
+        rate = float(group["lr"])
+        if rate != 0:
+            _check_rate(rate)
         _, updates = self.averaged(parameters, group)
         if group["orthogonalize"]:
             updates = self.polar_factors(updates, parameters, group)
         rows, scales = [local(p) for p in parameters], self._scales(parameters, updates)
         if scales is None:
-            torch._foreach_add_(rows, updates, alpha=-group["lr"])
+            torch._foreach_add_(rows, updates, alpha=-rate)
         else:
-            torch._foreach_addcmul_(rows, updates, scales, value=-group["lr"])
+            torch._foreach_addcmul_(rows, updates, scales, value=-rate)
 
     def _scales(self, parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor] | None:
         """What each update is multiplied by in addition to η, 0-d tensors; None where it is 1 for all."""
@@ -116,7 +127,7 @@ class Spectron(MatrixOptimizer):
                 "Spectron: strict needs a step scale for every factor (constraints.SpectralRenormalization)"
             )
         bounds = norm_bound([with_local(update, p) for update, p in zip(updates, parameters, strict=True)])
-        return [s / b.clamp_min(1) for s, b in zip(scales, bounds, strict=True) if s is not None]
+        return [(s / b.clamp_min(1)).to(u) for s, b, u in zip(scales, bounds, updates, strict=True) if s is not None]
 
 
 def _check_rate(lr: float) -> None:

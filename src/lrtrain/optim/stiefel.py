@@ -27,7 +27,7 @@ class Stiefel(MatrixOptimizer):
 
     With Nesterov's look-ahead D comes from β M + (1 − β) G instead of M. The angles hold whatever m and k are; what of
     D lies in the span of X does not turn it. A step leaves the manifold: `constraints.StiefelRetraction` or
-    `constraints.FunctionPreservingRetraction` puts X back right after it. Matrices may be row-sharded Dlist[Tensor].
+    `constraints.FunctionPreservingRetraction` puts X back right after it. Matrices may be row-sharded DTensors.
 
     With scales c = `column_scale[X]` (k), D comes from M diag(c) and is multiplied by diag(c) again: no angle then.
     `constraints.BalancedRenormalization` sets them so that η bounds ‖ΔW‖₂; a step consumes them.
@@ -48,6 +48,7 @@ class Stiefel(MatrixOptimizer):
     """
 
     second_moments = ("exp_avg_sq",)
+    tall = True
 
     def __init__(
         self,
@@ -59,13 +60,20 @@ class Stiefel(MatrixOptimizer):
         beta2: float = 0.95,
         ns_steps: int = 5,
     ) -> None:
-        if not 0 < lr <= 1:
-            raise ValueError(f"Stiefel: lr is an angle in radians and must be in (0, 1], got {lr}")
-        if direction not in ("polar", "adam"):
-            raise ValueError(f"Stiefel: direction must be polar or adam, got {direction}")
         values = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
-        super().__init__(params, {**values, "direction": direction, "beta2": beta2, "ns_steps": ns_steps}, tall=True)
-        self.column_scale = self.scales
+        super().__init__(params, {**values, "direction": direction, "beta2": beta2, "ns_steps": ns_steps})
+
+    def check(self, group: dict[str, Any]) -> None:
+        if not 0 < group["lr"] <= 1:
+            raise ValueError(f"Stiefel: lr is an angle in radians and must be in (0, 1], got {group['lr']}")
+        if group["direction"] not in ("polar", "adam"):
+            raise ValueError(f"Stiefel: direction must be polar or adam, got {group['direction']}")
+        super().check(group)
+
+    @property
+    def column_scale(self) -> dict[Tensor, Tensor]:
+        """Parameter (m, k) -> the scales (k) of its columns in the next step."""
+        return self.scales
 
     def step_flops(self, group: dict[str, Any], parameter: Tensor) -> int:
         """FLOPs of a step of one parameter, as `optim.protocol` asks for them."""
@@ -87,7 +95,8 @@ class Stiefel(MatrixOptimizer):
             updates = _unit_columns(_over_root(updates, squares), parameters[0])
         else:
             updates = self.polar_factors(updates, parameters, group)
-        torch._foreach_add_([local(p) for p in parameters], self._scaled(updates, parameters), alpha=-group["lr"])
+        rows = [local(p) for p in parameters]
+        torch._foreach_add_(rows, self._scaled(updates, parameters), alpha=-float(group["lr"]))
 
     def _scaled(self, updates: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """The columns of the updates times their scales, where they have any."""
