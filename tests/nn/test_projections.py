@@ -70,6 +70,26 @@ def test_a_dense_weight_is_reproduced_at_full_rank(cls: type, into: int, out: in
 
 
 @every_factorized
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_dense_weight_of_another_dtype_becomes_float32_triplets(cls: type, dtype: torch.dtype) -> None:
+    weight = torch.randn(40, 24).to(dtype)
+    layer = cls.from_dense(weight, rank=24)
+    torch.testing.assert_close(layer.materialize(), weight.float(), rtol=0, atol=2e-5)
+    assert all(float(orthonormality_error(basis)) <= 1e-5 for basis in layer.orthonormal())
+    assert cls.from_dense(weight, energy=0.9).rank == cls.from_dense(weight.float(), energy=0.9).rank
+
+
+@every_factorized
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("size", [{"rank": 4}, {"energy": 0.5}])
+def test_a_dense_weight_that_is_not_finite_is_refused(cls: type, wrong: float, size: dict[str, float]) -> None:
+    weight = torch.randn(24, 16)
+    weight[3, 5] = wrong
+    with pytest.raises(ValueError, match=r"weight of shape \(24, 16\) holds NaN or infinite numbers"):
+        cls.from_dense(weight, **size)
+
+
+@every_factorized
 def test_from_dense_draws_no_random_numbers_and_is_a_copy(cls: type) -> None:
     weight = torch.randn(24, 16)
     kept, state = weight.clone(), torch.get_rng_state()

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 import toy
 from commandline import RECIPE, arguments, refusal
+from lrtrain.config.train_parser import TrainingRun
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.ranks import decide_on_rank_zero
 from lrtrain.training.checks import check_strategy
@@ -55,6 +58,29 @@ def test_a_class_as_text_is_refused_with_the_way_to_name_it(
 ) -> None:
     fit = ["fit", *arguments(shards, tmp_path, "--trainer.strategy=lrtrain.training.FSDP")]
     assert "name a class in YAML" in refusal(fit, capsys)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "transformer-engine"])
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_weights_of_16_bits_are_refused_with_the_reason(
+    command: str, precision: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal([command, *arguments(shards, tmp_path, f"--trainer.precision={precision}")], capsys)
+    assert line.startswith(f"trainer.precision is {precision}: ")
+    assert "use bf16-mixed" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_does_not_know_weights_of_16_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(["plan", "--config", str(RECIPE), "--trainer.precision=bf16-true"], capsys)
+    assert line.startswith("trainer.precision is bf16-true: a plan knows 32-true")
+
+
+def test_a_plugin_that_keeps_weights_in_16_bits_is_refused(shards: Path, tmp_path: Path) -> None:
+    run = TrainingRun("fit", arguments(shards, tmp_path))
+    trainer = Trainer(accelerator="cpu", plugins=[HalfPrecision("bf16-true")], max_steps=1, logger=False)
+    with pytest.raises(UserError, match="precision is bf16-true"):
+        trainer.fit(run.model, datamodule=run.datamodule)
 
 
 def test_what_keeps_matrices_is_taken() -> None:

@@ -28,7 +28,7 @@ from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.callbacks.step_progress import StepProgress
 from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
-from lrtrain.training.checks import check_strategy
+from lrtrain.training.checks import check_precision, check_strategy
 
 GROUPS: dict[str, type] = {
     "trainer": Trainer,
@@ -148,6 +148,7 @@ def check_trainer(settings: Any) -> None:
     if settings["enable_checkpointing"] is False:
         raise UserError("trainer.enable_checkpointing: a run is always saved; see checkpoints.every_n_steps")
     check_strategy(settings["strategy"])
+    check_precision(settings["precision"])
     for key in ("accumulate_grad_batches", "max_steps", "val_check_interval", "check_val_every_n_epoch"):
         if settings[key] == 0:
             raise UserError(f"trainer.{key} is 0: give at least 1")

@@ -35,11 +35,20 @@ class FactorizedProjection(Projection):
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
-        """The best approximation of a dense weight (out, in), at a given rank or share of Σσ²."""
+        """The best approximation of a dense weight (out, in) of any floating dtype, at a given rank or share of Σσ².
+
+        Raises:
+            ValueError: NaN or an infinity in the weight; rank or energy out of range, or not exactly one of them given.
+        """
+        weight = weight.detach()
+        if not weight.is_meta and not weight.isfinite().all():
+            raise ValueError(f"from_dense: the weight of shape {tuple(weight.shape)} holds NaN or infinite numbers")
+        if weight.dtype != torch.float64:
+            weight = weight.float()  # a half's triplets would be rounded before they become parameters
         with torch.device("meta"):  # the random initialization would be thrown away
             layer = cls(weight.shape[1], weight.shape[0], rank=rank_of_dense(weight, rank, energy))
         layer.to_empty(device=weight.device)
-        layer.set_triplets(*truncated_svd(weight.detach(), layer.rank))
+        layer.set_triplets(*truncated_svd(weight, layer.rank))
         return layer
 
     def extra_repr(self) -> str:

@@ -21,7 +21,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
-from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_strategy
+from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_precision, check_strategy
 from lrtrain.training.fsdp import FSDP
 from lrtrain.training.token_loss import TokenLoss
 
@@ -122,8 +122,9 @@ class CausalLM(L.LightningModule):
         return decoder
 
     def setup(self, stage: str) -> None:
-        """Refuses a strategy that cuts factors up, and data of another vocabulary, before anything is computed."""
+        """Refuses strategies that cut factors up, 16-bit weights and data of another vocabulary, before any work."""
         check_strategy(self.trainer.strategy)
+        check_precision(self.trainer.precision)
         if isinstance(self._loss[0], nn.Module):
             self._loss[0].to(self.trainer.strategy.root_device)
         data: Any = getattr(self.trainer, "datamodule", None)

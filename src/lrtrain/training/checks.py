@@ -1,4 +1,4 @@
-"""Refuses strategies, optimizers, losses and batches that cannot work, before anything is trained."""
+"""Refuses strategies, precisions, optimizers, losses and batches that cannot work, before anything is trained."""
 
 import inspect
 
@@ -47,6 +47,15 @@ def check_strategy(strategy: str | Strategy) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     reason = REASONS[kind] if kind else "it is not known to keep the factors of a weight whole or cut by rows"
     raise UserError(f"trainer.strategy is {name}: {reason}; {INSTEAD}")
+
+
+def check_precision(precision: int | str | None) -> None:
+    """Raises UserError for a precision of the Trainer under which the weights themselves have few digits."""
+    if str(precision).endswith("16-true") or str(precision).startswith("transformer-engine"):
+        raise UserError(
+            f"trainer.precision is {precision}: it keeps the weights in 16 bits, which round most of a step away and "
+            "leave no columns orthonormal; use bf16-mixed, whose products are as fast and whose weights are float32"
+        )
 
 
 def check_optimizer(key: str, make: OptimizerCallable) -> None:

@@ -1,5 +1,6 @@
 """The experiments that do more than train: the memory table, and the conversion of dense models."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def test_a_conversion_of_full_rank_changes_nothing_and_its_size_is_known_without
     assert sizes[0] == sizes[1] < sum(p.numel() for p in decoder.parameters())
     with pytest.raises(UserError, match=r"ranks: rank must be between 1 and .* = 16, got 17"):
         convert(decoder, Task(rank=17))
+    broken = copy.deepcopy(decoder)
+    torch.nn.init.constant_(broken.blocks[1].mlp.up.weight, torch.nan)
+    with pytest.raises(UserError, match=r"source: mlp.up of the dense model holds NaN"):
+        convert(broken, Task(rank=4))
     with pytest.raises(UserError, match=r"source: CoLA \(mlp.gate\) has no dense weight"):
         convert(Decoder(50, 16, 2, 2, 24, DenseLinear, CoLA), Task(rank=4))
 

@@ -89,8 +89,11 @@ def convert(decoder: Decoder, task: Task) -> Decoder:
                 raise UserError(
                     f"source: {type(dense).__name__} (mlp.{name}) has no dense weight that could be converted"
                 )
+            weight = dense.materialize()
+            if not weight.is_meta and not weight.isfinite().all():
+                raise UserError(f"source: mlp.{name} of the dense model holds NaN or infinite numbers; train it anew")
             try:
-                spectral = SpectralLinear.from_dense(dense.materialize(), task.rank, task.energy)
+                spectral = SpectralLinear.from_dense(weight, task.rank, task.energy)
             except ValueError as error:
                 raise UserError(f"ranks: {error}") from error
             setattr(mlp, name, spectral)

@@ -24,8 +24,6 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bf16": (torch.float32, torch.bfloat16),
     "16-mixed": (torch.float32, torch.float16),
     "16": (torch.float32, torch.float16),
-    "bf16-true": (torch.bfloat16, None),
-    "16-true": (torch.float16, None),
     "64-true": (torch.float64, None),
     "64": (torch.float64, None),
 }
