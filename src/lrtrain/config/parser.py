@@ -2,12 +2,15 @@
 
 import ast
 import json
+from enum import Enum
 from typing import Any, ClassVar, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.config.error_lines import one_line
+from lrtrain.config.overlaid import one_of_a_kind
 from lrtrain.config.settings import ENV_PREFIX, Settings, with_files
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import find_own_modules
@@ -46,6 +49,7 @@ def new_parser(command: str) -> Parser:
     """A parser of what every run has beside the arguments of its classes."""
     # Without the first, ${…} is resolved in each file alone, before overlays and the command line are known.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, config_read_mode_fsspec_enabled=True)
+    yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
     parser = Parser(prog=f"lrtrain {command}", parser_mode="omegaconf+", default_env=True, env_prefix=ENV_PREFIX)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A recipe, then overlays: the last one wins.")
     parser.add_argument("--name", type=str, default="run", help="Name of the run; it lives in <runs>/<name>.")
@@ -80,6 +84,7 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
     for key, value in config.items():
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{Parser.settings.place(key.replace('.init_args', ''))}: {value} is out of range")
+    one_of_a_kind(config)
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"seed_everything is {config.seed_everything}: give 0 to {2**32 - 1}")
     return config

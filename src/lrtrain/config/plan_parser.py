@@ -2,9 +2,10 @@
 
 import ast
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import Namespace
 from torch.optim import Optimizer
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
+from lrtrain.config.settings import Settings, with_files
 from lrtrain.nn import Decoder, LossCallable
 from lrtrain.optim import Optimizers
 
@@ -32,14 +34,17 @@ TYPED: dict[str, Any] = {
     "model.schedule": Callable[[Optimizer, int], LRScheduler],
     "model.loss": LossCallable | None,
     "model.activation_checkpointing": bool,
-    "trainer.callbacks": list[dict[str, Any]] | dict[str, Any] | None,
     "data.block_size": int,
     "data.batch_size": int,
+    "trainer.devices": list[int] | str | int,
     "trainer.num_nodes": int,
     "trainer.max_steps": int,
     "trainer.accumulate_grad_batches": int,
 }
 """What a plan is made of. Every other key may hold anything: `fit` looks at its value."""
+
+CLASSES = ("trainer.callbacks", "trainer.strategy")
+"""What a plan is made of, too, where it is stated: classes of Lightning, which is imported then."""
 
 
 def parse(argv: list[str]) -> tuple[Parser, Namespace]:
@@ -50,14 +55,26 @@ def parse(argv: list[str]) -> tuple[Parser, Namespace]:
     """
     parser = new_parser("plan")
     own_data = add_own_data(parser, argv)
+    types = TYPED | _stated_classes(argv)
     for group, place in GROUPS.items():
         if own_data and group == "data":
             continue
         for name, default in signature(*place).items():
             key = f"{group}.{name}"
             required = {"required": True} if key in ("model.decoder", "model.optimizers") else {"default": default}
-            parser.add_argument(f"--{key}", type=TYPED.get(key, OPAQUE), **required)
+            parser.add_argument(f"--{key}", type=types.get(key, OPAQUE), **required)
     return parser, read(parser, argv)
+
+
+def _stated_classes(argv: list[str]) -> dict[str, Any]:
+    paths = {setting.path for setting in Settings(with_files(argv))}
+    stated = [key for key in CLASSES if any(re.match(rf"{key}\b", path) for path in paths)]
+    if not stated:
+        return {}
+    from lightning import Trainer
+
+    hints = get_type_hints(Trainer.__init__)
+    return {key: hints[key.removeprefix("trainer.")] for key in stated}
 
 
 def signature(package: str, file: str, name: str) -> dict[str, Any]:

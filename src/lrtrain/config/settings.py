@@ -27,6 +27,11 @@ class Setting(NamedTuple):
     value: Any
 
     @property
+    def key(self) -> str:
+        """The path without the `+` by which a list is added to."""
+        return self.path.replace("+", "")
+
+    @property
     def where(self) -> str:
         """How to point at it: the flag, the variable, or the file and the key."""
         own = self.origin.startswith(("--", f"{ENV_PREFIX}_"))
@@ -50,7 +55,7 @@ class Settings(list[Setting]):
 
     def where(self, key: str, value: str | None = None) -> str:
         """Points at the strongest setting whose path is, or ends in, a key; rather at one that has the value."""
-        found = [setting for setting in reversed(self) if f".{setting.path}".endswith(f".{key}")]
+        found = [setting for setting in reversed(self) if f".{setting.key}".endswith(f".{key}")]
         return next((s.where for s in found if str(s.value) == value), found[0].where if found else key)
 
     def holding(self, name: str, key: str) -> str:
@@ -60,7 +65,7 @@ class Settings(list[Setting]):
     def place(self, key: str) -> str:
         """Where a key, or one below it, was set; as a flag if nowhere."""
         for setting in reversed(self):
-            above, found, _ = f".{setting.path}.".partition(f".{key}.")
+            above, found, _ = f".{setting.key}.".partition(f".{key}.")
             if found:
                 return setting.where.removesuffix(setting.path) + f"{above}.{key}".lstrip(".")
         return f"--{key}"

@@ -15,12 +15,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.config.error_lines import one_line
+from lrtrain.config.overlaid import overlaid
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
 from lrtrain.config.run_directory import resolve_run
 from lrtrain.config.settings import command_line
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.ranks import is_first
 from lrtrain.tracking.logger import MLflowLogger, own_logger
 from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
@@ -102,6 +104,9 @@ class TrainingRun(Configured):
 
     def __init__(self, command: str, argv: list[str]) -> None:
         super().__init__(command, argv)
+        if is_first():
+            for line in overlaid(Parser.settings, self.config):
+                print(line)
         with _one_line():
             config = self.config
             self.run_dir, self.resumed = resolve_run(command, config.runs, config.name, config.ckpt_path)

@@ -24,7 +24,7 @@ from lrtrain.linalg import flops, orthonormalize, polar
 from lrtrain.optim import Optimizers, Spectron, Stiefel, build_optimizer
 from lrtrain.studies.plan.optimizer_step import slot_bytes
 from lrtrain.studies.plan.parameters_and_flops import parameters_by_kind
-from lrtrain.studies.plan.plan_settings import Layout, layouts
+from lrtrain.studies.plan.plan_settings import Layout, layouts, read_run
 from lrtrain.studies.plan.planned_model import model_of
 from lrtrain.studies.plan.sct_memory import PUBLISHED, sct_memory
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
@@ -102,8 +102,43 @@ def test_callbacks_may_be_added_to_those_of_an_overlay(tmp_path: Path) -> None:
     added.write_text("trainer:\n  callbacks+:\n    - class_path: lrtrain.training.SpectralTelemetry\n")
     files = [RECIPE, CONFIGS / "methods" / "ortho_only.yaml", added]
     _, config = parse([part for file in files for part in ("--config", str(file))])
-    names = [callback["class_path"].rpartition(".")[2] for callback in config.trainer.callbacks]
+    names = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks]
     assert names == ["SpectralConstraints", "SpectralTelemetry"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "shards"),
+    [
+        (["--trainer.devices=2"], 2, None),
+        (["--trainer.devices=[0, 1, 3]", "--trainer.num_nodes=2"], 6, None),
+        (["--trainer.devices=0,1"], 2, None),
+        (["--trainer.devices=3,"], 1, None),
+        (["--trainer.devices=auto"], 1, None),
+        (["--trainer.devices=-1"], 1, None),
+        (["--trainer.strategy=lrtrain.training.FSDP", "--trainer.strategy.shards=2"], 1, 2),
+        (["--trainer.strategy={class_path: FSDP, init_args: {shards: 4}}"], 1, 4),
+        (["--trainer.strategy=ddp"], 1, None),
+    ],
+)
+def test_devices_and_shards_are_read_in_every_form_that_fit_takes(
+    flags: list[str], devices: int, shards: int | None
+) -> None:
+    run = read_run(parse(["--config", str(RECIPE), *flags])[1])
+    assert (run.devices, run.shards) == (devices, shards)
+
+
+@pytest.mark.parametrize("devices", ["0", "-2", "1.5", "[]", "[0, 0]", "two"])
+def test_devices_that_are_none_are_refused(devices: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(["plan", "--config", str(RECIPE), f"--trainer.devices={devices}"], capsys)
+    assert line == f"trainer.devices is {devices}: give a number of processes, a list of devices as [0, 1], or auto"
+
+
+@pytest.mark.parametrize("value", ["SpectralConstraints", "lrtrain.training.SpectralConstraints"])
+def test_constraints_are_read_in_every_form_that_fit_takes(value: str) -> None:
+    flags = [f"--trainer.callbacks+={value}", "--trainer.callbacks.constraints=[]", "--trainer.callbacks+=Timer"]
+    for part in (flags, flags[:1], flags[:2]):
+        run = read_run(parse(["--config", str(RECIPE), *part])[1])
+        assert run.constraints == ([] if len(part) > 1 else None)
 
 
 @pytest.mark.parametrize(("m", "r"), [(64, 16), (40, 32), (30, 30)])

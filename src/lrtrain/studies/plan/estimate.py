@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrtrain.config.overlaid import overlaid
 from lrtrain.config.plan_parser import parse
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.activations import Activations
@@ -44,6 +45,7 @@ class Plan:
     limit: float | None
     budget: Budget | None
     throughput: float | None
+    overlaid: list[str]
 
     @property
     def parameters(self) -> int:
@@ -106,6 +108,7 @@ def make_plan(
         UserError: settings that cannot be planned.
     """
     parser, config = parse(argv)
+    said = overlaid(parser.settings, config)
     run = read_run(config)
     chosen = layouts(devices or [run.devices], shards or run.shards)
     speed = throughput if like is None else recorded_throughput(config.runs, like)
@@ -130,4 +133,4 @@ def make_plan(
         )
         for layout in chosen
     ]
-    return Plan(run, parameters_by_kind(model.decoder), spent, slots, lines, memory, found, speed)
+    return Plan(run, parameters_by_kind(model.decoder), spent, slots, lines, memory, found, speed, said)

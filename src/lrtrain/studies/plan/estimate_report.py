@@ -10,8 +10,9 @@ GB = 1e9
 
 
 def report(plan: Plan) -> str:
-    """Parameters, FLOPs, memory, and the budget."""
-    return "\n\n".join([_parameters(plan), _flops(plan), _memory(plan), *_budget(plan)])
+    """What overlays took away, parameters, FLOPs, memory, and the budget."""
+    said = ["\n".join(plan.overlaid)] if plan.overlaid else []
+    return "\n\n".join([*said, _parameters(plan), _flops(plan), _memory(plan), *_budget(plan)])
 
 
 def _parameters(plan: Plan) -> str:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from lrtrain.config.error_lines import one_line
 from lrtrain.config.own_data import data_sizes
-from lrtrain.config.settings import Settings
 from lrtrain.constraints import Constraint
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
@@ -90,34 +88,42 @@ def read_run(config: Any) -> Run:
     for key, value in sizes.items():
         if value < 1:
             raise UserError(f"{key} is {value}: give at least 1")
-    per_node = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
-    strategy = trainer.strategy if isinstance(trainer.strategy, dict) else {}
+    strategy = trainer.strategy if isinstance(trainer.strategy, Namespace) else Namespace()
     return Run(
         tokens=block_size,
         batch=batch_size,
         accumulate=trainer.accumulate_grad_batches,
         steps=trainer.max_steps if trainer.max_steps > 0 else None,
-        devices=per_node * trainer.num_nodes,
-        shards=strategy.get("shards") or strategy.get("init_args", {}).get("shards"),
+        devices=_per_node(trainer.devices) * trainer.num_nodes,
+        shards=strategy.get("init_args", {}).get("shards"),
         precision=precision,
-        on_cpu=trainer.accelerator == "cpu",
+        on_cpu="cpu" in str(trainer.accelerator).lower(),
         recompute=config.model.activation_checkpointing,
         constraints=_constraints(trainer.callbacks),
     )
 
 
+def _per_node(devices: list[int] | str | int) -> int:
+    """Processes of a node, in every form that the Trainer takes; 1 where they are as many as the machine has."""
+    text = str(devices).strip()
+    if text in ("auto", "-1"):
+        return 1
+    if isinstance(devices, list) or "," in text:
+        listed = devices if isinstance(devices, list) else [part for part in text.split(",") if part.strip()]
+        if listed and len(set(map(str, listed))) == len(listed) and all(str(part).strip().isdigit() for part in listed):
+            return len(listed)
+    elif text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UserError(f"trainer.devices is {devices}: give a number of processes, a list of devices as [0, 1], or auto")
+
+
 def _constraints(callbacks: Any) -> Sequence[Constraint] | None:
     """The constraints that `SpectralConstraints` is given, made as `fit` makes them."""
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if isinstance(callback, dict) and str(callback.get("class_path", "")).endswith("SpectralConstraints"):
+        if callback is not None and callback.class_path.endswith("SpectralConstraints"):
             parser = ArgumentParser(exit_on_error=False)
             parser.add_argument("--constraints", type=list[Constraint] | None)
-            try:
-                given = parser.parse_object(callback.get("init_args") or {})
-            except ArgumentError as error:
-                line = one_line(str(error), Settings([]), [])
-                raise UserError(f"trainer.callbacks: SpectralConstraints: {line}") from error
-            return parser.instantiate(given).constraints
+            return parser.instantiate(callback.init_args).constraints
     return None
 
 
