@@ -40,39 +40,39 @@ def test_a_course_that_was_abandoned_is_superseded_everywhere_and_stays_in_the_s
     session(root, 0.1, {step: 10.0 - step for step in range(10)})
     if not delivered:
         state.unlink()
-    session(root, 0.2, {5: 8.0, 6: 8.5, 7: 8.7}, resumed=4)
+    session(root, 0.2, {4: 8.0, 5: 8.5, 6: 8.7}, resumed=3)
     for run in readers(root):
-        assert run.series("loss").step.tolist() == list(range(8))
-        assert run.series("loss").value.tolist() == [10.0, 9.0, 8.0, 7.0, 6.0, 8.0, 8.5, 8.7]
-        assert run.series("epoch").step.tolist() == list(range(8))
+        assert run.series("loss").step.tolist() == list(range(7))
+        assert run.series("loss").value.tolist() == [10.0, 9.0, 8.0, 7.0, 8.0, 8.5, 8.7]
+        assert run.series("epoch").step.tolist() == list(range(7))
         assert (run.last["loss"], run.params, run.status) == (8.7, {"rate": "0.2"}, "FINISHED")
-    assert [value for _, value in history(run_dir, "loss")] == [10.0, 9.0, 8.0, 7.0, 6.0, 8.0, 8.5, 8.7]
+    assert [value for _, value in history(run_dir, "loss")] == [10.0, 9.0, 8.0, 7.0, 8.0, 8.5, 8.7]
     assert sum("metrics" in record for _, record in records(run_dir / "metrics.jsonl")) == 13, "nothing is lost"
     client, new = mlflow_run(run_dir)
     (old,) = client.search_runs([new.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert old.data.tags["lrtrain.superseded"] == f"resumed from an earlier step: {new.info.run_id}"
     assert (old.data.params, old.data.metrics["loss"]) == ({"rate": "0.1"}, 1.0)
 
-    session(root, 0.3, {5: 5.5}, resumed=4)
+    session(root, 0.3, {4: 6.0}, resumed=3)
     for run in readers(root):
-        assert run.series("loss").value.tolist() == [10.0, 9.0, 8.0, 7.0, 6.0, 5.5]
+        assert run.series("loss").value.tolist() == [10.0, 9.0, 8.0, 7.0, 6.0]
         assert run.params == {"rate": "0.3"}
     assert mlflow_run(run_dir)[1].data.params == {"rate": "0.1", "rate/2": "0.3"}, "rate 0.2 is of no step any more"
     newest = mlflow_run(run_dir)[1].info.run_id
     state.unlink()
     assert sync.main([str(run_dir)]) == 0
     assert mlflow_run(run_dir, f"sqlite:///{root}/mlflow.db")[1].info.run_id == newest
-    assert readers(root)[1].series("loss").value.tolist() == [10.0, 9.0, 8.0, 7.0, 6.0, 5.5]
+    assert readers(root)[1].series("loss").value.tolist() == [10.0, 9.0, 8.0, 7.0, 6.0]
 
 
 def test_a_run_that_goes_on_from_its_end_stays_the_same_mlflow_run(root: Path) -> None:
-    session(root, 0.1, {1: 3.0, 2: 2.0})
+    session(root, 0.1, {0: 3.0, 1: 2.0})
     before = mlflow_run(root / "toy/0001")[1].info.run_id
-    session(root, 0.2, {2: 2.0, 3: 1.0}, resumed=2)
+    session(root, 0.2, {1: 2.0, 2: 1.0}, resumed=1)
     _, run = mlflow_run(root / "toy/0001")
     assert run.info.run_id == before
     assert run.data.params == {"rate": "0.1", "rate/2": "0.2"}
-    assert history(root / "toy/0001", "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert history(root / "toy/0001", "loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert newest_course(root / "toy/0001/metrics.jsonl") == 0
 
 

@@ -33,8 +33,8 @@ def records(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
 def surviving(path: Path, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records beyond byte `after` that make up the run's present course, as `records` gives them.
 
-    A session that was resumed from step S supersedes what was logged at later steps, and the parameters, tags and texts
-    of earlier sessions that had themselves been resumed from S or later.
+    A session that was resumed after S steps supersedes what was logged at later ones, and the parameters, tags and
+    texts of earlier sessions that had themselves been resumed after S or more.
     """
     ahead = [(end, record["resumed"]) for end, record in records(path) if "resumed" in record]
     begun = 0
@@ -42,23 +42,23 @@ def surviving(path: Path, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]
         while ahead and ahead[0][0] <= end:
             begun = ahead.pop(0)[1]
         always = "run" in record or "status" in record
-        if end > after and (always or _reach(record, begun) <= min((step for _, step in ahead), default=math.inf)):
+        if end > after and (always or _step(record, begun) <= min((step for _, step in ahead), default=math.inf)):
             yield end, record
 
 
 def newest_course(path: Path) -> int:
     """The offset behind the last record by which a session superseded anything; 0 where none did."""
-    course, begun, furthest = 0, 0, 0
+    course = begun = furthest = 0
     for end, record in records(path):
         if "resumed" in record:
             begun = record["resumed"]
             if furthest > begun:
                 course, furthest = end, begun
-        elif "metrics" in record or "params" in record or "artifact" in record:
-            furthest = max(furthest, _reach(record, begun))
+        elif not {"run", "status", "tags"} & record.keys():
+            furthest = max(furthest, _step(record, begun))
     return course
 
 
-def _reach(record: dict[str, Any], begun: int) -> int:
-    """The step after which a run has to be resumed for the record to hold: its own, or one more than its session's."""
+def _step(record: dict[str, Any], begun: int) -> int:
+    """The step that a record is of: what a session says of itself belongs to its first one."""
     return int(record.get("step", begun + 1))

@@ -33,7 +33,7 @@ class MLflowLogger(Logger):
     The same `run_dir` is the same run: a resumed one goes on there, and metrics at steps that the spool holds from an
     earlier session are not repeated. A parameter that a resumed run changes is logged as `<key>/2`, since MLflow never
     changes one; a changed `config.yaml` as `config.2.yaml`. After `resume` from a step before the last one, what was
-    recorded of the later steps is superseded: the spool keeps it, and MLflow gets the run anew, while the one before
+    recorded of later steps is superseded: the spool keeps it, and MLflow gets the run anew, while the one before
     is deleted there (which MLflow can undo) with a tag that says why. Only rank zero writes.
 
     Args:
