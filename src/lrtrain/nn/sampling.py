@@ -67,7 +67,8 @@ def text_after(prompt: list[int], continuation: list[int], decode: Callable[[lis
 def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:
     if temperature == 0:
         return int(logits_V.argmax())
-    probabilities, tokens = torch.softmax(logits_V / temperature, dim=-1).sort(descending=True)
+    scaled_V = (logits_V - logits_V.max()).double() / temperature  # the largest stays 0 at whatever temperature
+    probabilities, tokens = torch.softmax(scaled_V, dim=-1).sort(descending=True)
     # A token stays while the ones before it do not reach top_p; the first always stays.
     probabilities[probabilities.cumsum(0) - probabilities >= top_p] = 0
     return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])

@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -56,7 +57,9 @@ class Study:
         # SQLite takes no lock on a row that is read to be changed: two workers could claim one trial.
         self._lock: AbstractContextManager[Any] = nullcontext()
         with self._reachable():
-            if database is not None:
+            if database is None:
+                print(f"opening the storage {self.where}", file=sys.stderr)  # a server that is not there takes minutes
+            else:
                 database.parent.mkdir(parents=True, exist_ok=True)
                 self._lock = FileLock(f"{database}.lock")
             with self._lock:
