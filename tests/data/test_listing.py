@@ -4,8 +4,11 @@ import bz2
 import lzma
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -104,6 +107,23 @@ def test_the_same_rule_holds_on_other_file_systems() -> None:
         assert texts(f"memory://listing{entry}") == ["a.txt", "sub/b.txt"]
     names = {HIDDEN: [".c.txt", ".hidden.txt", "x.txt"], NO_FORMAT: ["p.png"]}
     assert left_out(list_sources(["memory://listing"])) == names
+
+
+def test_a_page_of_the_web_is_a_folder_and_a_query_is_no_suffix(tmp_path: Path) -> None:
+    write(tmp_path, "c/a.txt", "c/sub/b.txt", "c/.hidden.txt", "c/p.png")
+    (tmp_path / "c" / "x.jsonl").write_text('{"text": "x"}')
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/c"
+        assert texts(url) == texts(f"{url}/") == ["a.txt", "b.txt", "x"]
+        assert texts(f"{url}/x.jsonl?download=true", f"{url}/a.txt") == ["x", "a.txt"]
+        assert left_out(list_sources([url])) == {HIDDEN: [".hidden.txt"], NO_FORMAT: ["p.png"]}
+        server.shutdown()
 
 
 def test_a_file_inside_an_archive_keeps_the_archive_in_its_name(tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ def main(argv: list[str]) -> int:
 
     decoder, tokenizer = load(newest_checkpoint(path))
     stop = end_of_text(tokenizer)
-    # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
     # What the prompt spells is text, as it was in training.
-    tokens = Encoder(tokenizer, np.dtype(np.int64)).documents([prompt])[0][:-1].tolist() or [stop]
+    tokens = Encoder(tokenizer, np.dtype(np.int64)).documents([prompt])[0][:-1].tolist()
     generator = torch.Generator().manual_seed(arguments.seed)
+    # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
     continuation = sample(
-        decoder, tokens, arguments.max_new_tokens, arguments.temperature, arguments.top_p, generator, stop
+        decoder, tokens or [stop], arguments.max_new_tokens, arguments.temperature, arguments.top_p, generator, stop
     )
     print(prompt + text_after(tokens, continuation, tokenizer.decode))
     return 0

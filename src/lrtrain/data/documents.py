@@ -12,7 +12,8 @@ import fsspec
 import pyarrow as pa
 
 from lrtrain.data.formats import BUFFER_BYTES
-from lrtrain.data.listing import Part, shown, unreadable
+from lrtrain.data.listing import Part
+from lrtrain.data.messages import shown, unreadable
 from lrtrain.runtime.errors import UserError
 
 RETRY_SECONDS = (1.0, 5.0, 25.0)  # pauses before a remote file is opened again

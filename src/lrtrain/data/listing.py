@@ -14,6 +14,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from lrtrain.data.formats import DocumentFormat, Unknown, formats_by_suffix
+from lrtrain.data.messages import shown, some, unreadable
 from lrtrain.runtime.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
@@ -21,7 +22,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 VERSION_KEYS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "last_modified", "created")
 NO_FORMAT, HIDDEN, TWICE, OWN = "of unknown suffix", "hidden", "reached twice", "of the data set itself"
-NAMES = 3  # how many of the names that are left out are shown
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _expand(
             names = [path] if fs is None or os.path.lexists(path) else _matches(path)
             files = {file for name in names for file in _files(name, known, listing, own)}
             return [_local(file, known) for file in sorted(files)]
-        found = _remote(fs, path, entry, known, listing)
+        found = _remote(fs, path, known, listing)
     except UserError:
         raise
     except Exception as error:  # each file system has errors of its own
@@ -121,7 +121,7 @@ def _expand(
     parts = []
     for name, info in sorted(found.items()):
         version = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
-        part = _part(fs.unstrip_protocol(name) + tail, name, known, int(info.get("size") or 0), version)
+        part = _part(fs.unstrip_protocol(name) + tail, _path(name), known, int(info.get("size") or 0), version)
         parts.append((part.url, part))
     return parts
 
@@ -173,7 +173,7 @@ def _walk(top: str) -> Iterator[tuple[str, list[str], list[str], bool]]:
 
 
 def _remote(
-    fs: AbstractFileSystem, path: str, entry: str, known: Mapping[str, type[DocumentFormat]], listing: Listing
+    fs: AbstractFileSystem, path: str, known: Mapping[str, type[DocumentFormat]], listing: Listing
 ) -> dict[str, dict[str, Any]]:
     """Path and properties of the files that a URL names, or its glob, or a folder of it."""
     try:
@@ -183,12 +183,13 @@ def _remote(
         matched = {p: i for p, i in fs.glob(path, detail=True).items() if within or "/." not in p}
     found: dict[str, dict[str, Any]] = {}
     for name, info in matched.items():
-        # A page is a folder where its URL ends so; asking whether it has links would fetch it.
+        # Of the web a page is a folder; asking for its links would fetch a file that is none.
+        page = info.get("mimetype") == "text/html" and _suffix(_path(name)) not in known
         listed = {name: info}
-        if is_folder := info["type"] == "directory" or ("http" in fs.protocol and entry.endswith("/")):
+        if is_folder := info["type"] == "directory" or page:
             listed = fs.find(name, detail=True)
         for file, properties in listed.items():
-            if is_folder and (reason := _reason(file.removeprefix(name), known)):
+            if is_folder and (reason := _reason(_path(file).removeprefix(name), known)):
                 listing.leave_out(reason, fs.unstrip_protocol(file))
             else:
                 found[file] = properties
@@ -220,29 +221,12 @@ def _part(url: str, name: str, known: Mapping[str, type[DocumentFormat]], size: 
     return Part(url, known.get(_suffix(name), Unknown), COMPRESSIONS.get(Path(name.lower()).suffix), size, version)
 
 
+def _path(name: str) -> str:
+    """A name without the query of a URL (`…/a.jsonl?download=true`), which the web's file system leaves in it."""
+    return name.partition("?")[0] if name.startswith(("http://", "https://")) else name
+
+
 def _suffix(path: str) -> str:
     """What a name ends in before a compression's suffix."""
     name = Path(path.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
-
-
-def some(names: list[str]) -> str:
-    """The first of many names, in characters that any terminal prints."""
-    return shown(", ".join(names[:NAMES])) + (", …" if len(names) > NAMES else "")
-
-
-def shown(text: str) -> str:
-    """`text` in a line of its own: what a terminal cannot print, as in a name that is no UTF-8, is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def unreadable(url: str, error: Exception, after: int = 0) -> UserError:
-    """The line for an error met while listing `url`, or while reading it after document `after`."""
-    url, reason = shown(url), shown(" ".join(str(error).split())[:300])
-    if isinstance(error, ImportError):
-        return UserError(f"{url} needs a package that is not installed ({reason}): pip install 'lrtrain[hf,s3]'")
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{url} does not exist: correct source")
-    advice = "check the network and the URL" if "://" in url else "check the file"
-    place = f" after document {after:,}" if after else ""
-    return UserError(f"cannot read {url}{place}: {reason} ({type(error).__name__}); {advice}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.data.formats import formats_named
-from lrtrain.data.listing import NAMES, Part, shown
+from lrtrain.data.listing import Part
+from lrtrain.data.messages import NAMES, shown
 from lrtrain.data.tokenizer import load_tokenizer, local_file
 
 Origin = list[list[Any]]

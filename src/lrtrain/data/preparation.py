@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
 from lrtrain.data.encoder import Encoder
-from lrtrain.data.listing import Part, list_sources, some
+from lrtrain.data.listing import Part, list_sources
 from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
+from lrtrain.data.messages import some
 from lrtrain.data.origin import changes, origin, tokenizer_changes
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.spec import PrepareSpec
