@@ -1,5 +1,6 @@
 """Tokenizers: what may be loaded, what is refused, and that a trained one loses nothing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,9 +52,13 @@ def test_what_is_no_tokenizer_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("hello")
     (tmp_path / "config.json").write_text('{"hidden_size": 3}')
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "no_end.json"))
+    state = json.loads(train_tokenizer(TEXTS, 270).to_str())
+    state["model"]["continuing_subword_prefix"] = "Ġ"  # on which the library panics
+    (tmp_path / "panics.json").write_text(json.dumps(state))
     for name, word in (
         (f"{tmp_path}/text.json", "not a tokenizer file"),
         (f"{tmp_path}/config.json", "not a tokenizer file"),
+        (f"{tmp_path}/panics.json", "not a tokenizer file"),
         (f"{tmp_path}/missing.json", "does not exist"),
         (str(tmp_path), "does not exist"),
         (f"{tmp_path}/no_end.json", "end-of-text"),

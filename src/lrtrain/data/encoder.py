@@ -89,7 +89,9 @@ class Encoder:
     def _asked(self, encode: Callable[..., list[Encoding]], texts: Sequence[str]) -> list[Encoding]:
         try:
             return encode(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception or panics
             raise UserError(
                 f"the tokenizer fails on a text ({error}): give it a token for what it does not know"
             ) from error

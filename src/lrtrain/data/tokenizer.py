@@ -23,7 +23,9 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     file = local_file(name_or_path)
     try:
         tokenizer = Tokenizer.from_pretrained(name_or_path) if file is None else Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception, and the hub's errors share no base class
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception or panics; the hub's errors share no base class
         reason = " ".join(str(error).split())[:200]
         if file is not None:
             what = f"{file} is not a tokenizer file ({reason}): give a tokenizer.json of the tokenizers library"
