@@ -29,14 +29,16 @@ def test_training_is_deterministic() -> None:
     assert train_tokenizer(TEXTS, 300).to_str() == train_tokenizer(iter(TEXTS), 300).to_str()
 
 
-def test_a_tokenizer_loads_from_its_file_and_from_its_folder_without_truncation(tmp_path: Path) -> None:
+def test_a_tokenizer_loads_from_its_file_and_from_its_folder_without_truncation_or_dropout(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, 270)
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=99)
+    tokenizer.model.dropout = 0.5
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     for where in (tmp_path, tmp_path / "tokenizer.json"):
         loaded = load_tokenizer(str(where))
         assert loaded.decode(loaded.encode(TEXTS[0]).ids) == TEXTS[0]
+        assert len({tuple(loaded.encode(TEXTS[0]).ids) for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"])

@@ -16,7 +16,8 @@ SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
 def load_tokenizer(name_or_path: str) -> Tokenizer:
     """Loads a `tokenizer.json` (or that of a folder that holds one), or the tokenizer of a Hugging Face repository.
 
-    Truncation and padding that the file asks for are switched off: both would change a training text in silence.
+    Truncation, padding and dropout that the file asks for are switched off: they would change a training text in
+    silence, the last one by chance.
     Raises UserError when the file is missing or is no tokenizer, the hub does not answer, or no end-of-text token
     is in the vocabulary.
     """
@@ -37,6 +38,8 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         raise UserError(what) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
     end_of_text(tokenizer, name_or_path)
     return tokenizer
 
