@@ -97,7 +97,7 @@ class Encoder:
             ) from error
 
     def _joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([*arrays, [self.separator]]).astype(self.dtype)
+        return np.concatenate([*arrays, np.array([self.separator], self.dtype)])
 
     def _checked(self, text: str, encoding: Encoding) -> Iterator[tuple[str, np.ndarray]]:
         """The text and its ids, in parts where it spells a control token."""
@@ -106,7 +106,7 @@ class Encoder:
                 f"the tokenizer has no token for {lost!r} and none for what it does not know, so text would vanish: "
                 "give it an unknown token, or train one on bytes (train_vocab_size)"
             )
-        ids = np.array(encoding.ids, np.int64)
+        ids = np.array(encoding.ids, self.dtype)
         if not self._control[ids].any():
             yield text, ids
             return
