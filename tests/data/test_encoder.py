@@ -1,7 +1,7 @@
 """Texts to tokens: no text makes a control token, none is lost in silence, and a long one is like a short one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lrtrain.data import encoder as encoding
 from lrtrain.data.encoder import Encoder
@@ -144,6 +144,21 @@ def test_a_long_text_has_the_tokens_of_the_whole(
         encoder = Encoder(tokenizer, np.dtype(np.int32))
         assert len([*encoder._pieces(text)]) > len(text) / piece / 2
         assert encoder.documents(["a", text, "b"])[1].tolist() == whole
+
+
+def test_the_library_is_given_so_much_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "PIECE", 1000)
+    given: list[int] = []
+    asked = Encoder._asked
+
+    def record(self: Encoder, encode: Callable[..., list[Encoding]], texts: Sequence[str]) -> list[Encoding]:
+        given.append(sum(map(len, texts)))
+        return asked(self, encode, texts)
+
+    monkeypatch.setattr(Encoder, "_asked", record)
+    Encoder(BYTE_LEVEL, np.dtype(np.int32)).documents([*TEXTS[:40], " ".join(TEXTS), *TEXTS[40:]])
+    assert max(given) <= 2500
+    assert sum(given) > 2 * sum(map(len, TEXTS))
 
 
 def test_a_tokenizer_that_no_cut_leaves_alone_encodes_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

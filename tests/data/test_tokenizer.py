@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
+from lrtrain.data import tokenizer as tokenizing
 from lrtrain.data.tokenizer import end_of_text, load_tokenizer, train_tokenizer, vocabulary_size
 from lrtrain.runtime.errors import UserError
 
@@ -27,6 +28,16 @@ def test_a_trained_tokenizer_gives_back_any_text_and_has_the_size_asked_for() ->
 
 def test_training_is_deterministic() -> None:
     assert train_tokenizer(TEXTS, 300).to_str() == train_tokenizer(iter(TEXTS), 300).to_str()
+
+
+def test_a_long_text_trains_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the cat  sat on the mat\n\n and the dog " * 300
+    whole = train_tokenizer([text], 300).to_str()
+    monkeypatch.setattr(tokenizing, "PIECE", 1000)
+    assert len([*tokenizing._pieces(text)]) == len(text) // 1000 + 1
+    assert "".join(tokenizing._pieces(text)) == text
+    assert train_tokenizer([text], 300).to_str() == whole
+    assert [*tokenizing._pieces("x" * 2500)] == ["x" * 1000, "x" * 1000, "x" * 500]
 
 
 def test_a_tokenizer_loads_from_its_file_and_from_its_folder_without_truncation_or_dropout(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from lrtrain.data.tokenizer import end_of_text, vocabulary_size
+from lrtrain.data.tokenizer import PIECE, end_of_text, vocabulary_size
 from lrtrain.runtime.errors import UserError
 
-PIECE = 2**17  # characters encoded at once: the library takes some 180 bytes for each
 WINDOW = 256  # characters on either side in which a cut must make no difference
 SEARCHED, TRIED = 4096, 16  # characters before a piece's end in which a cut is looked for, and how many are tried
 # Characters whose UTF-8 has every byte that UTF-8 has.

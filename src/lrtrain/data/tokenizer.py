@@ -1,7 +1,7 @@
 """Tokenizers: loading one from a file or a hub, training a byte-level BPE, and the end-of-text token."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from lrtrain.runtime.errors import UserError
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+PIECE = 2**17  # characters that the library is given at once
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
 
 
@@ -110,5 +111,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     return tokenizer
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A long text in pieces: the library takes some 100 bytes for each character. A space begins a word of ours."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = text.rfind(" ", start + 1, start + PIECE)
+        end = cut if cut > 0 else start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
