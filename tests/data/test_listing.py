@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lrtrain.cli.prepare import main
 from lrtrain.data.documents import read_documents
@@ -98,7 +99,16 @@ def test_files_of_unknown_suffix_are_counted_in_a_folder_and_read_when_named(
         list_sources([str(tmp_path / "only")])
 
 
-def test_the_same_rule_holds_on_other_file_systems() -> None:
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_the_same_rule_holds_on_other_file_systems(monkeypatch: pytest.MonkeyPatch, error: type[OSError]) -> None:
+    info = MemoryFileSystem.info
+
+    def refuse(self: MemoryFileSystem, path: str, **rest: object) -> dict[str, object]:
+        if "*" in path:  # a store without permission to list tells no more
+            raise error(path)
+        return info(self, path, **rest)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", refuse)
     memory = fsspec.filesystem("memory")
     for name in ("a.txt", "sub/b.txt", ".hidden.txt", ".git/x.txt", "p.png", "sub/.c.txt"):
         with memory.open(f"/listing/{name}", "wb") as out:

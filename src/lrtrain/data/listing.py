@@ -178,7 +178,9 @@ def _remote(
     """Path and properties of the files that a URL names, or its glob, or a folder of it."""
     try:
         matched = {path: fs.info(path)}
-    except FileNotFoundError:
+    except Exception as error:  # a store may refuse to look for a name with a star in it
+        if not (isinstance(error, FileNotFoundError) or glob.has_magic(path)):
+            raise
         within = "/." in path
         matched = {p: i for p, i in fs.glob(path, detail=True).items() if within or "/." not in p}
     found: dict[str, dict[str, Any]] = {}

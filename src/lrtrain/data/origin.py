@@ -37,7 +37,7 @@ def changes(made: Origin, now: Origin) -> str | None:
     """What is new, gone or different in `now`, in words; None if nothing is."""
     if not made:
         return "its manifest, by an earlier version, does not name them"
-    before, after = ({name: [size, version] for name, size, version in files} for files in (made, now))
+    before, after = ({name: rest for name, *rest in files} for files in (made, now))
     found = [f"{name} is new" for name in after if name not in before]
     found += [f"{name} is gone" for name in before if name not in after]
     found += [f"{name} has changed" for name in before if name in after and before[name] != after[name]]
