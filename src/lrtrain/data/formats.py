@@ -43,7 +43,7 @@ class DocumentFormat(ABC):
 
         The same file gives the same texts in every process: an interrupted preparation goes on by counting them. What
         is wrong with the file is a UserError whose line begins with the place (`line 3 has no …`), to which the
-        reader adds the file's name.
+        reader adds the file's name; of any other exception it makes a line with the number of the document before.
         """
 
     def texts_after(self, file: BinaryIO, start: int) -> Iterator[str | None]:
