@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 
 from lrtrain.data import datamodule as datamodule_file
@@ -12,7 +13,7 @@ from lrtrain.data import shards
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.data.manifest import Manifest
 from lrtrain.runtime.errors import UserError
-from token_streams import CHUNK, copied, end_workers, module, rows, spec_of
+from token_streams import BLOCK, CHUNK, copied, end_workers, module, rows, spec_of
 
 _end_workers = pytest.fixture(autouse=True)(end_workers)
 
@@ -54,6 +55,23 @@ def test_splits_that_are_too_short_are_refused_by_name(prepared: Path) -> None:
 def test_a_value_out_of_range_is_refused(option: str) -> None:
     with pytest.raises(UserError, match=f"data.{option} is -1"):
         TokenDataModule("x", **{option: -1})
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(1.0, None), (0.5, 23), (3, 3), (10**6, None)])
+def test_a_line_says_how_much_of_the_held_out_split_is_predicted(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: float, batches: int | None
+) -> None:
+    data = module(prepared)
+    trainer = L.Trainer(limit_val_batches=limit, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    data.trainer = trainer
+    data.setup("validate")
+    held_out = data.manifest.val
+    blocks = held_out.blocks(BLOCK + 1)
+    assert len(data.val_dataloader()) == -(-blocks // 4) == 47
+    read = blocks if batches is None else 4 * batches
+    share = f"predicts {read * BLOCK:,} of {held_out.tokens:,} tokens ({read * BLOCK / held_out.tokens:.1%})"
+    said = capsys.readouterr().out
+    assert said == f"held-out data: validation reads {read:,} of {blocks:,} blocks and {share}\n"
 
 
 def test_bytes_per_token_is_exact(prepared: Path) -> None:

@@ -2,6 +2,9 @@
 
 import copy
 import itertools
+import time
+from bisect import bisect
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ from torch import distributed
 
 from forked import FORK
 from lrtrain.data.datamodule import TokenDataModule
+from lrtrain.data.loader import BlockLoader
+from lrtrain.data.manifest import Manifest
+from lrtrain.data.order import shuffled
 from ranks import free_port
 from recorded_fit import fit
 from token_streams import BLOCK, blocks_of, copied, end_workers, first, module, rows
@@ -25,7 +31,7 @@ def test_validation_and_every_epoch_of_training_have_every_block_once(prepared: 
     assert rows(data.test_dataloader()) == blocks_of(prepared, "val")
     everything = blocks_of(prepared, "train")
     assert len(everything) == 693  # no multiple of the batch size: batches run on from one epoch into the next
-    batches = list(itertools.islice(data.train_dataloader(), 2 * 693 // 4))
+    batches = list(islice(data.train_dataloader(), 2 * 693 // 4))
     assert {(batch.shape, batch.dtype) for batch in batches} == {(torch.Size([4, 64]), torch.int64)}
     seen = rows(batches)
     assert sorted(seen[:693]) == sorted(everything)
@@ -54,10 +60,10 @@ def test_an_iterator_that_is_abandoned_neither_repeats_nor_skips_training_data(
     loader = module(prepared, num_workers=num_workers).train_dataloader()
     found: list[tuple[int, ...]] = []
     while len(found) < 800:
-        found += rows(itertools.islice(loader, 40))
+        found += rows(islice(loader, 40))
     assert found == wanted
     val = module(prepared, num_workers=num_workers).val_dataloader()
-    assert rows(itertools.islice(val, 3)) == rows(itertools.islice(val, 3))
+    assert rows(islice(val, 3)) == rows(islice(val, 3))
 
 
 @pytest.mark.parametrize("begun", [7, 173, 174, 400], ids=["middle", "before a seam", "at a seam", "after two"])
@@ -79,7 +85,7 @@ def test_the_state_follows_the_data_to_another_folder_but_not_to_other_data(
 ) -> None:
     wanted = first(100, module(prepared))
     loader = module(prepared).train_dataloader()
-    begun = rows(itertools.islice(loader, 3))
+    begun = rows(islice(loader, 3))
     state = loader.state_dict()
     assert begun + first(88, module(copied(prepared, tmp_path / "elsewhere")), state) == wanted
     assert capsys.readouterr().out == ""
@@ -90,12 +96,54 @@ def test_the_state_follows_the_data_to_another_folder_but_not_to_other_data(
     assert "(blocks): its stream begins anew" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_process_without_held_out_blocks_gets_empty_batches(prepared: Path, num_workers: int) -> None:
+    manifest, held_out = Manifest.load(str(prepared)), blocks_of(prepared, "val")
+    found = []
+    for rank in range(3):
+        size = len(held_out) // 2 - 1
+        options = {"num_workers": num_workers, "rank": rank, "processes": 3}
+        loader = BlockLoader(f"{prepared}/val", manifest, "val", BLOCK + 1, size, **options)
+        batches = list(loader)
+        assert len(loader) == len(batches) == 1
+        assert batches[0].shape[1:] == (BLOCK + 1,)
+        found.append(rows(batches))
+    assert [len(part) for part in found] == [size, size, len(held_out) - 2 * size]
+    assert sum(map(len, found)) == len(held_out)
+    loader = BlockLoader(f"{prepared}/val", manifest, "val", BLOCK + 1, len(held_out), rank=2, processes=3)
+    assert [batch.shape for batch in loader] == [(0, BLOCK + 1)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_of_a_store_is_downloaded_while_the_one_before_it_is_read(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setenv("LITDATA_CACHE_DIR", str(tmp_path))
+    manifest = Manifest.load(str(prepared))
+    store = f"local://{prepared}/train"  # LitData copies from there as from S3
+    loader = BlockLoader(store, manifest, "train", BLOCK + 1, 4, num_workers=num_workers)
+    sizes = [chunk.tokens // (BLOCK + 1) for chunk in manifest.train.chunks]
+    in_order = [
+        manifest.train.chunks[bisect(list(itertools.accumulate(sizes)), run[0])].file
+        for run in islice(shuffled(sizes, 0), 3)
+    ]
+    batches = iter(loader)
+    found = [next(batches)]
+    wanted, deadline = set(in_order[:2]), time.monotonic() + 20
+    while {file.name for file in tmp_path.rglob("*.bin")} != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert {file.name for file in tmp_path.rglob("*.bin")} == wanted
+    found += islice(batches, 199)
+    assert rows(found) == first(800, module(prepared))
+    loader.close()
+
+
 def rank_reads(rank: int, port: int, path: str, results: Any) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     data = module(Path(path))
     train, val = data.train_dataloader(), data.val_dataloader()
-    results.put((rank, rows(itertools.islice(train, 100)), len(val), rows(val)))
+    results.put((rank, rows(islice(train, 100)), len(val), rows(val)))
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any)
 
 
 def taken(count: int, sizes: list[int], position: int = 0, seed: int = 0) -> list[int]:
-    return list(itertools.islice(shuffled(sizes, seed, position), count))
+    return list(itertools.islice(itertools.chain.from_iterable(shuffled(sizes, seed, position)), count))
 
 
 @given(sizes=SIZES, seed=st.integers(0, 2**64))

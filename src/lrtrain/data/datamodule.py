@@ -8,7 +8,7 @@ import lightning as L
 from torch import distributed
 
 from lrtrain.data.loader import BlockLoader
-from lrtrain.data.manifest import SPLITS, Manifest
+from lrtrain.data.manifest import SPLITS, Manifest, Split
 from lrtrain.data.preparation import existing, prepare
 from lrtrain.data.run_length import count_in_steps
 from lrtrain.data.shards import check_shards
@@ -25,6 +25,8 @@ class TokenDataModule(L.LightningDataModule):
     The model takes the first `block_size` of a block as inputs and the last as targets. Training data is an endless
     stream, every epoch of it shuffled by `seed`; held-out blocks come in order, each once on any number of
     processes. `test` reads the held-out split. The place in the stream is saved with a checkpoint and restored.
+    The first token of a block is never predicted, nor is what a shard has left after its last whole block: a line says
+    how much of the held-out split is.
 
     Args:
         path: The folder of the data set, or the URL of one (`s3://…`).
@@ -76,7 +78,10 @@ class TokenDataModule(L.LightningDataModule):
             prepare(self.prepare, self.path, ask_stores=False)
 
     def setup(self, stage: str | None = None) -> None:
-        """Check the shards against the manifest. Raises UserError for whatever would fail or mislead later."""
+        """Check the shards against the manifest, and say how much of the held-out split a validation predicts.
+
+        Raises UserError for whatever would fail or mislead later.
+        """
         splits = {name: self.manifest.split(name) for name in SPLITS}
         contents = sum(chunk.bytes for split in splits.values() for chunk in split.chunks) <= CHECKSUM_BYTES
         for name, split in splits.items():
@@ -99,6 +104,16 @@ class TokenDataModule(L.LightningDataModule):
                 # Now: callbacks ask in their own setup when there is validation.
                 self._epoch = count_in_steps(self.trainer, Fraction(blocks, together)) * together
                 self._overfit = bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        if self.trainer is not None and self.trainer.is_global_zero:
+            limit = self.trainer.limit_test_batches if stage == "test" else self.trainer.limit_val_batches
+            print(self._held_out(splits["val"], limit))
+
+    def _held_out(self, split: Split, limit: int | float) -> str:
+        blocks, batches = split.blocks(self.block_size + 1), len(self._loader("val"))
+        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        read = min(blocks, batches * self.batch_size * _rank_and_processes()[1])
+        share = f"{read * self.block_size:,} of {split.tokens:,} tokens ({read * self.block_size / split.tokens:.1%})"
+        return f"held-out data: validation reads {read:,} of {blocks:,} blocks and predicts {share}"
 
     def check(self, vocab_size: int) -> None:
         """Raise UserError unless a model of `vocab_size` can read these tokens; a larger, padded one can."""

@@ -1,8 +1,11 @@
 """The streaming loader of one split: shards read by LitData, an order of our own, a broken shard named."""
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +93,7 @@ class BlockLoader:
             return
         while True:
             if self._stream is None:
-                self._stream = self._read(shuffled(self._sizes, self._seed, self.position))
+                self._stream = self._read(self._shuffled())
             batch = next(self._stream)
             self.position += self._batch_size * self._processes
             yield batch
@@ -110,6 +113,11 @@ class BlockLoader:
             return
         self.position = state["position"]
         self.close()
+
+    def _shuffled(self) -> Iterator[int]:
+        for blocks, following in pairwise(shuffled(self._sizes, self._seed, self.position)):
+            self._blocks.fetch(following[0])
+            yield from blocks
 
     def _read(self, blocks: Iterator[int]) -> Iterator[Tensor]:
         batches = dealt(blocks, self._batch_size, self._rank, self._processes)
@@ -140,14 +148,25 @@ class _Blocks(Dataset[Tensor]):
     """The blocks of the shards in `path` by their number, a list of them at once as int64 (blocks, tokens)."""
 
     def __init__(self, path: str, block: int) -> None:
-        self._block = block
-        remote = "://" in path
-        if remote:
+        self._path, self._block = path, block
+        self._remote = "://" in path
+        if self._remote:
             _allow_plain_http()
+        self._shards = self._open()
+
+    def _open(self) -> StreamingDataset:
         # Only read by number: LitData's own order and its place in it are not used.
-        self._shards = StreamingDataset(
-            path, cache_dir=_cache_folder() if remote else None, item_loader=TokensLoader(block_size=block)
-        )
+        cache = _cache_folder() if self._remote else None
+        return StreamingDataset(self._path, cache_dir=cache, item_loader=TokensLoader(block_size=self._block))
+
+    def fetch(self, number: int) -> None:
+        """Begin to download the shard of a block, as LitData would only when the block is read."""
+        if self._remote:
+            threading.Thread(target=self._fetch, args=(number,), daemon=True).start()
+
+    def _fetch(self, number: int) -> None:
+        with suppress(Exception):  # who reads the block will say it
+            self._open()[number]
 
     def __getitems__(self, numbers: list[int]) -> Tensor:
         rows = [self._shards[number].long() for number in numbers]

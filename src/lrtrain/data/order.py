@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 
-def shuffled(sizes: Sequence[int], seed: int, position: int = 0) -> Iterator[int]:
-    """The endless stream of blocks that training reads, from a position on: epoch after epoch, each block once in each.
+def shuffled(sizes: Sequence[int], seed: int, position: int = 0) -> Iterator[list[int]]:
+    """The endless stream of blocks that training reads, a chunk at a time: each block once in every epoch.
 
     Every epoch permutes the chunks, and the blocks within each chunk. The stream depends on nothing else: neither on
     the number of processes or workers nor on the batch size.
@@ -22,7 +22,7 @@ def shuffled(sizes: Sequence[int], seed: int, position: int = 0) -> Iterator[int
     for epoch in itertools.count(begun):
         for chunk in _permutation(len(sizes), seed, epoch):
             if passed < sizes[chunk]:
-                yield from (first[chunk] + _permutation(sizes[chunk], seed, epoch, int(chunk)))[passed:].tolist()
+                yield (first[chunk] + _permutation(sizes[chunk], seed, epoch, int(chunk)))[passed:].tolist()
             passed = max(0, passed - sizes[chunk])
 
 
