@@ -101,7 +101,7 @@ def test_another_order_of_the_data_starts_it_anew_with_a_line(
     fit = arguments(shards, tmp_path, tracked, steps=STEPS)
     stop(fit, 2)
     assert main(["fit", *fit, "--ckpt_path=last", "--data.seed=5"]) == 0
-    assert "The train data is not that of the checkpoint (seed): its epoch starts anew" in capsys.readouterr().out
+    assert "The train data is not that of the checkpoint (seed): its stream begins anew" in capsys.readouterr().out
     assert [step for step, _ in metric(tmp_path / "quickstart/0001", "train/loss")] == list(range(1, STEPS + 1))
 
 
