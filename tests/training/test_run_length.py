@@ -151,6 +151,14 @@ def test_a_share_of_an_epoch_is_a_number_of_micro_batches(
     assert len(moments.seen) == trainer.global_step * batch * options.get("accumulate_grad_batches", 1)
 
 
+def test_the_epoch_that_is_logged_is_the_share_of_the_data_that_was_read(shards: Path, tmp_path: Path) -> None:
+    trainer, _, _ = trained(tmp_path, data_of(shards), max_steps=7, log_every_n_steps=7)
+    assert float(trainer.callback_metrics["epoch"]) == pytest.approx(7 * 64 / blocks_in(shards))
+    trainer, _, moments = trained(tmp_path, data_of(shards), max_steps=7, val_check_interval=3, limit_train_batches=2)
+    assert moments.validations[:2] == [3, 6]
+    assert float(trainer.callback_metrics["epoch"]) in (3.0, 3.5)
+
+
 def test_a_callback_that_waits_for_an_epochs_end_waits_for_validation(shards: Path, tmp_path: Path) -> None:
     stop = EarlyStopping("val/loss", patience=1, min_delta=10.0)
     trainer, _, moments = trained(tmp_path, data_of(shards), callbacks=[stop], max_epochs=50)

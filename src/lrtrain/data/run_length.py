@@ -24,7 +24,7 @@ def count_in_steps(trainer: L.Trainer, epoch: Fraction) -> Fraction:
     Raises:
         UserError: the run would not have a single step, or validates in some epochs only.
     """
-    limit, loop = trainer.limit_train_batches, trainer.fit_loop
+    limit, loop = trainer.overfit_batches or trainer.limit_train_batches, trainer.fit_loop  # type: ignore[attr-defined]
     if limit == 0:
         return epoch
     epoch = min(epoch, Fraction(limit)) if isinstance(limit, int) else epoch * Fraction(limit)
