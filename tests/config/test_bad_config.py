@@ -235,6 +235,13 @@ def test_a_run_of_less_than_a_step_is_refused(refuse: Refuse) -> None:
     assert line.startswith("trainer.max_epochs is 1: that is 7 micro-batches, less than one step of 8")
 
 
+@pytest.mark.parametrize("key", ["limit_train_batches", "overfit_batches"])
+def test_a_share_of_an_epoch_without_a_batch_is_refused(key: str, refuse: Refuse) -> None:
+    line = refuse(f"--trainer.{key}=0.0001")
+    assert line.startswith(f"trainer.{key} is 0.0001: that is 0.0")
+    assert line.endswith(" micro-batches of an epoch, give more")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
 def test_a_gpu_that_is_not_there_is_refused(refuse: Refuse) -> None:
     assert refuse("--trainer.accelerator=gpu").startswith("trainer.accelerator is gpu: ")

@@ -22,12 +22,15 @@ def count_in_steps(trainer: L.Trainer, epoch: Fraction) -> Fraction:
         Micro-batches of one process in what the Trainer calls an epoch: fewer under `limit_train_batches`.
 
     Raises:
-        UserError: the run would not have a single step, or validates in some epochs only.
+        UserError: an epoch has no micro-batch or the run no step, or only some epochs would have validations.
     """
     limit, loop = trainer.overfit_batches or trainer.limit_train_batches, trainer.fit_loop  # type: ignore[attr-defined]
     if limit == 0:
         return epoch
     epoch = min(epoch, Fraction(limit)) if isinstance(limit, int) else epoch * Fraction(limit)
+    if epoch < 1:
+        key = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"  # type: ignore[attr-defined]
+        raise UserError(f"trainer.{key} is {limit}: that is {float(epoch):.2g} micro-batches of an epoch, give more")
     trainer.limit_train_batches = 1.0
     epochs, accumulate = trainer.max_epochs, trainer.accumulate_grad_batches
     if epochs is not None and epochs > 0:
