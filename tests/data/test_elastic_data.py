@@ -97,10 +97,11 @@ def test_one_process_becomes_two_real_ones_and_one_again(prepared: Path) -> None
 
 @pytest.mark.parametrize(("before", "stop", "after"), [(64, 5, 32), (32, 15, 128)], ids=["smaller", "larger"])
 def test_a_trainer_resumed_with_another_batch_size_sees_the_rest_of_the_stream(
-    prepared: Path, tmp_path: Path, before: int, stop: int, after: int
+    prepared: Path, tmp_path: Path, before: int, stop: int, after: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = fit(tmp_path, TokenDataModule(str(prepared), BLOCK, batch_size=before), stop).seen
     checkpoint = str(tmp_path / f"{stop}.ckpt")
     seen += fit(tmp_path, TokenDataModule(str(prepared), BLOCK, batch_size=after), stop + 9, checkpoint).seen
     assert seen == first(len(seen), module(prepared))
     assert len(seen) == before * stop + after * 9
+    assert f"of all processes is {after} blocks and was {before} in the checkpoint" in capsys.readouterr().out

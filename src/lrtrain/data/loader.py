@@ -73,6 +73,7 @@ class BlockLoader:
         self.position = 0
         self._path, self._manifest, self._split, self._seed = path, manifest, split, seed
         self._batch_size, self._rank, self._processes = batch_size, rank, processes
+        self._global_batch = batch_size * processes
         self._sizes = [chunk.tokens // block for chunk in manifest.split(split).chunks]
         if limit is not None:
             self._sizes = [max(0, min(size, limit - sum(self._sizes[:i]))) for i, size in enumerate(self._sizes)]
@@ -85,7 +86,7 @@ class BlockLoader:
         self._stream: Iterator[Tensor] | None = None
 
     def __len__(self) -> int:
-        return ENDLESS if self._split == "train" else -(-sum(self._sizes) // (self._batch_size * self._processes))
+        return ENDLESS if self._split == "train" else -(-sum(self._sizes) // self._global_batch)
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._split != "train":
@@ -95,7 +96,7 @@ class BlockLoader:
             if self._stream is None:
                 self._stream = self._read(self._shuffled())
             batch = next(self._stream)
-            self.position += self._batch_size * self._processes
+            self.position += self._global_batch
             yield batch
 
     def close(self) -> None:
@@ -103,16 +104,24 @@ class BlockLoader:
         self._stream = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"data": self._identity, "position": self.position}
+        return {"data": self._identity, "position": self.position, "global_batch": self._global_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         saved = state.get("data", {})
         if changed := ", ".join(key for key, value in self._identity.items() if saved.get(key) != value):
-            if self._rank == 0:
-                print(f"The {self._split} data is not that of the checkpoint ({changed}): its stream begins anew")
+            self._say(f"The {self._split} data is not that of the checkpoint ({changed}): its stream begins anew")
             return
         self.position = state["position"]
+        if (before := state["global_batch"]) != self._global_batch:
+            self._say(
+                f"{self._split} data: a micro-batch of all processes is {self._global_batch} blocks and was {before} "
+                "in the checkpoint; trainer.max_steps (and max_epochs, turned into it) counts steps of either size"
+            )
         self.close()
+
+    def _say(self, line: str) -> None:
+        if self._rank == 0:
+            print(line)
 
     def _shuffled(self) -> Iterator[int]:
         for blocks, following in pairwise(shuffled(self._sizes, self._seed, self.position)):
