@@ -22,5 +22,11 @@ def points(run: Path) -> dict[tuple[int, str], float]:
     return found
 
 
+def series(run: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric, in the order of the file."""
+    lines = recorded_lines(run)
+    return [(line["step"], line["metrics"][name]) for line in lines if name in line.get("metrics", {})]
+
+
 def statuses(run: Path) -> list[str]:
     return [record["status"] for record in recorded_lines(run) if "status" in record]

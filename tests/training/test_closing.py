@@ -11,7 +11,7 @@ from commandline import arguments
 from lrtrain.checkpoint.directory import steps_in
 from lrtrain.cli.main import main
 from observers import ObservingLogger
-from run_record import points
+from run_record import series
 from spectral_runs import ACCUMULATE, STEPS, batches, language_model, trainer
 
 
@@ -44,13 +44,13 @@ def test_a_run_ends_with_a_validation_of_its_last_weights_and_every_figure_names
     assert main(["fit", *argv]) == 0
     run, said = tmp_path / "x/0001", capsys.readouterr().out
     assert list(steps_in(run / "checkpoints")) == [last]
-    found = points(run)
-    assert sorted(step for step, name in found if name == "train/loss") == list(range(1, last + 1))
-    assert sorted(step for step, name in found if name == "val/loss") == validated
+    losses = series(run, "val/loss")
+    assert [step for step, _ in series(run, "train/loss")] == list(range(1, last + 1))
+    assert [step for step, _ in losses] == validated
     assert (f"   step {last}\n" in said) == bool(validated)
     if validated:
         assert main(["validate", *argv]) == 0
-        assert f"val/loss             {found[last, 'val/loss']:.4f}\n" in capsys.readouterr().out
+        assert f"val/loss             {losses[-1][1]:.4f}\n" in capsys.readouterr().out
 
 
 def test_train_loss_is_the_mean_over_the_micro_batches_of_a_step(tmp_path: Path) -> None:
