@@ -50,6 +50,32 @@ def test_a_signal_ends_validation_at_once(tmp_path):
     assert caught.value.code == 143
 
 
+@pytest.mark.parametrize("warning", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_the_warning_of_a_batch_system_saves_and_leaves_with_its_number(tmp_path, warning):
+    before = signal.signal(warning, signal.SIG_DFL)
+    strike = At("on_before_backward", 5, lambda: os.kill(os.getpid(), warning))
+    try:
+        with pytest.raises(SystemExit) as caught:
+            fit(tmp_path, max_steps=20, callbacks=[strike])
+        assert signal.getsignal(warning) is signal.SIG_DFL
+    finally:
+        signal.signal(warning, before)
+    assert caught.value.code == 128 + warning
+    assert saved_steps(tmp_path) == [5]
+
+
+def test_a_warning_that_somebody_ignores_or_hears_is_left_to_him(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append("mine"))
+    strike = At("on_before_backward", 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        fit(tmp_path, max_steps=3, callbacks=[strike])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == ["mine"]
+    assert saved_steps(tmp_path) == [3]
+
+
 @pytest.fixture
 def foreground() -> Iterator[None]:
     """Ctrl-C as in a terminal: background jobs of a shell ignore it, and so then does a run."""

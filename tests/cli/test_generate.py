@@ -164,3 +164,15 @@ def test_a_module_that_is_not_here_is_named_with_what_to_do(
     assert line.endswith(
         "needs the module absent_part, which is not here: run this in the folder that has absent_part.py"
     )
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.8"])
+def test_a_model_of_nan_is_one_line(
+    temperature: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = (runs / "first").rglob("*.ckpt")
+    checkpoint = read_whole(file)
+    checkpoint["state_dict"]["decoder.norm.weight"].fill_(float("nan"))
+    write_whole(checkpoint, tmp_path / "nan.ckpt")
+    line = refusal(["generate", str(tmp_path / "nan.ckpt"), "--prompt", "x", "--temperature", temperature], capsys)
+    assert line.startswith(f"checkpoint {tmp_path}/nan.ckpt: the model's logits are no finite numbers")

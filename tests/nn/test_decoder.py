@@ -109,6 +109,7 @@ def test_greedy_sampling_takes_the_most_likely_token_of_the_whole_text() -> None
         text.append(int(model.logits(model(torch.tensor([text])))[0, -1].argmax()))
     assert sample(model, [3, 1, 4], 8, temperature=0) == sample(model, [3, 1, 4], 8, temperature=1e-42) == text[3:]
     assert sample(model, [3, 1, 4], 8, top_p=1e-6) == text[3:]
+    assert sample(model, [3, 1, 4], 8, temperature=1e-42) == text[3:]
     first = text.index(text[6], 3)
     assert sample(model, [3, 1, 4], 8, temperature=0, stop=text[6]) == text[3:first]
 

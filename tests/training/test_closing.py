@@ -68,3 +68,29 @@ def test_train_loss_is_the_mean_over_the_micro_batches_of_a_step(tmp_path: Path)
     found = {step: metrics["train/loss"] for step, metrics in logger.points if "train/loss" in metrics}
     assert found == pytest.approx(dict(enumerate(means, start=1)), rel=1e-6)
     assert means[0] != float(losses[1])
+
+
+def test_a_run_whose_model_became_nan_ends_with_its_summary(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = ["--model.optimizers.other.lr=1e30", "--trainer.gradient_clip_val=null"]
+    with pytest.warns(UserWarning, match="is skipped: non-finite gradient"):
+        assert main(["fit", *arguments(shards, tmp_path, *wild, steps=4)]) == 0
+    said = capsys.readouterr().out
+    assert "validation      loss nan   perplexity nan" in said
+    assert "sample          none: the model's logits are no finite numbers" in said
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_fast_dev_run_leaves_nothing(
+    resumed: bool, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trainer.logger=true", "--checkpoints.every_n_steps=1", "--checkpoints.keep=-1"]
+    if resumed:
+        assert main(["fit", *arguments(shards, tmp_path, *flags, steps=4)]) == 0
+        flags.append(f"--ckpt_path={tmp_path}/quickstart/0001/checkpoints/step-00000001.ckpt")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["fit", *arguments(shards, tmp_path, *flags, "--trainer.fast_dev_run=3")]) == 0
+    assert "   step 3\n" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert resumed or not any(tmp_path.iterdir())

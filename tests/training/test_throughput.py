@@ -5,13 +5,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import toy
 from commandline import arguments
 from lrtrain.cli.main import main
 from lrtrain.config.trained_model import build_decoder
-from lrtrain.training.callbacks.throughput import TOTALS, Throughput
+from lrtrain.training.callbacks.throughput import TOTALS, Throughput, peak_flops
 
 TOKENS = 4 * toy.BLOCK
 
@@ -51,3 +52,9 @@ def test_a_total_that_an_older_checkpoint_does_not_hold_is_not_made_up() -> None
     assert throughput.tokens_seen == 7
     assert math.isnan(throughput.flops)
     assert throughput._totals() == {"throughput/tokens_seen": 7.0}
+
+
+def test_measuring_the_peak_draws_no_random_number_of_the_run() -> None:
+    before = torch.get_rng_state()
+    assert peak_flops.__wrapped__(torch.device("cpu"), torch.float32) > 0
+    assert torch.equal(torch.get_rng_state(), before)

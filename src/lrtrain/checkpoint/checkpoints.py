@@ -33,8 +33,8 @@ from lrtrain.runtime.errors import UserError
 
 class Checkpoints(Checkpoint):
     """Writes `<default_root_dir>/checkpoints/step-00000500.ckpt` every N optimizer steps, at the end of fit, on
-    SIGTERM or Ctrl+C (exit code 143 or 130), and on an exception unless it struck inside an optimizer update or the
-    weights are sharded.
+    SIGTERM, Ctrl+C, SIGHUP, SIGUSR1 or SIGUSR2 (exit code 128 + the signal's number), and on an exception unless it
+    struck inside an optimizer update or the weights are sharded.
 
     Under `training.FSDP` it is a folder that all processes write (`checkpoint.shard_folder`), elsewhere one file. Every
     strategy goes on from either, on any number of processes.
@@ -111,7 +111,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for path, aside in folder.set_aside(self._folder, trainer.global_step):
                 rank_zero_info(f"{path} is ahead of step {trainer.global_step}: renamed to {aside.name}")
         if self._validation_owed:
@@ -213,7 +213,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         """Saves the boundary unless it is saved already, then lets go of the checkpoints beyond `keep`."""
         boundary, self._due = self._boundary, False
-        if boundary is None or boundary.step == self._saved_step or getattr(trainer, "fast_dev_run", False):
+        if boundary is None or boundary.step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._saved_step = boundary.step  # also when it fails: a full disk is not tried again on the way out
         path = folder.step_path(self._folder, boundary.step)

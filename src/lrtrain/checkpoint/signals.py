@@ -1,9 +1,10 @@
-"""SIGTERM and Ctrl+C: finish the step, save, leave with 128 + the signal's number.
+"""SIGTERM, Ctrl+C and their like: finish the step, save, leave with 128 + the signal's number.
 
 Lightning's own handler enters a collective in the middle of a step (a deadlock under DDP) and ends with exit code 0.
 Here a handler only sets a flag; `Checkpoints` asks for it where all processes can agree and nothing is half done.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -17,11 +18,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 # `timeout` and batch systems signal a process and then its group: the same request, twice within a moment.
 _SAME_REQUEST_SECONDS = 1.0
 
+WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What a lost terminal or a batch system sends before the end, and what ends a process that does not listen."""
+
 
 class GracefulSignals(_SignalConnector):
-    """Replaces the Trainer's signal connector. The first SIGTERM or Ctrl+C sets `caught`, and the run ends at the next
-    step boundary; a second one, over a second later, ends the process at once. Outside fit the first one ends it.
-    Earlier handlers and Slurm's are kept as Lightning keeps them.
+    """Replaces the Trainer's signal connector. The first SIGTERM, Ctrl+C, SIGHUP, SIGUSR1 or SIGUSR2 sets `caught`, and
+    the run ends at the next step boundary; a second one, over a second later, ends the process at once. Outside fit the
+    first one ends it. Earlier handlers and Slurm's are kept as Lightning keeps them.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -34,6 +38,9 @@ class GracefulSignals(_SignalConnector):
         super().register_signal_handlers()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # nohup's wish is kept
             self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
+        for warning in WARNINGS:
+            if signal.getsignal(warning) is signal.SIG_DFL:
+                self._register_signal(warning, self._sigterm_notifier_fn)
 
     def _sigterm_notifier_fn(self, signum: _SIGNUM, _: FrameType) -> None:
         received = signal.Signals(signum)
@@ -42,7 +49,8 @@ class GracefulSignals(_SignalConnector):
         if self.caught is None:
             self.caught, self._caught_at = received, time.monotonic()
             line = f"\n{received.name}: finishing this step and saving a checkpoint; once more ends at once\n"
-            os.write(2, line.encode())  # print is not reentrant, and a handler may come in the middle of one
+            with contextlib.suppress(OSError):  # the terminal may be what is gone
+                os.write(2, line.encode())  # print is not reentrant, and a handler may come in the middle of one
         elif time.monotonic() - self._caught_at > _SAME_REQUEST_SECONDS:
             if self.trainer.strategy.launcher is not None:
                 self.trainer.strategy.launcher.kill(signal.SIGKILL)

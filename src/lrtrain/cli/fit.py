@@ -80,7 +80,8 @@ def _close(run: "TrainingRun") -> None:
     from lrtrain.tracking.recorded import recorded
 
     trainer = run.trainer
-    record = recorded(run.run_dir) if trainer.is_global_zero else None
+    leaves_nothing = trainer.fast_dev_run  # type: ignore[attr-defined]
+    record = recorded(run.run_dir) if trainer.is_global_zero and not leaves_nothing else None
     due = trainer.strategy.broadcast(record is not None and record.status != "FINISHED")
     if trainer.is_global_zero:
         line = f"step {trainer.global_step} is the last one already: "

@@ -42,15 +42,18 @@ def main(argv: list[str]) -> int:
     from lrtrain.data.tokenizer import end_of_text
     from lrtrain.nn import sample, text_after
 
-    decoder, tokenizer = load(newest_checkpoint(path))
+    checkpoint = newest_checkpoint(path)
+    decoder, tokenizer = load(checkpoint)
     stop = end_of_text(tokenizer)
     # What the prompt spells is text, as it was in training.
     tokens = Encoder(tokenizer, np.dtype(np.int64)).documents([prompt])[0][:-1].tolist()
     generator = torch.Generator().manual_seed(arguments.seed)
-    # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
-    continuation = sample(
-        decoder, tokens or [stop], arguments.max_new_tokens, arguments.temperature, arguments.top_p, generator, stop
-    )
+    limits = arguments.max_new_tokens, arguments.temperature, arguments.top_p
+    try:
+        # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
+        continuation = sample(decoder, tokens or [stop], *limits, generator, stop)
+    except FloatingPointError as error:
+        raise UserError(f"checkpoint {checkpoint}: {error}; name an earlier checkpoint") from error
     print(prompt + text_after(tokens, continuation, tokenizer.decode))
     return 0
 

@@ -33,6 +33,7 @@ def sample(
 
     Raises:
         ValueError: an empty prompt, or a value out of range.
+        FloatingPointError: the model's logits are no finite numbers.
     """
     if not prompt:
         raise ValueError("the prompt has no token")
@@ -65,9 +66,12 @@ def text_after(prompt: list[int], continuation: list[int], decode: Callable[[lis
 
 
 def _choose(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:
+    largest = logits_V.max()
+    if not largest.isfinite():  # NaN is the largest of all
+        raise FloatingPointError("the model's logits are no finite numbers: its weights hold NaN or infinities")
     if temperature == 0:
         return int(logits_V.argmax())
-    scaled_V = (logits_V - logits_V.max()).double() / temperature  # the largest stays 0 at whatever temperature
+    scaled_V = (logits_V - largest).double() / temperature  # the largest stays 0 at whatever temperature
     probabilities, tokens = torch.softmax(scaled_V, dim=-1).sort(descending=True)
     # A token stays while the ones before it do not reach top_p; the first always stays.
     probabilities[probabilities.cumsum(0) - probabilities >= top_p] = 0

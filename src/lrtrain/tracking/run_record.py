@@ -25,7 +25,7 @@ class RunRecord(L.Callback):
     """Writes `config.yaml` and `tokenizer.json` into the run directory and the whole record to the tracker.
 
     That happens when the first batch is there: a run that is refused before leaves no record, and a resumed one keeps
-    its own. `written` says so.
+    its own. `written` says so. `trainer.fast_dev_run` leaves nothing.
 
     Args:
         config: The resolved configuration as YAML text.
@@ -57,7 +57,7 @@ class RunRecord(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not self.written and trainer.is_global_zero:
+        if not self.written and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(trainer)
         self.written = True
 

@@ -46,7 +46,8 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
     if saved:
         rows.append(("checkpoint", str(saved[0])))
     trackers = [getattr(logger, "tracking_uri", None) for logger in trainer.loggers]
-    rows += [("tracking", f"mlflow ui --backend-store-uri {shlex.quote(uri)}") for uri in trackers if uri]
+    uris = [uri for uri in trackers if isinstance(uri, str)]  # Lightning's logger that logs nothing has every attribute
+    rows += [("tracking", f"mlflow ui --backend-store-uri {shlex.quote(uri)}") for uri in uris]
     print()
     for name, text in rows:
         print(f"{name:<15} {text}")
@@ -77,8 +78,11 @@ def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
         context = trainer.precision_plugin.forward_context()  # what is gathered is of the compute dtype
     if ids is None:
         return None
-    with context:
-        tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
+    try:
+        with context:
+            tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
+    except FloatingPointError as error:
+        return f"none: {error}"
     if not trainer.is_global_zero:
         return None
     return "\n" + "\n".join(f"    {line}" for line in (prompt + text_after(ids, tokens, tokenizer.decode)).splitlines())
