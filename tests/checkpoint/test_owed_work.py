@@ -1,6 +1,7 @@
 """What was due when the process of a run went is done by the next one: validation, closing record, status."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -104,3 +105,24 @@ def test_the_status_is_closed_where_there_is_nothing_to_validate(
     assert statuses(tmp_path / "x/0001") == ["RUNNING", "KILLED"]
     assert main([*argv, "--ckpt_path=last"]) == 0
     assert statuses(tmp_path / "x/0001") == ["RUNNING", "KILLED", "RUNNING", "FINISHED"]
+
+
+def test_a_record_that_is_gone_is_begun_anew_with_the_end_of_the_run(
+    whole: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    run = Path(shutil.copytree(whole, tmp_path / "x/0001"))
+    (run / "metrics.jsonl").unlink()
+    assert main([*flags(shards, tmp_path), "--ckpt_path=last"]) == 0
+    assert series(run, "val/loss") == series(whole, "val/loss")[-1:]
+    assert statuses(run) == ["RUNNING", "FINISHED"]
+
+
+def test_a_branch_without_a_step_is_no_run(
+    whole: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    start = f"--ckpt_path={whole}/checkpoints/step-{STEPS:08d}.ckpt"
+    assert main([*flags(shards, tmp_path), "--name=branch", start]) == 0
+    assert f"step {STEPS} is the last one already: raise trainer.max_steps" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

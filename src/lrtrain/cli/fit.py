@@ -80,9 +80,12 @@ def _close(run: "TrainingRun") -> None:
     from lrtrain.tracking.recorded import recorded
 
     trainer = run.trainer
-    leaves_nothing = trainer.fast_dev_run  # type: ignore[attr-defined]
-    record = recorded(run.run_dir) if trainer.is_global_zero and not leaves_nothing else None
-    due = trainer.strategy.broadcast(record is not None and record.status != "FINISHED")
+    due = False
+    own = run.resumed is not None and run.run_dir.resolve() in run.resumed.resolve().parents
+    if own and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        record = recorded(run.run_dir)
+        due = record is None or record.status != "FINISHED"
+    due = trainer.strategy.broadcast(due)
     if trainer.is_global_zero:
         line = f"step {trainer.global_step} is the last one already: "
         print(line + ("closing the run, which was still due" if due else "raise trainer.max_steps to go on"))
