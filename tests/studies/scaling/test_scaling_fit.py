@@ -89,6 +89,16 @@ def test_intervals_cover_the_truth_at_their_rate(budgets: int, sizes: int) -> No
     assert least <= covered["D"] <= most
 
 
+@pytest.mark.parametrize("noise", [0.002, 0.01])
+def test_the_interval_of_the_exponent_is_about_as_wide_as_fits_are_spread(noise: float) -> None:
+    truth, rounds = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]), 100
+    found = [fit(hoffmann(noise, np.random.default_rng(seed)), resamples=200, seed=seed) for seed in range(rounds)]
+    low, high = np.array([iso.parameters.interval() for iso in found]).T
+    assert ((low <= truth) & (truth <= high)).sum() >= binom.ppf(0.001, rounds, 0.95)
+    spread = np.std([iso.parameters.exponent for iso in found])
+    assert 0.9 <= np.median(high - low) / (3.92 * spread) <= 1.4
+
+
 def test_the_exponents_of_a_known_law_lie_in_their_intervals() -> None:
     truth = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
     points = hoffmann(0.002, np.random.default_rng(2))

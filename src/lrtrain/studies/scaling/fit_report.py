@@ -72,7 +72,7 @@ def lines(fit: dict[str, Any]) -> list[str]:
         law = fit[name]
         out.append(f"{name} = {law['coefficient']:.4g} C^{law['exponent']:.3f}   {share}: {_range(law['interval'])}")
     if fit["discarded_resamples"]:
-        out.append(f"{fit['discarded_resamples']:.1%} of the resamples had a budget without minimum and were discarded")
+        out.append(f"{fit['discarded_resamples']:.1%} of the resamples had less than two minima and were discarded")
     out.append(f"L(N, D) = E + A/N^alpha + B/D^beta, {share}")
     law = fit["parametric"]
     found = [(name, f"{law[name]:.4g}", _range(interval)) for name, interval in law["intervals"].items()]
