@@ -96,6 +96,22 @@ def test_the_default_can_exceed_what_strict_cannot() -> None:
     assert 0.9 < ratios[True] <= 1 + 1e-5
 
 
+def test_at_large_norms_strict_exceeds_the_rate_by_the_rounding_of_the_weights_at_most() -> None:
+    lr = 1e-3
+    a, b = nn.Parameter(torch.eye(8, 5) * 100), nn.Parameter(torch.eye(8, 5) * 100)
+    optimizer, constraint = Spectron([a, b], lr=lr, strict=True), SpectralRenormalization().hold({"pair": (a, b)})
+    excess = []
+    for _ in range(5):
+        a.grad, b.grad = torch.eye(8, 5), torch.eye(8, 5)
+        old = a.detach().double(), b.detach().double()
+        constraint.before_step(optimizer)
+        optimizer.step()
+        excess.append(reference.norm(a.detach().double() @ b.detach().double().mT - old[0] @ old[1].mT) - lr)
+        norms = [(float(x.norm()), reference.norm(x)) for x in old]
+        assert excess[-1] <= 2**-24 * (norms[0][0] * norms[1][1] + norms[0][1] * norms[1][0]) + 1e-5 * lr
+    assert max(excess) > 1e-5  # the limit is real
+
+
 def test_strict_without_the_constraint_is_refused() -> None:
     parameter = nn.Parameter(torch.randn(4, 2))
     parameter.grad = torch.randn(4, 2)
