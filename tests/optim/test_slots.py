@@ -80,3 +80,5 @@ def test_the_coverage_table_has_a_line_for_each_slot() -> None:
         ["hidden", "2", "20", "SGD", "0.1", "0"],
         ["other", "2", "32", "AdamW", "0.002", "0.1"],
     ]
+    _, slots = build_optimizer(parameters(), HIDDEN, Optimizers(SGD, AdamW, {"blocks.*": SGD}))
+    assert ["hidden", "0", "0", "none: overrides have all", "", ""] in coverage(slots)

@@ -133,3 +133,35 @@ def test_a_list_that_leaves_out_what_the_projections_need_is_warned_of(
         assert main(["fit", *arguments(shards, tmp_path / "runs", *overlay(tmp_path, constraints))]) == 0
     said = [line for line in map(str, (warning.message for warning in caught)) if "leaves out" in line]
     assert [("lrtrain.constraints.SpectralRenormalization" in line) for line in said] == [True] * warned
+
+
+def warned(argv: list[str]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["fit", *argv]) == 0
+    return [str(warning.message) for warning in caught]
+
+
+SCALES = "lrtrain.constraints.SpectralRenormalization"
+
+
+def test_step_scales_that_reach_a_part_alone_are_told(tmp_path: Path, shards: Path) -> None:
+    adamw = "--model.optimizers.overrides={'*.attention.*': {class_path: torch.optim.AdamW}}"
+    listed = [*arguments(shards, tmp_path / "runs", *overlay(tmp_path, [SCALES])), adamw]
+    (line,) = [line for line in warned(listed) if "pairs A, B" in line]
+    part = "the optimizer of decoder.blocks.0.attention.query and 7 more takes no step scales"
+    assert line == f"SpectralConstraints: SpectralRenormalization holds 6 of 14 pairs A, B: {part}"
+    plain = arguments(shards, tmp_path / "runs", "--model.decoder.mlp=own_modules.CoLA")
+    (line,) = [line for line in warned(plain) if "step scale" in line]
+    number = "12 of 28 parameters of Spectron get no step scale and move by the learning rate itself"
+    assert line == f"SpectralConstraints: {number}: decoder.blocks.0.mlp.gate.A and 11 more belong to no pair A, B"
+    assert not [line for line in warned(arguments(shards, tmp_path / "runs")) if "SpectralConstraints" in line]
+
+
+def test_the_state_of_a_constraint_that_is_gone_is_told(tmp_path: Path, shards: Path) -> None:
+    runs = tmp_path / "runs"
+    assert main(["fit", *arguments(shards, runs)]) == 0
+    more = [*overlay(tmp_path, ["own_parts.UnitColumns"]), "--ckpt_path=last"]
+    said = warned(arguments(shards, runs, *more, steps=3))
+    lost = "the checkpoint's state of the constraint SpectralRenormalization is left out: the run has no such one"
+    assert lost in said

@@ -1,6 +1,6 @@
 """What keeps factorized weights in shape around an optimizer step. torch alone is needed."""
 
-from lrtrain.constraints.attached import attached, left_out
+from lrtrain.constraints.attached import attached, left_out, uncovered
 from lrtrain.constraints.balance import BalancedRenormalization
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.factors import find_factors, spectral_triples
@@ -20,4 +20,5 @@ __all__ = [
     "find_factors",
     "left_out",
     "spectral_triples",
+    "uncovered",
 ]

@@ -1,14 +1,16 @@
 """The constraints of a model: those that are asked for, or those that its projections need."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.factors import find_factors
 from lrtrain.constraints.manifold import StiefelRetraction
 from lrtrain.constraints.renormalize import SpectralRenormalization
+from lrtrain.optim.protocol import holders
 
 NEEDED = (SpectralRenormalization, StiefelRetraction)
 """What projections need: the low-rank pairs whose optimizer takes step scales, and the orthonormal parameters."""
@@ -37,6 +39,32 @@ def attached(asked: Sequence[Constraint] | None, model: nn.Module, optimizer: Op
         same = sum(type(one).__name__ == name for one in found.values())
         found[f"{name}.{same}" if same else name] = constraint
     return found
+
+
+def uncovered(
+    asked: Sequence[Constraint] | None, found: Mapping[str, Constraint], model: nn.Module, optimizer: Optimizer
+) -> list[str]:
+    """A line for what step scales are asked for, by a list or by an optimizer that takes them, and not given."""
+    renormalized = {name: one for name, one in found.items() if isinstance(one, SpectralRenormalization)}
+    held = {factor for one in renormalized.values() for pair in one.held.values() for factor in pair}
+    pairs, _ = find_factors(model)
+    lines = []
+    for name, constraint in renormalized.items() if asked else ():
+        if rest := [pair for pair in pairs if pair not in constraint.held]:
+            number = f"{len(constraint.held)} of {len(pairs)} pairs A, B"
+            lines.append(f"{name} holds {number}: the optimizer of {_some(rest)} takes no step scales")
+    if asked is None or renormalized:
+        scaled = holders(optimizer, "step_scale")
+        names = [name for name, parameter in model.named_parameters() if parameter in scaled and parameter not in held]
+        if names:
+            kind = type(next(iter(scaled.values()))).__name__
+            number = f"{len(names)} of {len(scaled)} parameters of {kind} get no step scale"
+            lines.append(f"{number} and move by the learning rate itself: {_some(names)} belong to no pair A, B")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def left_out(asked: Sequence[Constraint], model: nn.Module, optimizer: Optimizer) -> list[str]:

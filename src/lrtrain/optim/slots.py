@@ -90,4 +90,5 @@ def coverage(slots: list[Slot]) -> list[list[str]]:
         group, name = slot.optimizer.param_groups[0], type(slot.optimizer).__name__
         lr, decay = group.get("initial_lr", group["lr"]), group.get("weight_decay", 0)
         rows.append([slot.pattern, str(len(slot.names)), f"{slot.count:,}", name, f"{lr:g}", f"{decay:g}"])
-    return rows
+    empty = {"hidden", "other"} - {slot.pattern for slot in slots}
+    return rows + [[slot, "0", "0", "none: overrides have all", "", ""] for slot in sorted(empty)]

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrtrain.constraints import attached
+from lrtrain.constraints import attached, uncovered
 from lrtrain.nn import Decoder, LossCallable, projections
 from lrtrain.optim import Slot, stated
 from lrtrain.runtime.errors import UserError
@@ -109,7 +109,8 @@ def costs(model: PlannedModel, run: Run) -> Costs:
     except ValueError as error:
         raise UserError(f"trainer.callbacks: SpectralConstraints, {error}") from error
     of_constraints = {name: constraint.step_flops(model.optimizer) for name, constraint in found.items()}
-    notes = [f"{name} is not counted: it has no step_flops" for name, spent in of_constraints.items() if spent is None]
+    notes = uncovered(run.constraints, found, decoder, model.optimizer)
+    notes += [f"{name} is not counted: it has no step_flops" for name, spent in of_constraints.items() if spent is None]
     return Costs(
         forward=forward,
         dense=forward + saved,

@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
-from lrtrain.constraints import Constraint, attached, left_out
+from lrtrain.constraints import Constraint, attached, left_out, uncovered
 from lrtrain.optim import UnstatedError
 from lrtrain.runtime.errors import UserError
 
@@ -45,6 +45,10 @@ class SpectralConstraints(L.Callback):
         for name, state in self._restored.items():
             if name in self.constraints:
                 self.constraints[name].load_state_dict(state)
+            elif state:
+                rank_zero_warn(f"the checkpoint's state of the constraint {name} is left out: the run has no such one")
+        for line in uncovered(self._asked, self.constraints, pl_module, optimizer):
+            rank_zero_warn(f"SpectralConstraints: {line}")
         optimizer.register_step_post_hook(self._after_step)
         for name in left_out(self._asked, pl_module, optimizer) if self._asked else ():
             rank_zero_warn(
