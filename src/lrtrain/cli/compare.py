@@ -12,7 +12,7 @@ from lrtrain.studies.compare.figure import picture
 from lrtrain.studies.compare.groups import Group, check_data, group_runs, ranked
 from lrtrain.studies.compare.page import write_page
 from lrtrain.studies.compare.panels import Panel, all_panels, metric_panel
-from lrtrain.tracking.runs import tracked_runs
+from lrtrain.tracking.named_runs import named_runs
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     labels = _labels(arguments.names)
     everything = arguments.html is not None or arguments.x == "all"
-    found = tracked_runs(
+    found = named_runs(
         arguments.tracking_uri,
         arguments.runs,
         names=list(labels),

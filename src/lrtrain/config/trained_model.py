@@ -14,11 +14,15 @@ from lrtrain.checkpoint.directory import FOLDER, newest_whole
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
+from lrtrain.tracking.course import last_time
+from lrtrain.tracking.spool import SPOOL_NAME
 from lrtrain.training.causal_lm import DecoderCallable
 
 
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest whole one of a run directory or of a folder of runs.
+
+    Of several runs the newest is the one whose record was written last, wherever it was copied since.
 
     Raises:
         UserError: there is none.
@@ -27,12 +31,17 @@ def newest_checkpoint(path: Path) -> Path:
         return path
     if not path.exists():
         raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")
-    folders = sorted(path.rglob(FOLDER), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    folders = sorted(path.rglob(FOLDER), key=_written, reverse=True)
     for folder in [path, *folders]:
         checkpoint, _ = newest_whole(folder)
         if checkpoint is not None:
             return checkpoint
     raise UserError(f"no whole checkpoint under {path}: train one with lrtrain fit, or name a .ckpt file")
+
+
+def _written(folder: Path) -> float:
+    """When the run of a folder of checkpoints was last written to, in ms: by its record, else by the folder."""
+    return last_time(folder.parent / SPOOL_NAME) or 1000 * folder.stat().st_mtime
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from lrtrain.runtime.errors import UserError
 
+TAIL = 2**20  # bytes; of longer records (a whole configuration) the time is not looked for
+
 
 def records(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """The whole lines of a spool from byte `offset` on, as (offset of the line's end, record).
@@ -28,6 +30,17 @@ def records(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
                 raise UserError(f"{path}: the line at byte {offset} is damaged: {advice}") from error
             offset += len(line)
             yield offset, record
+
+
+def last_time(path: Path) -> int | None:
+    """When the last record was written, in milliseconds since 1970, without reading the others; None where none was."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            *_, last, _ = file.read().split(b"\n")
+        return int(json.loads(last)["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def surviving(path: Path, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -90,6 +90,16 @@ def tracked_runs(
     return sorted(taken, key=lambda run: (order.get(run.name, 0), run.start, run.id))
 
 
+def untracked(uri: str | None, runs: str, names: Sequence[str]) -> list[str]:
+    """Those of the names that MLflow does not know. Raises UserError where it does not answer."""
+    where = resolve_uri(uri, runs)
+    database = sqlite_path(where)
+    if database is not None and not database.is_file():
+        return list(names)
+    with _answering(where) as client:
+        return [name for name in names if client.get_experiment_by_name(name) is None]
+
+
 @contextmanager
 def _answering(uri: str) -> "Iterator[MlflowClient]":
     """A client of the MLflow that is meant. Raises UserError where there is none or it does not answer."""

@@ -1,7 +1,7 @@
 """The durable local record of a run: `metrics.jsonl`, one JSON object a line, written before anything is sent.
 
 Every line has `time` (milliseconds since 1970) and one of
-    {"run": {"id", "name", "experiment"}}        the first line: who this run is, wherever the file is copied to
+    {"run": {"id", "name", "experiment", "folder"}}   the first line: who this run is, wherever its folder is moved to
     {"status": "RUNNING", "host": "node7"}       RUNNING once a session, then FINISHED, FAILED or KILLED;
                                                  with "resumed": 10 where it goes on from a checkpoint of that step
     {"step": 10, "metrics": {"loss": 2.5}}       NaN and infinities as "NaN", "Infinity", "-Infinity": strict JSON
@@ -24,7 +24,7 @@ from typing import Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
-from lrtrain.tracking.course import surviving
+from lrtrain.tracking.course import records, surviving
 
 SPOOL_NAME = "metrics.jsonl"
 
@@ -78,7 +78,7 @@ class Spool:
                 recorded of later ones is superseded.
         """
         if self.run is None:
-            self.append({"run": {"id": uuid.uuid4().hex, "name": name, "experiment": experiment}})
+            self.append({"run": identity(self.path.parent, name, experiment)})
         went_on = {} if resumed is None else {"resumed": resumed}
         self.append({"status": "RUNNING", "host": socket.gethostname(), **went_on})
         if went_on:
@@ -152,6 +152,26 @@ class Spool:
             self.status, self.host = record["status"], record.get("host", self.host)
         elif "run" in record:
             self.run = record["run"]
+
+
+def identity(run_dir: Path, name: str, experiment: str) -> dict[str, str]:
+    """What tells a new run from every other."""
+    return {"id": uuid.uuid4().hex, "name": name, "experiment": experiment, "folder": str(run_dir.resolve())}
+
+
+def is_copy(run_dir: Path) -> bool:
+    """Whether a run directory was copied: the one in which its run began still holds that run."""
+    here = first_run(run_dir / SPOOL_NAME)
+    if here is None or "folder" not in here or here["folder"] == str(run_dir.resolve()):
+        return False
+    there = first_run(Path(here["folder"]) / SPOOL_NAME)
+    return there is not None and there["id"] == here["id"]
+
+
+def first_run(path: Path) -> dict[str, str] | None:
+    """The run of a spool's first line; None without one."""
+    first = next(records(path), None) if path.is_file() else None
+    return first[1].get("run") if first is not None else None
 
 
 def _append_whole(path: Path, line: bytes) -> None:
