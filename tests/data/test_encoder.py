@@ -92,6 +92,20 @@ def test_a_prepared_data_set_has_one_end_of_text_a_document(tmp_path: Path) -> N
     assert len(found) == 60 == manifest.train.documents + manifest.val.documents
 
 
+def test_a_spelled_byte_stays_text_where_unknown_characters_are_bytes() -> None:
+    pieces = [
+        ("<unk>", 0.0),
+        ("</s>", 0.0),
+        *((f"<0x{i:02X}>", -5.0) for i in range(256)),
+        *((c, -3.0) for c in LETTERS),
+    ]
+    tokenizer = Tokenizer(models.Unigram([*pieces, ("A", -3.0)], 0, True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    text = "a<0x0A>b é </s> <0x00>"
+    (ids,) = Encoder(tokenizer, np.dtype(np.int32)).documents([text])
+    assert tokenizer.decode(ids[:-1].tolist()) == text != tokenizer.decode(tokenizer.encode(text).ids)
+
+
 def test_a_special_end_of_text_is_preferred_to_a_tag_of_that_name() -> None:
     tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "<eos>": 2}, unk_token="<unk>"))
     assert end_of_text(tokenizer) == 0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from lrtrain.runtime.errors import UserError
 
 WINDOW = 256  # characters on either side in which a cut must make no difference
 SEARCHED, TRIED = 4096, 16  # characters before a piece's end in which a cut is looked for, and how many are tried
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # Characters whose UTF-8 has every byte that UTF-8 has.
 EVERY_BYTE = [chr(c) for c in (*range(1, 0x800), *range(0x800, 0xD800, 0x400), *range(0x10000, 0x110000, 0x10000))]
 
@@ -19,10 +21,10 @@ EVERY_BYTE = [chr(c) for c in (*range(1, 0x800), *range(0x800, 0xD800, 0x400), *
 class Encoder:
     """Documents to arrays of token ids, the end-of-text token after each.
 
-    Where a text spells a control token (the end of text, or one that the tokenizer calls special) and the tokenizer
-    would make that of it, the spelling is cut in two: only we separate documents. A long text is cut into pieces where
-    that leaves its tokens the same; a tokenizer for which no cut does, as one that puts a space before whatever it is
-    given, encodes it as a whole.
+    Where a text spells a control token (the end of text, or one that the tokenizer calls special) or a byte (`<0x0A>`)
+    and the tokenizer would make that of it, the spelling is cut in two: only we separate documents. A tokenizer that
+    begins whatever it is given with a space then puts one between. A long text is cut into pieces where that leaves its
+    tokens the same; where no cut does, as with such a tokenizer, it is encoded as a whole.
 
     Raises:
         UserError: on a text of which a control token cannot be kept out, or of which a character would be lost.
@@ -38,6 +40,8 @@ class Encoder:
         for index, token in tokenizer.get_added_tokens_decoder().items():
             self._control[index] = token.special and token.content != unknown
         self._control[self.separator] = True
+        self._byte = np.zeros_like(self._control)  # `<0x0A>`, which a model falls back to for what it does not know
+        self._byte[[i for i in map(tokenizer.token_to_id, BYTES) if i is not None]] = True
         self._known: set[str] = set()
         self._loses = vanishes and any(map(self._lost, EVERY_BYTE))
 
@@ -106,20 +110,21 @@ class Encoder:
                 "give it an unknown token, or train one on bytes (train_vocab_size)"
             )
         ids = np.array(encoding.ids, self.dtype)
-        if not self._control[ids].any():
-            yield text, ids
-            return
-        spelled = self._with_offsets(text)
-        cuts = [0]
-        for index, (start, end) in zip(spelled.ids, spelled.offsets, strict=True):
-            if self._control[index]:
-                if end - start < 2:
+        cuts: list[int] = []
+        if self._control[ids].any() or (BYTES[0][:3] in text and self._byte[ids].any()):
+            spelled = self._with_offsets(text)  # the fast encoding knows no offsets
+            for index, (start, end) in zip(spelled.ids, spelled.offsets, strict=True):
+                if self._control[index] and end - start < 2:
                     raise UserError(
                         f"the tokenizer makes its control token {self.tokenizer.id_to_token(index)} of "
                         f"{text[start:end]!r} in a text: give it another token for what it does not know"
                     )
-                cuts.append((start + end) // 2)
-        for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
+                if self._control[index] or (self._byte[index] and end - start > 1):
+                    cuts.append((start + end) // 2)
+        if not cuts:
+            yield text, ids
+            return
+        for start, end in pairwise([0, *cuts, len(text)]):
             yield from self._checked(text[start:end], self._encoded([text[start:end]])[0])
 
     def _pieces(self, text: str) -> Iterator[str]:
