@@ -78,8 +78,8 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     assert len(losses[0]) == STEPS
 
 
-def test_the_configuration_of_the_resumed_run_wins_over_the_checkpoint(
-    shards: Path, tmp_path: Path, tracked: str
+def test_the_configuration_of_the_resumed_run_wins_over_the_checkpoint_and_a_rate_that_jumps_is_said(
+    shards: Path, tmp_path: Path, tracked: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = arguments(shards, tmp_path, tracked, steps=STEPS)
     stop(fit, 2)
@@ -93,6 +93,23 @@ def test_the_configuration_of_the_resumed_run_wins_over_the_checkpoint(
     # Half of the 8 steps rise, so the fourth has the full rate; then half a cosine.
     shares = [1.0] + [0.5 * (1 + math.cos(math.pi * done / 4)) for done in range(4)]
     assert [rate for _, rate in metric(run, "lr/hidden")[3:]] == pytest.approx([0.05 * share for share in shares])
+    # Three of six steps were half a cosine; the next eight steps rise until the fourth.
+    said = (
+        "from step 3 on: lr/hidden 0.05 instead of 0.035, lr/other 0.003 instead of 0.0015; the rate, the schedule or"
+    )
+    assert said in capsys.readouterr().out
+
+
+def test_a_longer_run_is_told_with_its_rates_and_the_same_one_goes_on_without_a_word(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = arguments(shards, tmp_path, steps=4)
+    assert main(["fit", *fit]) == 0
+    assert main(["fit", *fit, "--ckpt_path=last", "--trainer.max_steps=8"]) == 0
+    assert "from step 4 on: lr/hidden 0.035 instead of 0, lr/other 0.0015 instead of 0; the" in capsys.readouterr().out
+    stop(arguments(shards, tmp_path, "--name=x", steps=4), 2)
+    assert main(["fit", *fit, "--name=x", "--ckpt_path=last"]) == 0
+    assert "instead of" not in capsys.readouterr().out
 
 
 def test_another_order_of_the_data_starts_it_anew_with_a_line(

@@ -23,6 +23,7 @@ from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_precision, check_strategy
 from lrtrain.training.fsdp import FSDP
+from lrtrain.training.resumed_rates import jumps, saved_rates
 from lrtrain.training.token_loss import TokenLoss
 
 DecoderCallable = Callable[[], Decoder]
@@ -64,6 +65,7 @@ class CausalLM(L.LightningModule):
         self.decoder: Decoder | None = None
         self._slots: list[Slot] = []
         self._losses: list[Tensor] = []  # of the micro-batches since the last step
+        self._rates: dict[str, float] = {}  # of each parameter in the next step of the run resumed
         self.validation = TokenLoss()
 
     def check(self) -> int:
@@ -139,8 +141,9 @@ class CausalLM(L.LightningModule):
         return [kind() for kind in needed if not any(isinstance(one, kind) for one in own)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Prepares the projections for the checkpoint's weights."""
+        """Prepares the projections for the checkpoint's weights, and notes the rates with which its run would go on."""
         before_load(self, checkpoint["state_dict"])
+        self._rates = saved_rates(checkpoint)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V)."""
@@ -155,6 +158,8 @@ class CausalLM(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._losses.clear()  # of a fit that ended between two steps
+        if line := jumps(self._slots, self._rates, self.trainer.global_step):
+            rank_zero_only(print)(line)
         batches, accumulate = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         if not self._epoch() and batches != float("inf") and (short := int(batches) % accumulate):
             rank_zero_warn(
@@ -181,7 +186,8 @@ class CausalLM(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         self.log("train/loss", self._mean_loss(), prog_bar=True)
-        self._log_step(step)
+        # The step of all that is logged: Lightning takes it from here, and else counts from 0.
+        self.log("step", float(step))
         if every and step % every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
@@ -197,7 +203,7 @@ class CausalLM(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_summary("val")
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log_dict(self._epoch())
+            self.log_dict(self._epoch(), sync_dist=True)
 
     def _epoch(self) -> dict[str, float]:
         """Passes over the data, in place of Lightning's count, which an endless stream leaves at 0."""
@@ -219,11 +225,7 @@ class CausalLM(L.LightningModule):
             # The metric is reduced already: on several processes this is the mean of equal values.
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
         if self.trainer.loggers:
-            self._log_step(self.trainer.global_step)
-
-    def _log_step(self, step: int) -> None:
-        """Sets the step of what is logged: the steps done. Lightning takes it from here, and else counts from 0."""
-        self.log("step", float(step), rank_zero_only=True)
+            self.log("step", float(self.trainer.global_step), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches
