@@ -16,7 +16,7 @@ LINE_SECONDS = 20.0
 
 
 class StepProgress(ProgressBar):
-    """Shows steps done, loss, held-out loss, tokens/s and the time left."""
+    """Shows steps done, loss, held-out loss and its step, tokens/s and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,6 +25,7 @@ class StepProgress(ProgressBar):
         self._started = 0.0
         self._first_step = 0
         self._last_line = 0.0
+        self._validated = 0  # steps that were done at the last validation
 
     def enable(self) -> None:
         self._shown = True
@@ -56,7 +57,7 @@ class StepProgress(ProgressBar):
         if not self._shown:
             return
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, values=_values(trainer))
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, values=self._values(trainer))
             return
         now = time.monotonic()
         done, total = trainer.global_step, _total(trainer)
@@ -66,15 +67,16 @@ class StepProgress(ProgressBar):
             return
         self._last_line = now
         left = (now - self._started) / (done - self._first_step) * (total - done)
-        print(f"step {done}/{total}  {_values(trainer)}  {left:.0f} s left", file=sys.stderr, flush=True)
+        print(f"step {done}/{total}  {self._values(trainer)}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description="validate")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = trainer.global_step
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description="fit", values=_values(trainer))
+            self._bar.update(self._bar.task_ids[0], description="fit", values=self._values(trainer))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._bar is not None:
@@ -82,18 +84,18 @@ class StepProgress(ProgressBar):
             self._bar = None
 
 
+    def _values(self, trainer: L.Trainer) -> str:
+        metrics = trainer.callback_metrics
+        parts = []
+        if "train/loss" in metrics:
+            parts.append(f"loss {float(metrics['train/loss']):.3f}")
+        if "val/loss" in metrics:
+            parts.append(f"val {float(metrics['val/loss']):.3f} at {self._validated}")
+        speed = next((c.tokens_per_second for c in trainer.callbacks if isinstance(c, Throughput)), 0.0)  # type: ignore[attr-defined]
+        if speed:
+            parts.append(f"{speed:,.0f} tok/s")
+        return "  ".join(parts)
+
+
 def _total(trainer: L.Trainer) -> int:
     return int(trainer.estimated_stepping_batches)
-
-
-def _values(trainer: L.Trainer) -> str:
-    metrics = trainer.callback_metrics
-    parts = []
-    if "train/loss" in metrics:
-        parts.append(f"loss {float(metrics['train/loss']):.3f}")
-    if "val/loss" in metrics:
-        parts.append(f"val {float(metrics['val/loss']):.3f}")
-    speed = next((c.tokens_per_second for c in trainer.callbacks if isinstance(c, Throughput)), 0.0)  # type: ignore[attr-defined]
-    if speed:
-        parts.append(f"{speed:,.0f} tok/s")
-    return "  ".join(parts)
