@@ -111,6 +111,13 @@ def test_a_wrong_key_class_type_or_reference_in_a_file_is_named_with_the_file(
         ("--model.decoder.mlp.rank_ratio=null", "model.decoder: give either rank or rank_ratio"),
         ("--trainer.max_steps", "argument --trainer.max_steps: expected one argument"),
         ("stray", "stray: stands alone; every argument is an option"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1.0: give the largest norm of the gradient"),
+        ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val is nan: give the largest norm of the gradient"),
+        ("--trainer.callbacks+=LearningRateFinder", "trainer.callbacks: LearningRateFinder tries one rate"),
+        (
+            "--trainer.logger=CometLogger",
+            "configuration: Problem with given class_path 'lightning.pytorch.loggers.Comet",
+        ),
     ],
 )
 def test_a_wrong_flag_is_named(flag: str, line: str, refuse: Refuse) -> None:
@@ -120,6 +127,22 @@ def test_a_wrong_flag_is_named(flag: str, line: str, refuse: Refuse) -> None:
 def test_a_wrong_value_in_the_environment_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRTRAIN_TRAINER__MAX_EPOCHS", "abc")
     assert refuse().startswith("LRTRAIN_TRAINER__MAX_EPOCHS: expected int, got abc")
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("LRTRAIN_TRAINER__MAX_STESP", "unknown variable; did you mean LRTRAIN_TRAINER__MAX_STEPS?"),
+        ("LRTRAIN_trainer__devices", "unknown variable; did you mean LRTRAIN_TRAINER__DEVICES?"),
+        ("LRTRAIN_MODEL__DECODER__WIDTH", "unknown variable; LRTRAIN_MODEL__DECODER takes the whole value in YAML"),
+        ("LRTRAIN_OPTIMIZERS", "unknown variable; "),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_refused(
+    variable: str, line: str, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert refuse().startswith(f"{variable}: {line}")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import toy
 from commandline import arguments
 from lrtrain.cli.main import main
 from lrtrain.config.trained_model import build_decoder
+from lrtrain.training.callbacks import throughput
 from lrtrain.training.callbacks.throughput import TOTALS, Throughput, peak_flops
 
 TOKENS = 4 * toy.BLOCK
@@ -59,3 +60,20 @@ def test_measuring_the_peak_draws_no_random_number_of_the_run() -> None:
     before = torch.get_rng_state()
     assert peak_flops.__wrapped__(torch.device("cpu"), torch.float32) > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_peak_of_a_processor_that_emulates_a_dtype_is_that_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.float32: 5e10, torch.bfloat16: 6e8}
+    measured: list[tuple[int, torch.dtype]] = []
+
+    def rate(size: int, dtype: torch.dtype) -> float:
+        measured.append((size, dtype))
+        return rates[dtype]
+
+    monkeypatch.setattr(throughput, "product_rate", rate)
+    peak = peak_flops.__wrapped__
+    assert peak(torch.device("cpu"), torch.bfloat16) == 5e10
+    assert (1024, torch.bfloat16) not in measured, "hundreds of times slower: seconds for each"
+    rates[torch.bfloat16] = 2e11
+    assert peak(torch.device("cpu"), torch.bfloat16) == 2e11
+    assert peak(torch.device("cpu"), torch.float32) == 5e10

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import re
 from enum import Enum
 from typing import Any, ClassVar, NoReturn
 
@@ -11,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrtrain.config.error_lines import one_line
 from lrtrain.config.overlaid import one_of_a_kind
-from lrtrain.config.settings import ENV_PREFIX, Settings, with_files
+from lrtrain.config.settings import ENV_PREFIX, OWN_VARIABLES, Settings, with_files
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.hints import near
 from lrtrain.runtime.own_modules import find_own_modules
 
 
@@ -75,6 +78,7 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
     Parser.argv = with_files(argv)
     Parser.settings = Settings(Parser.argv)
     find_own_modules(Parser.argv)
+    _check_environment(parser)
     try:
         config = parser.parse_args(Parser.argv)
     except OmegaConfBaseException as error:
@@ -88,6 +92,18 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"seed_everything is {config.seed_everything}: give 0 to {2**32 - 1}")
     return config
+
+
+def _check_environment(parser: Parser) -> None:
+    """Raises UserError for a variable with our prefix that nobody reads."""
+    keys = [action.dest for action in parser._actions if not re.search(r"\bhelp$|^print_", action.dest)]
+    known = {f"{ENV_PREFIX}_{key.upper().replace('.', '__')}" for key in keys}
+    single = [name for name in known if not any(other.startswith(f"{name}__") for other in known)]
+    for variable in os.environ:
+        if variable.startswith(f"{ENV_PREFIX}_") and variable not in known.union(OWN_VARIABLES):
+            whole = next((name for name in single if variable.startswith(f"{name}__")), None)
+            hint = f"{whole} takes the whole value in YAML" if whole else near(variable.upper(), sorted(single))
+            raise UserError(f"{variable}: unknown variable; {hint}")
 
 
 def _in_yaml(flag: str) -> str:

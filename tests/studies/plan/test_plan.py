@@ -141,6 +141,23 @@ def test_constraints_are_read_in_every_form_that_fit_takes(value: str) -> None:
         assert run.constraints == ([] if len(part) > 1 else None)
 
 
+BARE = """
+from torch.optim import SGD
+class Bare(SGD):
+    def __init__(self, params, lr=0.1, **more):
+        super().__init__(params, lr)
+"""
+
+
+def test_an_optimizer_without_annotations_is_planned_as_fit_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare_optimizer.py").write_text(BARE)
+    monkeypatch.chdir(tmp_path)
+    plan = planned(tmp_path, "--config", str(RECIPE), *TOY, "--model.optimizers.hidden=bare_optimizer.Bare")
+    assert plan["optimizers"][0]["name"] == "Bare"
+
+
 @pytest.mark.parametrize(("m", "r"), [(64, 16), (40, 32), (30, 30)])
 def test_newton_schulz_is_counted_as_it_multiplies(m: int, r: int) -> None:
     with FlopCounterMode(display=False) as counter:

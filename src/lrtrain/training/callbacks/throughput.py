@@ -18,7 +18,8 @@ class Throughput(L.Callback):
 
     - `tokens_per_second` over the interval, and `mfu`, model FLOPs utilization: tokens/s · 3 · forward FLOPs per
       token / peak FLOP/s of all devices, without recomputation (arXiv 2204.02311, appendix B). The peak is the
-      vendor's figure for the compute dtype on a GPU, and on a CPU the rate of a large matrix product, measured once.
+      vendor's figure for the compute dtype on a GPU, and on a CPU the rate of a large matrix product, measured
+      once in the compute dtype or in float32, whichever is faster.
     - `tokens_seen` and `flops`: trained on so far, the latter as 3 · forward FLOPs per token at the time, so a
       projection whose cost changes during the run counts as it was.
     - `seconds`: time in training batches including waiting for data, without validation; `step_seconds`: its part
@@ -124,7 +125,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak FLOP/s of one device; 0 where it is not known."""
     if device.type != "cpu":
         return float(get_available_flops(device, dtype) or 0)
-    size = 1024
+    # Where bfloat16 is emulated it is hundreds of times slower than float32, and not what the processor could do.
+    fastest = max((dtype, torch.float32), key=lambda one: product_rate(256, one))
+    return product_rate(1024, fastest)
+
+
+def product_rate(size: int, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of four products of square matrices on the CPU."""
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))  # random ones would be drawn from training
     best = float("inf")
     for _ in range(4):
