@@ -1,5 +1,6 @@
 """What cannot train low-rank weights on several processes is refused in a line, which one of them says."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -110,9 +111,13 @@ def test_a_mesh_that_does_not_fit_the_processes_is_refused(
 
 def test_a_mistake_is_told_once_whatever_the_number_of_processes(shards: Path, tmp_path: Path) -> None:
     fit = ["fit", *arguments(shards, tmp_path, "--config", str(PARALLEL / "fsdp.yaml"))]
-    before, meeting, after = "--trainer.max_steps=0", "--ckpt_path=nowhere", "--model.decoder.vocab_size=299"
-    for mistake in (before, meeting, after):
-        outcomes = command_on_ranks(2, [*fit, mistake])
+    before, meeting, after = ["--trainer.max_steps=0"], ["--ckpt_path=nowhere"], ["--model.decoder.vocab_size=299"]
+    text = shards.parent / "text.jsonl"
+    os.utime(text, (1, 1))  # the first process alone compares the sources
+    spec = {"source": [str(text)], "train_vocab_size": 300, "val_fraction": 0.2}
+    preparing = [f"--data.prepare={json.dumps(spec)}"]
+    for mistake in (before, meeting, preparing, after):
+        outcomes = command_on_ranks(2, [*fit, *mistake])
         assert [code for code, _, _ in outcomes] == [2, 2], outcomes
         lines = [line for _, _, err in outcomes for line in err.splitlines() if line.startswith("lrtrain: error")]
         assert len(lines) == 1, outcomes

@@ -61,6 +61,7 @@ class TokenDataModule(L.LightningDataModule):
         if prepare is not None:
             prepare.check()
         self._training: BlockLoader | None = None
+        self._refused: str | None = None
         self._epoch = Fraction(0)
         self._overfit = False
 
@@ -72,16 +73,28 @@ class TokenDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Prepare the data set, once a node; without `prepare`, `setup` says that it is missing.
 
-        Raises UserError for one that is there and was made from other local files or another tokenizer.
+        Raises UserError for one that is there and was made from other local files or another tokenizer; among several
+        processes `setup` does, on all of them.
         """
-        if self.prepare is not None and "://" not in self.path:
+        if self.prepare is None or "://" in self.path:
+            return
+        try:
             prepare(self.prepare, self.path, ask_stores=False)
+        except UserError as error:
+            if _rank_and_processes()[1] == 1:
+                raise
+            self._refused = str(error)  # alone it would leave the others in a collective
 
     def setup(self, stage: str | None = None) -> None:
         """Check the shards against the manifest, and say how much of the held-out split a validation predicts.
 
         Raises UserError for whatever would fail or mislead later.
         """
+        if _rank_and_processes()[1] > 1 and self.trainer is not None:
+            told = self.trainer.strategy.broadcast(self._refused)
+            self._refused = self._refused or told
+        if self._refused:
+            raise UserError(self._refused)
         splits = {name: self.manifest.split(name) for name in SPLITS}
         contents = sum(chunk.bytes for split in splits.values() for chunk in split.chunks) <= CHECKSUM_BYTES
         for name, split in splits.items():
