@@ -42,7 +42,7 @@ def test_the_table_has_mean_and_standard_deviation_of_the_finished_runs(
     assert values[0] != values[1]
     assert header[:6] == ["name", "runs", "last step", "val/loss", "at step 2", "at 256 tokens"]
     assert header[6].endswith(" FLOPs")
-    figure = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    figure = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.3g}"
     assert rows == [[name, "2", "2", *[figure] * 4] for name in ("a", "the same")]
 
 

@@ -22,7 +22,7 @@ def shuffled(sizes: Sequence[int], seed: int, position: int = 0) -> Iterator[lis
     for epoch in itertools.count(begun):
         for chunk in _permutation(len(sizes), seed, epoch):
             if passed < sizes[chunk]:
-                yield (first[chunk] + _permutation(sizes[chunk], seed, epoch, int(chunk)))[passed:].tolist()
+                yield (first[chunk] + _permutation(sizes[chunk], seed, epoch, 1 + int(chunk)))[passed:].tolist()
             passed = max(0, passed - sizes[chunk])
 
 
