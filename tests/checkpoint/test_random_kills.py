@@ -1,120 +1,82 @@
-"""A run that SIGKILL ends at random moments, and goes on each time, ends as one that nothing ever stopped."""
+"""A campaign of random kills: whatever moment a process was killed at, the run's record ends as if it had not been."""
 
 import os
 import random
-import re
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import toy
-from commandline import arguments
+from checkpoint_state import assert_same_state
+from commandline import RECIPE, arguments
 from forked import FORK
-from lrtrain.checkpoint.directory import steps_in
-from lrtrain.tracking.recorded import recorded
+from lrtrain.checkpoint.directory import newest_whole
+from lrtrain.cli.main import main
+from run_record import points, statuses
 
-STEPS = 40
-OF_THE_CLOCK = ("throughput/seconds", "throughput/step_seconds", "throughput/validation_seconds")
-OF_THE_CLOCK += ("throughput/tokens_per_second", "throughput/mfu")
-
-
-@pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    shards = toy.shards(tmp_path_factory.mktemp("data"))
-    every = ["--checkpoints.every_n_steps=3", "--checkpoints.keep=2", "--trainer.val_check_interval=5"]
-    return ["fit", *arguments(shards, Path("runs"), *every, steps=STEPS)]
+STEPS, KILLS = 10, 12
+SCT = RECIPE.with_name("sct_S.yaml")
 
 
-@pytest.fixture(scope="module")
-def whole(fit: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert ended(fit, folder) == 0
-    return folder
+def flags(shards: Path, runs: Path, recipe: Path) -> list[str]:
+    """Checkpoints every second step, validations every third micro-batch, two micro-batches a step."""
+    more = ["--trainer.logger=true", "--name=x", "--checkpoints.every_n_steps=2", "--checkpoints.keep=-1"]
+    more += ["--trainer.val_check_interval=3", "--trainer.accumulate_grad_batches=2"]
+    return ["fit", *arguments(shards, runs, *more, steps=STEPS, recipe=recipe)]
 
 
-@pytest.mark.parametrize("campaign", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 11))])
-def test_killed_at_random_it_ends_as_the_run_that_nothing_stopped(
-    campaign: int, fit: list[str], whole: Path, tmp_path: Path
-) -> None:
-    draw = random.Random(campaign)
-    steps = [*sorted(draw.choices(range(STEPS), k=3)), STEPS - 1]
-    codes = [ended([*fit, *last(tmp_path)], tmp_path, (step, draw.uniform(0, 0.1))) for step in steps]
-    assert set(codes) <= {0, -signal.SIGKILL}
-    assert codes.count(-signal.SIGKILL) > 1
-    assert ended([*fit, *last(tmp_path)], tmp_path) == 0
-    run, wanted = max(tmp_path.glob("runs/quickstart/*")), whole / "runs/quickstart/0001"
-    same(checkpoint(run), checkpoint(wanted))
-    here, there = recorded(run), recorded(wanted)
-    assert here is not None
-    assert there is not None
-    assert here.status == there.status == "FINISHED"
-    assert here.metrics.keys() == there.metrics.keys()
-    for name in here.metrics.keys() - {*OF_THE_CLOCK}:
-        assert here.metrics[name].step.tolist() == there.metrics[name].step.tolist(), name
-        assert here.metrics[name].value.tolist() == there.metrics[name].value.tolist(), name
-
-
-def last(folder: Path) -> list[str]:
-    """The flag that goes on with the newest run of a folder, where it has a checkpoint."""
-    runs = sorted(folder.glob("runs/quickstart/*/checkpoints"))
-    return ["--ckpt_path=last"] if runs and steps_in(runs[-1]) else []
-
-
-def checkpoint(run: Path) -> Any:
-    step, file = next(iter(steps_in(run / "checkpoints").items()))
-    assert step == STEPS
-    return torch.load(file, weights_only=True)
-
-
-def same(here: Any, there: Any, at: str = "") -> None:
-    """Raises AssertionError unless two trees of tensors and values are equal, but for texts and times."""
-    assert type(here) is type(there), at
-    if isinstance(here, dict):
-        assert here.keys() == there.keys(), at
-        for key in here:
-            if not any(word in str(key) for word in ("seconds", "time", "val_loop")):
-                same(here[key], there[key], f"{at}.{key}")
-    elif isinstance(here, list | tuple):
-        assert len(here) == len(there), at
-        for index, (a, b) in enumerate(zip(here, there, strict=True)):
-            same(a, b, f"{at}[{index}]")
-    elif isinstance(here, torch.Tensor):
-        assert torch.equal(here, there), at
-    elif not isinstance(here, str):
-        assert here == there, at
-
-
-def ended(argv: list[str], folder: Path, kill: tuple[int, float] | None = None) -> int | None:
-    """The exit code of a command, which is killed so many seconds after it has recorded a step."""
-    process = FORK.Process(target=_run, args=(argv, str(folder)))
+def attempt(argv: list[str], seconds: float | None, how: signal.Signals) -> bool:
+    """Runs a command in a process of its own, killed after some seconds; says whether it came to its end."""
+    process = FORK.Process(target=_run, args=(argv,))
     process.start()
-    while kill is not None and process.is_alive() and kill[0] not in recorded_steps(folder):
-        time.sleep(0.002)
-    if kill is not None:
-        time.sleep(kill[1])
-        process.kill()
+    if seconds is not None:
+        process.join(seconds)
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, how)
     process.join(120)
-    return process.exitcode
+    assert process.exitcode in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
+    return process.exitcode == 0
 
 
-def recorded_steps(folder: Path) -> set[int]:
-    """The steps that the newest run of a folder has recorded since it began or was resumed."""
-    files = sorted(folder.glob("runs/quickstart/*/metrics.jsonl"))
-    return {step for file in files[-1:] for step in map(int, re.findall(r'"step": (\d+)', file.read_text()))}
+def _run(argv: list[str]) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    try:
+        code = main(argv)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    os._exit(code)
 
 
-def _run(argv: list[str], folder: str) -> None:
-    from lrtrain.cli.main import main
-
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    with open("output", "a") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    sys.exit(main(argv))
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("recipe", [RECIPE, SCT], ids=["spectron", "sct"])
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_never_was(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    shards = toy.shards(tmp_path)
+    began = time.monotonic()
+    assert attempt(flags(shards, tmp_path / "whole", recipe), None, signal.SIGKILL)
+    duration, whole = time.monotonic() - began, tmp_path / "whole/x/0001"
+    last = f"checkpoints/step-{STEPS:08d}.ckpt"
+    draw, killed, campaign = random.Random(0), 0, 0
+    while killed < KILLS:
+        campaign += 1
+        runs = tmp_path / f"killed-{campaign}"
+        argv = [*flags(shards, runs, recipe), "--ckpt_path=last"]
+        for _ in range(3):
+            how = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+            if attempt(argv, draw.uniform(0, duration), how):
+                break
+            killed += 1
+        else:
+            assert attempt(argv, None, signal.SIGKILL)
+        (run,) = [path for path in (runs / "x").iterdir() if newest_whole(path / "checkpoints")[0] is not None]
+        assert points(run) == points(whole), campaign
+        assert statuses(run)[-1] == "FINISHED", campaign
+        assert_same_state(run / last, whole / last)

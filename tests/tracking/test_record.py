@@ -51,7 +51,7 @@ def test_validation_of_a_checkpoint_gives_what_fit_measured(
     for where in (flags, [*flags, f"--ckpt_path={checkpoint}"], [*flags, "--name=x", f"--ckpt_path={checkpoint}"]):
         before = sorted(tmp_path.rglob("*"))
         assert main([command, *fit, *where]) == 0
-        first, *rows = capsys.readouterr().out.splitlines()
+        _share_read, first, *rows = capsys.readouterr().out.splitlines()
         assert first == f"checkpoint {checkpoint}"
         assert [row.split() for row in (rows[0], rows[2])] == [
             [f"{split}/loss", summary[2]],
@@ -140,4 +140,4 @@ def test_progress_shows_loss_speed_and_the_time_left_as_lines_and_as_a_bar(
         monkeypatch.undo()
     reader.join()
     os.close(master)
-    assert re.search(rb"fit .*4/4.*loss \d\.\d{3}  val \d\.\d{3} at 2  [\d,]+ tok/s .*left", b"".join(shown), re.DOTALL)
+    assert re.search(rb"fit .*4/4.*loss \d\.\d{3}  val \d\.\d{3} at 4  [\d,]+ tok/s .*left", b"".join(shown), re.DOTALL)

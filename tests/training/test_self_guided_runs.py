@@ -76,7 +76,7 @@ def test_the_dense_weights_guide_half_the_run_and_are_gone_from_it(tmp_path: Pat
     assert weights.alive == {step: layers if step < GUIDED_STEPS else 0 for step in range(STEPS)}
     assert len(weights.alphas) == 4
     points = {step: values["spectral/guidance"] for step, values in logger.points if "spectral/guidance" in values}
-    assert points == pytest.approx({step: guidance(step, GUIDED_STEPS) for step in range(STEPS)})
+    assert points == pytest.approx({step + 1: guidance(step, GUIDED_STEPS) for step in range(STEPS)})
     (constraints,) = (c for c in run.callbacks if isinstance(c, SpectralConstraints))  # type: ignore[attr-defined]
     assert len(constraints.constraints["SpectralRenormalization"].held) == layers  # type: ignore[attr-defined]
     plain = guided_model(projection=LowRankLinear)
