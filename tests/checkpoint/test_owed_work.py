@@ -126,3 +126,14 @@ def test_a_branch_without_a_step_is_no_run(
     assert main([*flags(shards, tmp_path), "--name=branch", start]) == 0
     assert f"step {STEPS} is the last one already: raise trainer.max_steps" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_counted_after_the_step_that_is_saved_is_not_counted_twice(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    argv = flags(shards, tmp_path, "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3")
+    end(argv, "on_validation_batch_start", 1, signal.SIGTERM)  # after the third micro-batch, half of the second step
+    assert main([*argv, "--ckpt_path=last"]) == 0
+    seen = dict(series(tmp_path / "x/0001", "throughput/tokens_seen"))
+    assert seen == {step: step * 2 * 4 * toy.BLOCK for step in range(1, STEPS + 1)}

@@ -16,7 +16,7 @@ from lrtrain.checkpoint.directory import newest_whole
 from lrtrain.cli.main import main
 from run_record import points, statuses
 
-STEPS, KILLS = 10, 12
+STEPS, KILLS = 8, 10
 SCT = RECIPE.with_name("sct_S.yaml")
 
 

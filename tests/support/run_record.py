@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-CLOCK = ("tokens_per_second", "mfu", "seconds")
-"""Ends of the names of metrics that measure time."""
+CLOCK = ("tokens_per_second", "mfu", "seconds", "epoch")
+"""Ends of the names of metrics that measure time, or go on between two steps."""
 
 
 def recorded_lines(run: Path) -> list[dict[str, Any]]:
@@ -13,16 +13,12 @@ def recorded_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def points(run: Path) -> dict[tuple[int, str], float]:
-    """Every point by (step, name); a point that is there twice must be the same.
-
-    But for the epoch, which goes on between two steps: its last value.
-    """
+    """Every point by (step, name); a point that is there twice must be the same."""
     found: dict[tuple[int, str], float] = {}
     for record in recorded_lines(run):
         for name, value in record.get("metrics", {}).items():
             if not name.endswith(CLOCK):
-                assert found.get((record["step"], name), value) == value or name == "epoch"
-                found[record["step"], name] = value
+                assert found.setdefault((record["step"], name), value) == value
     return found
 
 

@@ -1,7 +1,7 @@
 """A step boundary: its state, apart from weights and optimizer, and a validation there."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 class Boundary:
     """What changes between a step boundary and the next update, as it was at the boundary.
 
-    `callbacks` is None where it was not noted: what they hold at the save is as good.
+    `callbacks` is None where the save can only come before another micro-batch is done: what they hold then is as good.
     """
 
     step: int
@@ -36,6 +36,10 @@ class Boundary:
             random=random,
             callbacks=_states(trainer) if with_callbacks else None,
         )
+
+    def after_validation(self, trainer: pl.Trainer) -> "Boundary":
+        """The boundary with what the callbacks took from the validation that ran there."""
+        return self if self.callbacks is None else replace(self, callbacks=_states(trainer))
 
     def put_into(self, checkpoint: dict[str, Any]) -> None:
         """Replaces what the checkpoint of a later moment holds of these."""

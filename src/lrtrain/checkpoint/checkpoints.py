@@ -69,18 +69,16 @@ class Checkpoints(Checkpoint):
         self._random: dict[str, Any] | None = None
         self._saved_step = 0
         self._due = self._validating = self._validation_owed = False
-        self._at_boundary = self._updating = False
-        self._leaving = False
-        self._alone = False
+        self._at_boundary = self._updating = self._leaving = self._alone = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if "://" in str(trainer.default_root_dir):
             raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: checkpoints need a local folder")
         self._folder = Path(trainer.default_root_dir) / folder.FOLDER
         self._boundary, self._random = None, None
-        self._saved_step, self._leaving = 0, False
+        self._saved_step = 0
         self._due = self._validating = self._validation_owed = False
-        self._at_boundary = self._updating = False
+        self._at_boundary = self._updating = self._leaving = False
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         trainer._signal_connector = self._signals = GracefulSignals(trainer)
@@ -148,8 +146,8 @@ class Checkpoints(Checkpoint):
         self._updating = False
         self._leaving = self._asked_to_leave(trainer)
         self._due = self._leaving or trainer.global_step % self.every_n_steps == 0
-        # Others act between here and the save.
-        self._boundary = Boundary.of(trainer, self._random, with_callbacks=self._due)
+        # Others act between here and the save, and count micro-batches.
+        self._boundary = Boundary.of(trainer, self._random, self._due or trainer.accumulate_grad_batches > 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validating = self._at_boundary
@@ -162,6 +160,8 @@ class Checkpoints(Checkpoint):
             self._leave_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._validating and self._boundary is not None:
+            self._boundary = self._boundary.after_validation(trainer)
         self._validating = False
         if trainer.state.fn == TrainerFn.FITTING:
             self._leave_if_asked(trainer)

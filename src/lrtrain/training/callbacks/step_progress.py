@@ -83,7 +83,6 @@ class StepProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-
     def _values(self, trainer: L.Trainer) -> str:
         metrics = trainer.callback_metrics
         parts = []
