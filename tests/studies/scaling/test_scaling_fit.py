@@ -12,6 +12,7 @@ from scipy.stats import binom
 from commandline import refusal
 from lrtrain.cli.main import main
 from lrtrain.runtime.errors import UserError
+from lrtrain.studies.scaling import parametric
 from lrtrain.studies.scaling.fit_report import verdict
 from lrtrain.studies.scaling.isoflop_fit import fit
 from lrtrain.studies.scaling.parametric import NAMES, fit_parametric
@@ -102,13 +103,31 @@ def test_the_interval_of_the_exponent_is_about_as_wide_as_fits_are_spread(noise:
 def test_the_exponents_of_a_known_law_lie_in_their_intervals() -> None:
     truth = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
     points = hoffmann(0.002, np.random.default_rng(2))
-    isoflop, parametric = fit(points), fit_parametric(points, resamples=100)
-    for interval in (isoflop.parameters.interval(0.95), parametric.exponent_intervals(0.95)[0]):
+    isoflop, law = fit(points), fit_parametric(points, resamples=100)
+    for interval in (isoflop.parameters.interval(0.95), law.exponent_intervals(0.95)[0]):
         assert interval is not None
         assert interval[0] <= truth <= interval[1]
         assert interval[1] - interval[0] < 0.1
-    for name, (low, high) in parametric.intervals(0.95).items():
+    for name, (low, high) in law.intervals(0.95).items():
         assert low <= HOFFMANN[name] <= high
+
+
+@pytest.mark.parametrize(
+    ("noise", "rounds", "resamples"),
+    [(0.004, 4, 40), *(pytest.param(noise, 50, 100, marks=pytest.mark.slow) for noise in (0.002, 0.004, 0.01))],
+)
+def test_intervals_of_the_parametric_law_cover_the_truth_at_their_rate(
+    noise: float, rounds: int, resamples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parametric, "EXPONENTS", (0.25, 0.4))  # starts that are near, for time
+    covered = dict.fromkeys([*NAMES, "a"], 0)
+    for seed in range(rounds):
+        law = fit_parametric(hoffmann(noise, np.random.default_rng(seed)), resamples=resamples, seed=seed)
+        intervals = {**law.intervals(), "a": law.exponent_intervals()[0]}
+        truth = {**HOFFMANN, "a": HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])}
+        for name, (low, high) in intervals.items():
+            covered[name] += low <= truth[name] <= high
+    assert min(covered.values()) >= binom.ppf(0.005, rounds, 0.93), covered  # 0.93 is what it measures as
 
 
 def test_the_parametric_law_is_exact_on_exact_data_and_barely_moved_by_an_outlier() -> None:
