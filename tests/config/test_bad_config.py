@@ -114,6 +114,11 @@ def test_a_wrong_key_class_type_or_reference_in_a_file_is_named_with_the_file(
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1.0: give the largest norm of the gradient"),
         ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val is nan: give the largest norm of the gradient"),
         ("--trainer.callbacks+=LearningRateFinder", "trainer.callbacks: LearningRateFinder tries one rate"),
+        ("--trainer.callbacks+=BatchSizeFinder", "trainer.callbacks: BatchSizeFinder trains with another batch"),
+        (
+            "--trainer.callbacks=[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 4}}}]",
+            "trainer.callbacks: GradientAccumulationScheduler makes other steps than a plan knows",
+        ),
         (
             "--trainer.logger=CometLogger",
             "configuration: Problem with given class_path 'lightning.pytorch.loggers.Comet",

@@ -18,6 +18,13 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.own_modules import find_own_modules
 
+REFUSED = {
+    "LearningRateFinder": "tries one rate, and here every optimizer has its own; search them with lrtrain sweep",
+    "BatchSizeFinder": "trains with another batch than the configuration says; lrtrain plan --memory tells what fits",
+    "GradientAccumulationScheduler": "makes other steps than a plan knows; set trainer.accumulate_grad_batches",
+}
+"""Callbacks of Lightning that make a run another one than its configuration says, or cannot work -> why, what to do."""
+
 
 class Parser(ArgumentParser):
     """Raises a UserError of one line where argparse would print its usage.
@@ -89,6 +96,11 @@ def read(parser: Parser, argv: list[str]) -> Namespace:
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{Parser.settings.place(key.replace('.init_args', ''))}: {value} is out of range")
     one_of_a_kind(config)
+    given = config.trainer.callbacks
+    for path in [callback.class_path for callback in (given if isinstance(given, list) else [given]) if callback]:
+        name = path.rpartition(".")[2]
+        if path.startswith("lightning.") and name in REFUSED:
+            raise UserError(f"trainer.callbacks: {name} {REFUSED[name]}")
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"seed_everything is {config.seed_everything}: give 0 to {2**32 - 1}")
     return config

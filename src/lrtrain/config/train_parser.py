@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jsonargparse import register_unresolvable_import_paths
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
@@ -161,12 +160,6 @@ def check_trainer(settings: Any) -> None:
     clip = settings["gradient_clip_val"]
     if clip is not None and not clip >= 0:
         raise UserError(f"trainer.gradient_clip_val is {clip}: give the largest norm of the gradient, or null for none")
-    callbacks = settings["callbacks"] or []
-    if any(isinstance(one, LearningRateFinder) for one in (callbacks if isinstance(callbacks, list) else [callbacks])):
-        raise UserError(
-            "trainer.callbacks: LearningRateFinder tries one rate, and here every optimizer has its own; search them "
-            "with lrtrain sweep"
-        )
 
 
 def check_length(settings: Any) -> None:

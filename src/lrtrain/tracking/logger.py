@@ -14,13 +14,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
 from lrtrain.tracking.delivery import STATE_NAME, Delivery, load_state
 from lrtrain.tracking.destination import redact, resolve_uri
 from lrtrain.tracking.names import flatten, legal_name
 from lrtrain.tracking.provenance import provenance
 from lrtrain.tracking.sender import Sender
-from lrtrain.tracking.spool import SPOOL_NAME, Spool, identity, is_copy
+from lrtrain.tracking.spool import Spool, begin_anew, is_copy
 
 FINISH_PATIENCE = 30.0  # seconds that `finalize` waits for a working MLflow; a dead one ends the wait at its time-out
 OWNER_PATIENCE = 15.0  # seconds that a resumed run waits for the workers of its killed predecessor
@@ -85,8 +84,7 @@ class MLflowLogger(Logger):
     def version(self) -> str | None:
         """The MLflow run's id; None until the background thread has reached MLflow for the first time."""
         state = load_state(Path(self.run_dir)) if self.run_dir is not None else None
-        here = state is not None and state.tracking_uri == redact(self.tracking_uri or "")
-        return state.run_id if state is not None and here else None
+        return state.run_id if state is not None and state.tracking_uri == redact(self.tracking_uri or "") else None
 
     @property
     def save_dir(self) -> str | None:
@@ -184,26 +182,19 @@ class MLflowLogger(Logger):
             if self.run_dir is None:
                 raise UserError("the logger has no run directory: set MLflowLogger's run_dir (runs/<name>/0001)")
             run_dir = Path(self.run_dir)
-            if is_copy(run_dir):
-                self._begin_anew(run_dir)
+            if is_copy(run_dir):  # the original's MLflow run is not its
+                (run_dir / STATE_NAME).unlink(missing_ok=True)
+                begin_anew(run_dir, self._name_in(run_dir), self._experiment)
             spool = Spool(run_dir, OWNER_PATIENCE)
             self._start(spool)
             self._session = spool, _sender(run_dir, self.tracking_uri)
         return self._session[0]
 
-    def _begin_anew(self, run_dir: Path) -> None:
-        """Makes a copied run one of its own: the original's MLflow run is not its."""
-        spool = run_dir / SPOOL_NAME
-        first, _, rest = spool.read_bytes().partition(b"\n")
-        record = {**json.loads(first), "run": identity(run_dir, self._name_of(run_dir), self._experiment)}
-        (run_dir / STATE_NAME).unlink(missing_ok=True)
-        write_atomically(spool, json.dumps(record).encode() + b"\n" + rest)
-
-    def _name_of(self, run_dir: Path) -> str:
+    def _name_in(self, run_dir: Path) -> str:
         return self.run_name or "/".join(run_dir.absolute().parts[-2:])
 
     def _start(self, spool: Spool) -> None:
-        spool.start(self._name_of(spool.path.parent), self._experiment, self._resumed if spool.run else None)
+        spool.start(self._name_in(spool.path.parent), self._experiment, self._resumed if spool.run else None)
         self._resumed = None
         if self._tags:
             spool.append({"tags": self._tags})

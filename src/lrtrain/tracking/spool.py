@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import writing
+from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.tracking.course import records, surviving
 
 SPOOL_NAME = "metrics.jsonl"
@@ -78,7 +78,7 @@ class Spool:
                 recorded of later ones is superseded.
         """
         if self.run is None:
-            self.append({"run": identity(self.path.parent, name, experiment)})
+            self.append({"run": _identity(self.path.parent, name, experiment)})
         went_on = {} if resumed is None else {"resumed": resumed}
         self.append({"status": "RUNNING", "host": socket.gethostname(), **went_on})
         if went_on:
@@ -154,8 +154,15 @@ class Spool:
             self.run = record["run"]
 
 
-def identity(run_dir: Path, name: str, experiment: str) -> dict[str, str]:
-    """What tells a new run from every other."""
+def begin_anew(run_dir: Path, name: str, experiment: str) -> None:
+    """Makes a copied run one of its own, with all that the original recorded until then."""
+    spool = run_dir / SPOOL_NAME
+    first, _, rest = spool.read_bytes().partition(b"\n")
+    record = {**json.loads(first), "run": _identity(run_dir, name, experiment)}
+    write_atomically(spool, json.dumps(record).encode() + b"\n" + rest)
+
+
+def _identity(run_dir: Path, name: str, experiment: str) -> dict[str, str]:
     return {"id": uuid.uuid4().hex, "name": name, "experiment": experiment, "folder": str(run_dir.resolve())}
 
 

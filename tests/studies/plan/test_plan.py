@@ -133,6 +133,11 @@ def test_devices_that_are_none_are_refused(devices: str, capsys: pytest.CaptureF
     assert line == f"trainer.devices is {devices}: give a number of processes, a list of devices as [0, 1], or auto"
 
 
+def test_a_callback_that_fit_refuses_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(["plan", "--config", str(RECIPE), "--trainer.callbacks=BatchSizeFinder"], capsys)
+    assert line.startswith("trainer.callbacks: BatchSizeFinder trains with another batch than the configuration says")
+
+
 @pytest.mark.parametrize("value", ["SpectralConstraints", "lrtrain.training.SpectralConstraints"])
 def test_constraints_are_read_in_every_form_that_fit_takes(value: str) -> None:
     flags = [f"--trainer.callbacks+={value}", "--trainer.callbacks.constraints=[]", "--trainer.callbacks+=Timer"]
