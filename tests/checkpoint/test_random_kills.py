@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_never_was(
         argv = [*flags(shards, runs, recipe), "--ckpt_path=last"]
         for _ in range(3):
             how = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-            if attempt(argv, draw.uniform(0, duration), how):
+            if attempt(argv, draw.uniform(0, 0.7 * duration), how):
                 break
             killed += 1
         else:
