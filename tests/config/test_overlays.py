@@ -97,3 +97,13 @@ def test_arguments_of_a_class_whose_place_another_takes_are_named(flags: list[st
 def test_a_plan_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(RECIPE), "--model.optimizers.hidden=AdamW"]) == 0
     assert capsys.readouterr().out.startswith("--model.optimizers.hidden: AdamW takes the place of Spectron, without")
+
+
+def test_a_variable_that_a_file_or_a_flag_overrules_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRTRAIN_TRAINER__MAX_STEPS", "3")
+    monkeypatch.setenv("LRTRAIN_DATA__SEED", "3")
+    monkeypatch.setenv("LRTRAIN_TRAINER__MAX_TIME", "00:00:01:00")
+    assert told("--data.seed=4")[1] == [
+        "LRTRAIN_TRAINER__MAX_STEPS: without effect, since quickstart.yaml sets trainer.max_steps",
+        "LRTRAIN_DATA__SEED: without effect, since --data.seed sets data.seed",
+    ]

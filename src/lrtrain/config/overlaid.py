@@ -25,9 +25,9 @@ def one_of_a_kind(config: Namespace) -> None:
 
 
 def overlaid(settings: Settings, config: Namespace) -> list[str]:
-    """A line for each file or flag that took something away, or left something to another class."""
+    """A line for each file or flag that took something away, or left something to another class, or had no effect."""
     found: dict[str, list[str]] = {}
-    for origin, text in (*_lists(settings, config), *_classes(settings, config)):
+    for origin, text in (*_lists(settings, config), *_classes(settings, config), *_variables(settings)):
         found.setdefault(origin, []).append(text.removeprefix(f"{origin.removeprefix('--')}: "))
     return [f"{origin}: {'; '.join(texts)}" for origin, texts in found.items()]
 
@@ -93,6 +93,14 @@ def _classes(settings: Settings, config: Namespace) -> Iterator[tuple[str, str]]
             kept = ", ".join(f"{name} {stated[name]}" for name in earlier if name in stated)
             text = f"{key}: {now.class_path.rpartition('.')[2]} takes the place of {old}"
             yield setting.origin, text + (f", without {gone}" if gone else "") + (f", keeping {kept}" if kept else "")
+
+
+def _variables(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Variables of the environment whose keys a file or a flag sets, which is stronger."""
+    stronger = {setting.key.replace(".init_args", ""): setting for setting in settings if not setting.in_environment}
+    for setting in settings:
+        if setting.in_environment and (by := stronger.get(setting.key)):
+            yield setting.origin, f"without effect, since {by.where.removesuffix(f': {by.path}')} sets {setting.key}"
 
 
 def _at(config: Any, key: str) -> Any:

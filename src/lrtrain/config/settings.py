@@ -35,9 +35,14 @@ class Setting(NamedTuple):
         return self.path.replace("+", "")
 
     @property
+    def in_environment(self) -> bool:
+        """Whether a variable sets it, which is weaker than files and flags."""
+        return self.origin.startswith(f"{ENV_PREFIX}_")
+
+    @property
     def where(self) -> str:
         """How to point at it: the flag, the variable, or the file and the key."""
-        own = self.origin.startswith(("--", f"{ENV_PREFIX}_"))
+        own = self.in_environment or self.origin.startswith("--")
         return self.origin if own else f"{self.origin}: {self.path}"
 
 
