@@ -111,7 +111,7 @@ def test_a_wrong_key_class_type_or_reference_in_a_file_is_named_with_the_file(
         ("--model.decoder.mlp.rank_ratio=null", "model.decoder: give either rank or rank_ratio"),
         ("--trainer.max_steps", "argument --trainer.max_steps: expected one argument"),
         ("stray", "stray: stands alone; every argument is an option"),
-        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1.0: give the largest norm of the gradient"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1: give the largest norm of the gradient"),
         ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val is nan: give the largest norm of the gradient"),
         ("--trainer.callbacks+=LearningRateFinder", "trainer.callbacks: LearningRateFinder tries one rate"),
         ("--trainer.callbacks+=BatchSizeFinder", "trainer.callbacks: BatchSizeFinder trains with another batch"),

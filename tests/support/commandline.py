@@ -19,6 +19,7 @@ PROGRESS = (
     "Tokenizing",
     "Training a tokenizer",
     "continuing from",
+    "opening the storage",
     "passed over",
 )
 

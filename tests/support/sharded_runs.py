@@ -42,8 +42,8 @@ class Losses(L.Callback):
         self.restored = gathered(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
-        if "train/gradient_norm" in trainer.callback_metrics:  # the first of several micro-batches has none yet
+        if "train/loss" in trainer.callback_metrics:  # the first of several micro-batches has none yet
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
             self.norms.append(float(trainer.callback_metrics["train/gradient_norm"]))
 
 

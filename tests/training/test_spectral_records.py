@@ -71,9 +71,9 @@ def test_what_is_logged_was_measured_in_the_very_step(tmp_path: Path) -> None:
     points: dict[int, dict[str, float]] = {}
     for step, metrics in logger.points:
         points.setdefault(step, {}).update(metrics)
-    assert [step for step, metrics in points.items() if "spectral/update_over_lr" in metrics] == [2, 5]
-    for step in (2, 5):
+    assert [step for step, metrics in points.items() if "spectral/update_over_lr" in metrics] == [3, 6]
+    for step in (3, 6):
         metrics = points[step]
-        assert metrics["train/gradient_norm"] == pytest.approx(gradients.seen[step], rel=1e-5)
-        largest = max(observer.ratios[step * pairs : (step + 1) * pairs])
+        assert metrics["train/gradient_norm"] == pytest.approx(gradients.seen[step - 1], rel=1e-5)
+        largest = max(observer.ratios[(step - 1) * pairs : step * pairs])
         assert metrics["spectral/update_over_lr"] == pytest.approx(largest, rel=1e-3)
