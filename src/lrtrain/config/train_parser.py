@@ -159,9 +159,7 @@ def check_trainer(settings: Any) -> None:
             raise UserError(f"trainer.{key} is 0: give at least 1")
     clip = settings["gradient_clip_val"]
     if clip is not None and not clip >= 0:
-        raise UserError(
-            f"trainer.gradient_clip_val is {clip:g}: give the largest norm of the gradient, or null for none"
-        )
+        raise UserError(f"trainer.gradient_clip_val is {clip:g}: give the largest norm of the gradient, or null")
 
 
 def check_length(settings: Any) -> None:

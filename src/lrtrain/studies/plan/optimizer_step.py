@@ -28,20 +28,8 @@ REDUCED = {"sum", "mean", "norm", "linalg_vector_norm", "amax", "amin", "max", "
 """Operators that cost about as much as there are numbers in what they are given."""
 
 MOVED = {"copy", "clone", "cat", "stack", "where", "gather", "index", "index_select", "detach", "alias", "_to_copy"}
-MADE = {
-    "empty",
-    "full",
-    "zeros",
-    "ones",
-    "new_ones",
-    "arange",
-    "eye",
-    "fill",
-    "zero",
-    "_local_scalar_dense",
-    "_unsafe_view",
-}
-FREE = MOVED | MADE | {f"{name}_like" for name in MADE} | {"lift_fresh"}
+MADE = {"empty", "full", "zeros", "ones", "arange", "eye", "fill", "zero", "_local_scalar_dense", "_unsafe_view"}
+FREE = MOVED | MADE | {f"{name}_like" for name in MADE} | {"lift_fresh", "new_ones"}
 """Operators that move numbers or make them."""
 
 Make = Callable[[Iterable[Any]], Optimizer]
