@@ -112,6 +112,7 @@ def test_a_wrong_key_class_type_or_reference_in_a_file_is_named_with_the_file(
         ("--trainer.max_steps", "argument --trainer.max_steps: expected one argument"),
         ("stray", "stray: stands alone; every argument is an option"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1: give the largest norm of the gradient"),
+        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches is 0: nothing would be trained"),
         ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val is nan: give the largest norm of the gradient"),
         ("--trainer.callbacks+=LearningRateFinder", "trainer.callbacks: LearningRateFinder tries one rate"),
         ("--trainer.callbacks+=BatchSizeFinder", "trainer.callbacks: BatchSizeFinder trains with another batch"),

@@ -163,7 +163,9 @@ def check_trainer(settings: Any) -> None:
 
 
 def check_length(settings: Any) -> None:
-    """Raises UserError for a run without an end, of which Lightning would train 1000 epochs."""
+    """Raises UserError for a run without an end, of which Lightning would train 1000 epochs, or without a step."""
+    if settings["limit_train_batches"] == 0:
+        raise UserError("trainer.limit_train_batches is 0: nothing would be trained; see lrtrain validate")
     if settings["max_steps"] == -1 and settings["max_epochs"] in (None, -1) and not settings["fast_dev_run"]:
         raise UserError("trainer.max_steps: the schedule needs the length of the run: set max_steps or max_epochs")
 

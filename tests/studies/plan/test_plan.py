@@ -127,6 +127,14 @@ def test_devices_and_shards_are_read_in_every_form_that_fit_takes(
     assert (run.devices, run.shards) == (devices, shards)
 
 
+@pytest.mark.parametrize(("devices", "said"), [("auto", True), ("-1", True), ("1", False)])
+def test_devices_that_the_machine_decides_are_said(
+    devices: str, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--config", str(RECIPE), f"--trainer.devices={devices}"]) == 0
+    assert ("one process a node, where trainer.devices takes as many as there are" in capsys.readouterr().out) is said
+
+
 @pytest.mark.parametrize("devices", ["0", "-2", "1.5", "[]", "[0, 0]", "two"])
 def test_devices_that_are_none_are_refused(devices: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(["plan", "--config", str(RECIPE), f"--trainer.devices={devices}"], capsys)

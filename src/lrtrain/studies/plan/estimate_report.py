@@ -40,7 +40,10 @@ def _flops(plan: Plan) -> str:
     rows += [[name, short(value), f"{value / total:.2%}"] for name, value in parts if value]
     rows.append(["total", short(total), ""])
     rows.append(["dense forward", short(costs.dense), ""])
-    return "\n".join([table(rows), f"steps of {tokens:,} tokens; sequences of {plan.run.tokens:,}", *costs.notes])
+    told = f"steps of {tokens:,} tokens; sequences of {plan.run.tokens:,}"
+    if plan.run.as_many_as_there_are and not plan.run.on_cpu:
+        told += "; one process a node, where trainer.devices takes as many as there are"
+    return "\n".join([table(rows), told, *costs.notes])
 
 
 def _memory(plan: Plan) -> str:

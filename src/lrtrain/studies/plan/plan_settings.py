@@ -42,7 +42,8 @@ class Run:
         batch: Sequences of a micro-batch on one device.
         accumulate: Micro-batches of an optimizer step.
         steps: Optimizer steps; None where the configuration sets none.
-        devices: Processes; 1 where the configuration leaves it to the machine.
+        devices: Processes; one a node where the configuration leaves it to the machine.
+        as_many_as_there_are: The configuration leaves the processes of a node to the machine.
         shards: Processes of one copy of the model, if the configuration names a sharded strategy.
         precision: A key of `PRECISIONS`.
         on_cpu: The configuration names a CPU; else memory is that of a GPU.
@@ -55,6 +56,7 @@ class Run:
     accumulate: int
     steps: int | None
     devices: int
+    as_many_as_there_are: bool
     shards: int | None
     precision: str
     on_cpu: bool
@@ -95,6 +97,7 @@ def read_run(config: Any) -> Run:
         accumulate=trainer.accumulate_grad_batches,
         steps=trainer.max_steps if trainer.max_steps > 0 else None,
         devices=_per_node(trainer.devices) * trainer.num_nodes,
+        as_many_as_there_are=_is_open(trainer.devices),
         shards=strategy.get("init_args", {}).get("shards"),
         precision=precision,
         on_cpu="cpu" in str(trainer.accelerator).lower(),
@@ -103,10 +106,14 @@ def read_run(config: Any) -> Run:
     )
 
 
+def _is_open(devices: list[int] | str | int) -> bool:
+    return str(devices).strip() in ("auto", "-1")
+
+
 def _per_node(devices: list[int] | str | int) -> int:
     """Processes of a node, in every form that the Trainer takes; 1 where they are as many as the machine has."""
     text = str(devices).strip()
-    if text in ("auto", "-1"):
+    if _is_open(devices):
         return 1
     if isinstance(devices, list) or "," in text:
         listed = devices if isinstance(devices, list) else [part for part in text.split(",") if part.strip()]
