@@ -25,6 +25,10 @@ ENDLESS = {
 }
 """Work that is asked for and does not end."""
 QUICK = (
+    ("name", "a\0b"),
+    ("data.path", "a\0b"),
+    ("ckpt_path", "a\0b"),
+    ("trainer.accelerator", "tpu"),
     ("trainer.devices", "9" * 20),
     ("trainer.check_val_every_n_epoch", "0"),
     ("model.decoder.vocab_size", "9" * 14),
@@ -37,7 +41,7 @@ QUICK = (
     ("model.optimizers.hidden.ns_steps", "9" * 20),
     ("model.optimizers.hidden.coefficients", "null"),
 )
-"""Once a traceback each."""
+"""Each ended in a traceback once, or could."""
 
 
 @pytest.fixture(scope="module")
