@@ -247,5 +247,5 @@ def _scalar(key: str, value: Any) -> float:
         except (TypeError, ValueError, RuntimeError):
             pass
     shape = getattr(value, "shape", None)
-    what = f"{type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+    what = type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
     raise ValueError(f"metric '{key}' is no scalar but a {what}: log a number or a tensor of one element")

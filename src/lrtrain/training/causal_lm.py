@@ -1,6 +1,5 @@
 """The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
 
-import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from lrtrain.training.checks import check_batch, check_loss, check_optimizer, ch
 from lrtrain.training.fsdp import FSDP
 from lrtrain.training.resumed_rates import jumps, saved_rates
 from lrtrain.training.token_loss import TokenLoss
+from lrtrain.training.training_callbacks import training_callbacks
 
 DecoderCallable = Callable[[], Decoder]
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -78,7 +78,7 @@ class CausalLM(L.LightningModule):
             UserError: a value out of range.
         """
         decoder = self._decoder_on("meta")
-        _training_callbacks(decoder)
+        training_callbacks(decoder)
         check_loss(self._loss[0])
         makers = {"hidden": self._optimizers.hidden, "other": self._optimizers.other, **self._optimizers.overrides}
         for slot, make in makers.items():
@@ -136,7 +136,7 @@ class CausalLM(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """What the projections need, and telemetry, except for what the configuration brings itself."""
         needed: list[type[L.Callback]] = [SpectralConstraints, SpectralTelemetry]
-        needed += _training_callbacks(self.decoder or self._decoder_on("meta"))
+        needed += training_callbacks(self.decoder or self._decoder_on("meta"))
         own = self.trainer.callbacks  # type: ignore[attr-defined]
         return [kind() for kind in needed if not any(isinstance(one, kind) for one in own)]
 
@@ -252,15 +252,3 @@ class CausalLM(L.LightningModule):
         except ValueError as error:
             at = "model." if str(error).startswith("optimizers.") else "model.optimizers: "
             raise UserError(f"{at}{error}") from error
-
-
-def _training_callbacks(decoder: Decoder) -> list[type[L.Callback]]:
-    """The callbacks that the projections train with, each once."""
-    found: dict[type[L.Callback], None] = {}
-    for module in decoder.modules():
-        if path := getattr(module, "training_callback", ""):
-            try:
-                found[pkgutil.resolve_name(path)] = None
-            except (ValueError, ImportError, AttributeError) as error:
-                raise UserError(f"{type(module).__name__}.training_callback is {path!r}: {error}") from error
-    return list(found)
