@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,17 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def fetch(run_dir: Path, uri: str) -> tuple[Any, Any]:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     state = load_state(run_dir)
     assert state is not None
     client = MlflowClient(uri)
-    return client, client.get_run(state.run_id)
+
+    def run() -> Any:
+        with suppress(MlflowException):  # a server may close an idle connection in the moment that it is used again
+            return client.get_run(state.run_id)
+
+    return client, until(run)
 
 
 def steps(run_dir: Path, uri: str, key: str) -> list[int]:
