@@ -20,7 +20,7 @@ for _ in range(50):
 leave_group()
 assert not distributed.is_initialized()
 """
-"""Without `leave_group` one of the two aborts in 21 of 24 runs: "terminate called without an active exception"."""
+"""Without `leave_group` one of the two aborts in 11 of 12 runs: "terminate called without an active exception"."""
 
 
 def test_no_process_aborts_at_its_end() -> None:
