@@ -55,3 +55,11 @@ def test_the_command_says_what_it_made(tmp_path: Path, source: list[str], capsys
     assert "3 files" in said.splitlines()[0]
     for word in ("documents", "bytes a token", "vocabulary 300", "uint16", str(tmp_path / "out")):
         assert word in said
+
+
+def test_a_source_that_is_named_by_a_flag_of_its_own_is_one_more(
+    tmp_path: Path, source: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    each = [part for one in source for part in ("--source", one)]
+    assert main(["--out", str(tmp_path / "out"), *each, "--train-vocab-size", "300"]) == 0
+    assert "3 files" in capsys.readouterr().out.splitlines()[0]

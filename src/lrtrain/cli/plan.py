@@ -50,7 +50,12 @@ def _arguments() -> Arguments:
         parser.add_argument(flag, type=partial(read_amount, flag, what=what), help=text)
 
     parser.add_argument(
-        "--devices", type=int, nargs="+", metavar="N", help="numbers of processes [the configuration's]"
+        "--devices",
+        type=int,
+        nargs="+",
+        action="extend",
+        metavar="N",
+        help="numbers of processes [the configuration's]",
     )
     parser.add_argument(
         "--shards", type=int, help="processes of one copy under hsdp [the configuration's, else up to 8]"

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--source",
         nargs="+",
-        default=["stdlib"],
+        action="extend",
         metavar="PATH",
         help="files, folders, globs or URLs (hf://…, s3://…) of .txt .md .rst .py .jsonl (.jsonlines .ndjson .json) "
         ".parquet, also .gz .zst .bz2 .xz; or stdlib, the text of Python's standard library (default)",
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     out = arguments.out
     del arguments.out
+    arguments.source = arguments.source or ["stdlib"]
     manifest = prepare(PrepareSpec(**vars(arguments)), out)
     for name in ("train", "val"):
         split = manifest.split(name)

@@ -34,7 +34,13 @@ def main(argv: list[str]) -> int:
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
     run.add_argument("--jobs", type=positive, default=1, help="points trained at a time (default 1)")
     run.add_argument("--threads", type=positive, default=1, help="threads of a run (default 1)")
-    run.add_argument("--only", nargs="+", metavar="POINT", help="train these points alone, as on one of many machines")
+    run.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="POINT",
+        help="train these points alone, as on one of many machines",
+    )
     fit = commands.add_parser("fit", allow_abbrev=False, help="fit the laws; writes fit.json and fit.png")
     fit.add_argument("points", type=Path, help="folder of the plan, or a CSV with budget, parameters, tokens, loss")
     fit.add_argument("--parameters", choices=("all", "non-embedding"), default="all", help="what counts as N [all]")

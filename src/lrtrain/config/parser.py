@@ -49,7 +49,7 @@ class Parser(ArgumentParser):
         # with a ${…}, which has no value yet, would not.
         try:
             return super()._check_value_key(action, value, key, cfg, append)
-        except Exception:
+        except (TypeError, ValueError):
             if "${" not in repr(value):
                 raise
             return value

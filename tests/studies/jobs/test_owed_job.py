@@ -13,7 +13,7 @@ from lrtrain.studies.jobs.job_record import record_job
 from lrtrain.studies.jobs.launch import arguments, run_job
 
 STOP = ["commandline.StopIn", "hook=on_validation_batch_start", "count=3", f"signal={int(signal.SIGKILL)}"]
-"""In the closing validation, after one of two batches at step 2."""
+"""In the validation of step 4, after the two batches of that of step 2."""
 
 
 def test_a_job_that_was_killed_in_its_last_validation_is_finished(tmp_path: Path) -> None:

@@ -321,3 +321,8 @@ def test_an_optimizer_is_asked_for_its_state(make: Any, numbers: float, on_cpu: 
     _, (slot,) = build_optimizer(named, set(named), Optimizers(hidden=make, other=make))
     found = slot_bytes(slot, make, on_cpu)
     assert found.state / 4 / found.parameters == pytest.approx(numbers, abs=0.02)
+
+
+def test_numbers_of_processes_may_have_a_flag_each(tmp_path: Path) -> None:
+    each = planned(tmp_path, "--config", str(RECIPE), *TOY, "--devices", "1", "--devices", "4")
+    assert each == planned(tmp_path, "--config", str(RECIPE), *TOY, "--devices", "1", "4")
