@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 
 BENCHMARKS := polar orthonormalize spectron_step communication step_share data_wait throughput seventy_b telemetry compare
 
-.PHONY: always install quickstart test lint types bench clean
+.PHONY: always install quickstart test test-cluster lint types bench clean
 
 # The versions of constraints.txt, with which the figures were measured; LATEST=1 takes the newest that pyproject.toml allows.
 install: $(READY)
@@ -22,6 +22,14 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+# Real schedulers, hosts and image builds on this machine: needs root and Debian's packages below, takes about an hour.
+CLUSTER_PACKAGES := slurm-wlm slurmctld slurmd slurm-client munge buildah mmdebstrap iproute2 crun
+
+test-cluster: $(READY)
+	for name in $(CLUSTER_PACKAGES); do dpkg -s $$name > /dev/null 2>&1 || missing="$$missing $$name"; done; \
+	  [ -z "$$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }
+	$(BIN)/python -m pytest -m cluster --timeout 1800
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -32,7 +32,8 @@ LATE = ("plan", "sweep", "scaling", "experiment", "compare")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake of the user's, 130 interrupted by Ctrl-C."""
+    """Runs a command and returns its exit code: 0 done, 2 a mistake of the user's, 75 what a restart may get past, 130
+    interrupted by Ctrl-C. A fit that a signal ended leaves with 128 + the signal's number."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         line = " ".join(str(error).split("\n"))
         if should_print(line):
             print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

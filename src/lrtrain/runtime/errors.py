@@ -1,4 +1,4 @@
-"""The one exception a user sees as a line instead of a traceback."""
+"""The exceptions that a user sees as a line instead of a traceback, and their exit codes."""
 
 
 class UserError(Exception):
@@ -7,3 +7,14 @@ class UserError(Exception):
     The message says what is wrong, where (file, key, value) and what to do, in one line without a full stop at its
     end. `LRTRAIN_DEBUG=1` shows the traceback too.
     """
+
+    exit_code = 2
+
+
+class TemporaryError(UserError):
+    """What the same command may get past when it is started again: storage that does not answer, a host that is gone.
+
+    Exit code 75, EX_TEMPFAIL of sysexits.h: a scheduler restarts a job that ended so, and none that ended with 2.
+    """
+
+    exit_code = 75
