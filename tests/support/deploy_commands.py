@@ -20,7 +20,7 @@ STAND_IN = """#!/bin/sh
 """
 
 
-class _Parsed(Exception):
+class _ParsedError(Exception):
     """Ends a command where its arguments are read."""
 
 
@@ -58,7 +58,7 @@ def check_accepted(arguments: Sequence[str]) -> None:
     """Fails unless the parser of the command takes the arguments of `lrtrain`; nothing of the command is done."""
     said = io.StringIO()
     fits = arguments[0] in ("fit", "validate", "test")
-    ends = pytest.raises(SystemExit) if fits else pytest.raises(_Parsed)
+    ends = pytest.raises(SystemExit) if fits else pytest.raises(_ParsedError)
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _only_parsing(), ends as end:
         assert arguments[0] in COMMANDS, f"lrtrain has no command {arguments[0]}"
         code = main([*arguments, *(["--print_config"] if fits else [])])
@@ -72,11 +72,11 @@ def _only_parsing() -> Iterator[None]:
 
     def parse_all(self: Arguments, args: Any = None, namespace: Any = None) -> NoReturn:
         _, unknown = known(self, args, namespace)
-        raise UserError(f"unrecognized arguments: {' '.join(unknown)}") if unknown else _Parsed
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}") if unknown else _ParsedError
 
     def parse_known(self: Arguments, args: Any = None, namespace: Any = None) -> NoReturn:
         known(self, args, namespace)
-        raise _Parsed
+        raise _ParsedError
 
     with mock.patch.multiple(Arguments, parse_args=parse_all, parse_known_args=parse_known):
         yield
