@@ -20,6 +20,7 @@ import torch
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import NO_ROOM, replacing
+from lrtrain.runtime.liveness import beat
 
 PARTIAL = ".partial"
 _COMMENT = re.compile(rb"\x47\x00sha256:([0-9a-f]{64})")  # the comment's length, 71, as the zip's last field, and it
@@ -92,6 +93,7 @@ class _Sink(io.RawIOBase):
     def write(self, chunk: bytes) -> int:  # type: ignore[override]
         if self.file is not None:
             self.file.write(chunk)
+            beat()
             self.digest.update(chunk)
         self.count += len(chunk)
         return len(chunk)

@@ -26,6 +26,7 @@ from lrtrain.runtime.ranks import is_first
 from lrtrain.tracking.logger import MLflowLogger, own_logger
 from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
+from lrtrain.training.callbacks.heartbeat import Heartbeat
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.callbacks.step_progress import StepProgress
 from lrtrain.training.callbacks.throughput import Throughput
@@ -38,6 +39,7 @@ GROUPS: dict[str, type] = {
     "data": TokenDataModule,
     "checkpoints": Checkpoints,
     "nonfinite": NonFiniteGradients,
+    "heartbeat": Heartbeat,
 }
 """Group of keys -> the class whose arguments they are."""
 
@@ -112,12 +114,13 @@ class TrainingRun(Configured):
             self.run_dir, self.resumed = resolve_run(command, config.runs, config.name, config.ckpt_path)
             self.record = RunRecord(self.as_yaml())
             self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
+            self.parts.heartbeat.start(self.trainer.local_rank)
 
     def _trainer(self, settings: dict[str, Any], tracked: bool) -> Trainer:
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         callbacks.insert(0, self.parts.nonfinite)  # before any that acts on gradients
-        callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record]
+        callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record, self.parts.heartbeat]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         settings |= {

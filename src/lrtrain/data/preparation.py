@@ -31,6 +31,7 @@ from lrtrain.data.tokenizer import (
 from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
+from lrtrain.runtime.liveness import beat
 
 SAMPLE_CHARACTERS = 100_000_000  # what a tokenizer is trained on at most, taken evenly from all parts
 SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
@@ -179,6 +180,7 @@ def _write(
             changed.append(encoder.changed(batch.texts[0][:SAMPLED_CHARACTERS]))
             if not _append(spec, batch.texts, tokens, encoder, writers):
                 break
+            beat()
             progress.part, progress.position = batch.part, batch.position
             written = writers["train"].tokens
             completed = written if spec.max_tokens else sizes_before[batch.part] + batch.offset
