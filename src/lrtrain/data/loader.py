@@ -15,6 +15,7 @@ from litdata.streaming import downloader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lrtrain.data.loader_workers import heed_parent_only
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.order import dealt, shuffled
 from lrtrain.data.shards import check_shards
@@ -83,6 +84,7 @@ class BlockLoader:
         # A generator of its own: a DataLoader draws a number at every start, which training's must not depend on.
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._options["generator"] = torch.Generator()
+        self._options["worker_init_fn"] = heed_parent_only
         self._stream: Iterator[Tensor] | None = None
 
     def __len__(self) -> int:
