@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def fit(argv: list[str]) -> int:
     """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
     argv = _begin("fit", argv)
+    from lrtrain.checkpoint.leaving import leave_together
+    from lrtrain.checkpoint.signals import Told
     from lrtrain.config.run_directory import discard_if_empty
     from lrtrain.config.train_parser import TrainingRun
     from lrtrain.training.summary import print_summary
@@ -29,6 +31,9 @@ def fit(argv: list[str]) -> int:
         _train(run)
         if run.resumed is not None and not run.record.written:
             _close(run)
+    except Told as told:
+        leave_together(told.signal)
+        raise
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
     print_summary(run.trainer, run.model)
@@ -108,6 +113,7 @@ def _begin(command: str, argv: list[str]) -> list[str]:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
     if topic is not None:
         from lrtrain.config.described import describe

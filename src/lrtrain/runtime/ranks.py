@@ -1,5 +1,6 @@
 """What the first process decides for all, before torch connects them; and which process prints an error."""
 
+import contextlib
 import gc
 import hashlib
 import itertools
@@ -7,12 +8,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from lrtrain.runtime.errors import UserError
 
 DECIDED = "LRTRAIN_DECIDED"
 """Hands what was decided to the processes that Lightning starts."""
+
+PATIENCE = timedelta(seconds=120)
+"""How long the other processes wait for the first one's last act."""
 
 _calls = itertools.count()
 _stores: list[Any] = []
@@ -72,6 +77,28 @@ def should_print(line: str) -> bool:
         return False  # the first process, which held the store, has ended with its own line
 
 
+def first_leaves_last(act: Callable[[], None]) -> None:
+    """Calls `act` on the first process, while the others wait for its end before they return.
+
+    To be called on the way out, on all processes: whoever started them ends the rest when one has ended with an error,
+    and the first process is the one that still sends the record.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_initialized():
+        if is_first():
+            act()
+        return
+    store, key = torch.distributed.distributed_c10d._get_default_store(), "lrtrain/first left"
+    if torch.distributed.get_rank() > 0:
+        with contextlib.suppress(RuntimeError):  # it takes too long, or is gone and the store with it
+            store.wait([key], PATIENCE)
+        return
+    try:
+        act()
+    finally:
+        store.set(key, "")
+
+
 def leave_group() -> None:
     """Leaves the group of processes that a command has joined, while Python still runs.
 
@@ -100,5 +127,10 @@ def _launcher() -> Any:
                 launcher = kind()
             except RuntimeError as error:  # --ntasks without --ntasks-per-node
                 raise UserError(f"launcher: {' '.join(str(error).split())}") from error
+            if kind is SLURMEnvironment and launcher.world_size() > 1 and "SLURM_STEP_ID" not in os.environ:
+                raise UserError(
+                    f"launcher: the Slurm job has {launcher.world_size()} tasks, and this process is none of them: "
+                    "put srun before lrtrain"
+                )
             return launcher if launcher.world_size() > 1 else None
     return None
