@@ -59,7 +59,7 @@ def _evaluate(command: str, argv: list[str]) -> int:
     results = evaluate(run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True, verbose=False)
     if run.trainer.is_global_zero:
         print(f"checkpoint {run.resumed}")
-        for name, value in results[0].items():
+        for name, value in {name: value for found in results for name, value in found.items()}.items():
             print(f"{name:<20} {value:.4f}")
     return 0
 
