@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
-from tokenizers import Tokenizer
 
-from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
 from lrtrain.data.encoder import Encoder
 from lrtrain.data.listing import Part, list_sources
@@ -22,18 +19,13 @@ from lrtrain.data.messages import some
 from lrtrain.data.origin import Origin, changes, origin, tokenizer_changes
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.spec import PrepareSpec
-from lrtrain.data.tokenizer import (
-    end_of_text,
-    load_tokenizer,
-    train_tokenizer,
-    vocabulary_size,
-)
+from lrtrain.data.tokenizer import end_of_text, load_tokenizer, vocabulary_size
+from lrtrain.data.tokenizer_sample import make_tokenizer
 from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
 from lrtrain.runtime.liveness import beat
 
-SAMPLE_CHARACTERS = 100_000_000  # what a tokenizer is trained on at most, taken evenly from all parts
 SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
 SAVE_SECONDS = 10.0
 
@@ -145,30 +137,6 @@ def finish(spec: PrepareSpec, folder: Path, writers: dict[str, ShardWriter], fil
     for file in (folder / PROGRESS, unfinished(folder / PROGRESS)):
         file.unlink(missing_ok=True)
     return manifest
-
-
-def make_tokenizer(spec: PrepareSpec, parts: list[Part]) -> Tokenizer:
-    """The tokenizer that the request names, or one trained on a sample of all `parts`."""
-    if spec.tokenizer is not None:
-        return load_tokenizer(spec.tokenizer)
-    assert spec.train_vocab_size is not None
-    with Console(stderr=True).status(f"Training a tokenizer of {spec.train_vocab_size:,} tokens"):
-        return train_tokenizer(_sample(spec, parts), spec.train_vocab_size)
-
-
-def _sample(spec: PrepareSpec, parts: list[Part]) -> Iterator[str]:
-    """Training documents from every part, in proportion to its size; all of them where they are few enough."""
-    total = sum(part.size for part in parts)
-    for part in parts:
-        # A file system that tells no sizes gets equal shares.
-        share = SAMPLE_CHARACTERS * part.size // total if total else SAMPLE_CHARACTERS // len(parts)
-        taken = 0
-        for document in read_documents(part, spec.text_column):
-            if not held_out(document.text, spec.val_fraction):
-                yield document.text
-                taken += len(document.text)
-            if taken > share:
-                break
 
 
 def write_documents(

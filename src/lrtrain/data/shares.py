@@ -15,10 +15,11 @@ from lrtrain.data.encoder import Encoder
 from lrtrain.data.listing import Part, list_sources
 from lrtrain.data.manifest import MANIFEST, PARTS, PROGRESS, SPLITS, Chunk, Split, difference
 from lrtrain.data.origin import Origin, changes, origin, tokenizer_changes
-from lrtrain.data.preparation import announcement, existing, make_tokenizer, write_documents
+from lrtrain.data.preparation import announcement, existing, write_documents
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.spec import PrepareSpec
 from lrtrain.data.tokenizer import load_tokenizer, vocabulary_size
+from lrtrain.data.tokenizer_sample import make_tokenizer
 from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
