@@ -8,6 +8,7 @@ from lrtrain import __version__
 from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
+from lrtrain.runtime.lost_processes import LostProcessError, leave_note
 from lrtrain.runtime.own_modules import find_own_modules
 from lrtrain.runtime.ranks import leave_group, should_print
 
@@ -47,12 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("LRTRAIN_DEBUG"):
             raise
         line = " ".join(str(error).split("\n"))
-        if should_print(line):
-            print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr)
+        if isinstance(error, LostProcessError) or should_print(line):
+            print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr, flush=True)
+        leave_note(error.exit_code, line)
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        leave_note(1, f"{type(error).__name__}: {error}"[:1000])
+        raise
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)
         return 130

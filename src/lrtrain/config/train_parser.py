@@ -28,6 +28,7 @@ from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
 from lrtrain.training.callbacks.heartbeat import Heartbeat
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
+from lrtrain.training.callbacks.roll_call import RollCall
 from lrtrain.training.callbacks.step_progress import StepProgress
 from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
@@ -112,9 +113,14 @@ class TrainingRun(Configured):
         with _one_line():
             config = self.config
             self.run_dir, self.resumed = resolve_run(
-                command, config.runs, config.name, config.ckpt_path, config.checkpoints.path
+                command,
+                config.runs,
+                config.name,
+                config.ckpt_path,
+                config.checkpoints.path,
+                config.trainer.num_nodes,
             )
-            self.record = RunRecord(self.as_yaml())
+            self.record, self.roll_call = RunRecord(self.as_yaml()), RollCall()
             self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
             self.parts.heartbeat.start(self.trainer.local_rank)
 
@@ -131,7 +137,7 @@ class TrainingRun(Configured):
     def _trainer(self, settings: dict[str, Any], tracked: bool) -> Trainer:
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        callbacks.insert(0, self.parts.nonfinite)  # before any that acts on gradients
+        callbacks[:0] = [self.roll_call, self.parts.nonfinite]  # before any that takes time, or acts on gradients
         callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record, self.parts.heartbeat]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())

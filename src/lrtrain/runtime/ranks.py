@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.errors import TemporaryError, UserError
 
 DECIDED = "LRTRAIN_DECIDED"
 """Hands what was decided to the processes that Lightning starts."""
@@ -26,43 +26,30 @@ _stores: list[Any] = []
 
 def is_first() -> bool:
     """Whether this is the first process of the run, from what torchrun, Slurm or Lightning tell it."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
-def decide_on_rank_zero(decide: Callable[[], Any]) -> Any:
+def decide_on_rank_zero(decide: Callable[[], Any], nodes: int = 1) -> Any:
     """Calls `decide` on the first process and returns its result, plain JSON values, on every process.
 
     Processes that Lightning starts find it in the environment. Those of torchrun, Slurm, LSF or MPI, which start all at
-    once, meet at the address where torch connects them later.
+    once, meet at the address where torch connects them later. So do the processes that start Lightning's on each of
+    several `nodes`.
 
     Raises:
-        UserError: `decide` did, on the first process; the others end with exit code 2 and without a word.
+        UserError: `decide` did, on the first process; the others end with exit code 2 and without a word. Nothing says
+            where the other nodes are.
+        TemporaryError: the first process does not answer.
     """
     launcher = _launcher()
-    if launcher is None:
-        if is_first() or DECIDED not in os.environ:
-            os.environ[DECIDED] = json.dumps(decide())
-        return json.loads(os.environ[DECIDED])
-    from torch.distributed import rendezvous
-
-    rank, world = launcher.global_rank(), launcher.world_size()
-    store, _, _ = next(rendezvous(f"tcp://{launcher.main_address}:{launcher.main_port}", rank, world))
-    _stores.append(store)
-    key = f"lrtrain/decided/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
-    if rank > 0:
-        decided, failed = json.loads(store.get(key))
-        if store.add(f"{key}/taken", 1) == world - 1:
-            store.set(f"{key}/taken by all", "")
-        if failed:
-            raise SystemExit(2)
-        return decided
-    decided, failed = None, True
-    try:
-        decided, failed = decide(), False
-    finally:
-        store.set(key, json.dumps([decided, failed]))
-        store.wait([f"{key}/taken by all"])  # the store ends with this process
-    return decided
+    if launcher is not None:
+        return _meet(decide, launcher.main_address, launcher.main_port, launcher.global_rank(), launcher.world_size())
+    if nodes > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ[DECIDED] = json.dumps(_meet(decide, *_first_node(nodes), nodes))
+    elif is_first() or DECIDED not in os.environ:
+        os.environ[DECIDED] = json.dumps(decide())
+    return json.loads(os.environ[DECIDED])
 
 
 def should_print(line: str) -> bool:
@@ -110,6 +97,45 @@ def leave_group() -> None:
     if torch is not None and torch.distributed.is_initialized():
         gc.collect()  # modules that hold the group, and with it its threads
         torch.distributed.destroy_process_group()
+
+
+def _meet(decide: Callable[[], Any], address: str, port: int, rank: int, world: int) -> Any:
+    from torch.distributed import DistNetworkError, rendezvous
+
+    try:
+        store, _, _ = next(rendezvous(f"tcp://{address}:{port}", rank, world))
+    except DistNetworkError as error:
+        text = " ".join(str(error).split())[:200]
+        raise TemporaryError(f"the first process, at {address} port {port}, does not answer: {text}") from error
+    _stores.append(store)
+    key = f"lrtrain/decided/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
+    if rank > 0:
+        decided, failed = json.loads(store.get(key))
+        if store.add(f"{key}/taken", 1) == world - 1:
+            store.set(f"{key}/taken by all", "")
+        if failed:
+            raise SystemExit(2)
+        return decided
+    decided, failed = None, True
+    try:
+        decided, failed = decide(), False
+    finally:
+        store.set(key, json.dumps([decided, failed]))
+        store.wait([f"{key}/taken by all"])  # the store ends with this process
+    return decided
+
+
+def _first_node(nodes: int) -> tuple[str, int, int]:
+    """Address and port of the first of several nodes, and this one's number, from what the user set on each."""
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
+        raise UserError(
+            f"trainer.num_nodes is {nodes}, and {' and '.join(missing)} not set: start under torchrun or srun, or set "
+            "on each node the address and a free port of the first one, and NODE_RANK, counted from 0"
+        )
+    address, port, rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["NODE_RANK"])
+    if rank >= nodes:
+        raise UserError(f"NODE_RANK is {rank}, but trainer.num_nodes {nodes}: nodes are counted from 0")
+    return address, port, rank
 
 
 def _launcher() -> Any:
