@@ -33,8 +33,12 @@ LATE = ("plan", "sweep", "scaling", "experiment", "compare")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake of the user's, 75 what a restart may get past, 130
-    interrupted by Ctrl-C. A fit that a signal ended leaves with 128 + the signal's number."""
+    """Runs a command and returns its exit code.
+
+    0: done. 2: a mistake of the user's, which a restart would meet again. 75: what a restart may get past. 130: Ctrl-C.
+    A fit that a signal ended has saved a checkpoint and leaves with 128 + the signal's number: 143 for SIGTERM, 138 for
+    SIGUSR1. Whatever else goes wrong is raised, and Python ends with 1.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
@@ -82,5 +86,7 @@ def _help() -> str:
         "usage: lrtrain <command> [arguments]\n\n"
         "Pre-train language models whose weights are low-rank from the first step.\n\n"
         f"{commands}\n\n"
-        "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks."
+        "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks.\n\n"
+        "Exit codes: 0 done; 2 a mistake to mend; 75 a store or host does not answer: start again; 128 + its number\n"
+        "(130 Ctrl-C, 143 SIGTERM) a signal, and fit has saved a checkpoint; 1 a fault of the program."
     )
