@@ -10,11 +10,12 @@ from lrtrain.linalg.norm import norm_bound, spectral_norm
 from lrtrain.linalg.orthonormal import orthonormality_error, orthonormalize, orthonormalize_, project_to_tangent
 from lrtrain.linalg.polar import Precision, polar, polar_in_metric
 from lrtrain.linalg.row_sharded import gathered, gram, inner, local, process_groups, spread, with_local
-from lrtrain.linalg.truncated_svd import gaussian_svd, rank_for_energy, truncated_svd
+from lrtrain.linalg.truncated_svd import energy_rank, gaussian_svd, product_svd, rank_for_energy, truncated_svd
 
 __all__ = [
     "Coefficients",
     "Precision",
+    "energy_rank",
     "full_float32",
     "gathered",
     "gaussian_svd",
@@ -29,6 +30,7 @@ __all__ = [
     "polar",
     "polar_in_metric",
     "process_groups",
+    "product_svd",
     "project_to_tangent",
     "rank_for_energy",
     "spectral_norm",
