@@ -211,6 +211,12 @@ def test_data_sets_of_two_tokenizers_are_refused(prepared: Path, tmp_path: Path)
         mixed([Weighted(str(prepared), 1.0), Weighted(str(tmp_path / "absent"), 1.0)])
 
 
+def test_one_data_set_under_two_paths_is_refused(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(prepared)
+    with pytest.raises(UserError, match=r"link hold the same shards: name them once"):
+        mixed([Weighted(str(prepared), 1.0), Weighted(str(tmp_path / "link"), 1.0)])
+
+
 def test_a_damaged_source_is_named_during_training(prepared: Path, small: Path, tmp_path: Path) -> None:
     copy_of = Path(shutil.copytree(small, tmp_path / "copy"))
     loader = mixed([Weighted(str(prepared), 1.0), Weighted(str(copy_of), 1.0)]).train_dataloader()

@@ -52,7 +52,7 @@ class MixManifest:
 
     @classmethod
     def of(cls, sources: Sequence[Source]) -> "MixManifest":
-        """The manifest of `sources`. Raises UserError unless all have the same tokenizer."""
+        """The manifest of `sources`. Raises UserError unless all have one tokenizer and each shards of its own."""
         first = sources[0]
         for source in sources[1:]:
             for key in ONE_TOKENIZER:
@@ -65,6 +65,11 @@ class MixManifest:
                         f"data.mix: {first.path} has {what[0]} {what[1]} and {source.path} {what[2]}: prepare all with "
                         f"one tokenizer, as with --tokenizer {first.path}/tokenizer.json"
                     )
+        digests = [source.manifest.train.digest for source in sources]
+        for source, digest in zip(sources, digests, strict=True):
+            if sources[digests.index(digest)] is not source:
+                same = sources[digests.index(digest)].path
+                raise UserError(f"data.mix: {same} and {source.path} hold the same shards: name them once")
         train, val = (
             {s.name: {"weight": float(s.share), **asdict(s.manifest.split(name))} for s in sources} for name in SPLITS
         )
