@@ -19,7 +19,8 @@ SKYPILOT = "skypilot==0.14.1"
 READS = """
 import sys
 import sky
-task = sky.Task.from_yaml_config(sky.utils.yaml_utils.read_yaml(sys.argv[1]), env_overrides=[("BUCKET", "a-bucket")])
+from sky.utils.yaml_utils import read_yaml
+task = sky.Task.from_yaml_config(read_yaml(sys.argv[1]), env_overrides=[("BUCKET", "a-bucket")])
 (resources,) = task.resources
 print(resources.job_recovery, resources.use_spot, task.file_mounts, list(task.storage_mounts))
 """
@@ -46,7 +47,7 @@ def test_its_fit_is_taken_resumes_and_writes_to_the_bucket_alone(tmp_path: Path)
 
 def test_its_setup_installs_this_folder_with_the_constraints(tmp_path: Path) -> None:
     environment, install = recorded(TASK["setup"], ["uv"], tmp_path, HOME=str(tmp_path))
-    assert environment == ["uv", "venv", "--clear", "--python", "3.11", f"{tmp_path}/lrtrain"]
+    assert environment == ["uv", "venv", "--allow-existing", "--python", "3.11", f"{tmp_path}/lrtrain"]
     assert install[-3:] == ["--constraint", "constraints.txt", ".[hf,s3]"]
     assert TASK["workdir"] == "."
 
@@ -66,5 +67,5 @@ def test_skypilot_reads_it_and_refuses_a_misspelled_key(tmp_path: Path) -> None:
     assert good.returncode == 0, good.stderr
     assert "'recover_on_exit_codes': [75, 143]" in good.stdout
     misspelled = tmp_path / "fit.yaml"
-    misspelled.write_text(FILE.read_text().replace("recover_on_exit_codes:", "recover_on_exit_code:"))
+    misspelled.write_text(FILE.read_text().replace("use_spot:", "use_spots:"))
     assert read(misspelled).returncode != 0
