@@ -36,6 +36,7 @@ step() {
   while kill -0 $srun 2> /dev/null; do wait $srun; done
   wait $srun
   status=$?
+  trap : USR1 TERM
   if [ $status != 0 ] && [ -s "$codes" ]; then
     read -r status < "$codes"
     for code in 75 138 2; do
@@ -55,11 +56,19 @@ finish() {
   75) # storage or a host that may come back
     if [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then requeue "a failure that may pass"; fi
     ;;
-  *) # Slurm lets a preempted job end by itself, and then would not start it again.
-    if [[ $job =~ \ PreemptTime=[0-9] ]]; then requeue "preempted"; fi
+  *) # Slurm does not start these again if the job ends before it is preempted, or before the node is known to be down.
+    if [[ $job =~ \ PreemptTime=[0-9] ]]; then
+      requeue "preempted"
+    elif [[ $job != *JobState=CANCELLED* ]] && ! nodes_answer; then
+      requeue "a node is gone"
+    fi
     ;;
   esac
   exit "$status"
+}
+
+nodes_answer() {
+  [ "$SLURM_NNODES" = 1 ] || timeout 90 srun --quiet --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
 }
 
 requeue() {

@@ -206,6 +206,17 @@ def test_a_preempted_job_goes_back_and_a_cancelled_one_does_not(
     assert job.calls("scontrol") == ([["requeue", "12"]] if requeued else [])
 
 
+def test_a_job_that_lost_a_node_goes_back_before_slurm_knows(job: Job) -> None:
+    job.lrtrain("exit 1")
+    assert job.run(FIT, SLURM_NNODES="2")[0] == 1
+    assert job.calls("scontrol") == []
+    job.stub("srun", f'case "$*" in *true) exit 1;; esac; exec {sys.executable} {SRUN} ', '"$@"')
+    assert job.run(FIT, SLURM_NNODES="1")[0] == 1
+    assert job.calls("scontrol") == []
+    assert job.run(FIT, SLURM_NNODES="2")[0] == 1
+    assert job.calls("scontrol") == [["requeue", "12"]]
+
+
 def test_a_job_that_cannot_go_back_is_said_unless_lrtrain_has_put_it_there(job: Job) -> None:
     job.lrtrain("exit 138")
     job.stub("scontrol", "echo Job is pending execution for job 12; exit 1")
@@ -216,7 +227,7 @@ def test_a_job_that_cannot_go_back_is_said_unless_lrtrain_has_put_it_there(job: 
 
 
 def test_a_signal_to_the_batch_shell_reaches_the_tasks(job: Job) -> None:
-    job.lrtrain("trap 'exit 138' USR1; touch $STUBS/ready; sleep 30 & wait")
+    job.lrtrain("exec > /dev/null 2>&1; trap 'exit 138' USR1; touch $STUBS/ready; sleep 30 & wait")
     process = job.start(FIT, SLURM_NTASKS="1")
     deadline = time.monotonic() + 30
     while not (job.stubs / "ready").exists():
