@@ -5,6 +5,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 
 def pip_setting(name: str) -> str | None:
-    found = re.search(rf"^\S*\.{name}='(.*)'$", done(["pip", "config", "list"]), re.M)
+    found = re.search(rf"^\S*\.{name}='(.*)'$", done([sys.executable, "-m", "pip", "config", "list"]), re.M)
     return found.group(1) if found else None
 
 

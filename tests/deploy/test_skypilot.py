@@ -45,6 +45,17 @@ def test_its_fit_is_taken_resumes_and_writes_to_the_bucket_alone(tmp_path: Path)
     assert TASK["file_mounts"][mount]["mode"] == "MOUNT_CACHED"  # MOUNT knows no renaming and no appending
 
 
+@pytest.mark.parametrize("given", ["", "http://tracker:5000"])
+def test_it_tracks_to_the_server_that_is_named_and_never_into_a_database_in_the_bucket(
+    tmp_path: Path, given: str
+) -> None:
+    script = TASK["run"].replace("exec lrtrain", 'lrtrain "$MLFLOW_TRACKING_URI" && exec lrtrain')
+    (said, _) = recorded(
+        script, ["lrtrain"], tmp_path, MLFLOW_TRACKING_URI=given, HOME=str(tmp_path), CONFIG="", NAME=""
+    )
+    assert said == ["lrtrain", given or f"sqlite:///{tmp_path}/mlflow.db"]
+
+
 def test_its_setup_installs_this_folder_with_the_constraints(tmp_path: Path) -> None:
     environment, install = recorded(TASK["setup"], ["uv"], tmp_path, HOME=str(tmp_path))
     assert environment == ["uv", "venv", "--allow-existing", "--python", "3.11", f"{tmp_path}/lrtrain"]
