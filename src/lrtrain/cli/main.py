@@ -3,10 +3,12 @@
 import importlib
 import os
 import sys
+import traceback
 
 from lrtrain import __version__
 from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.first_to_end import exit_code_here
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.lost_processes import LostProcessError, leave_note
 from lrtrain.runtime.own_modules import find_own_modules
@@ -55,14 +57,15 @@ def main(argv: list[str] | None = None) -> int:
         line = " ".join(str(error).split("\n"))
         if isinstance(error, LostProcessError) or should_print(line):
             print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr, flush=True)
-        leave_note(error.exit_code, line)
-        return error.exit_code
+        return exit_code_here(error.exit_code) if leave_note(error.exit_code, line) else error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        leave_note(1, f"{type(error).__name__}: {error}"[:1000])
-        raise
+        if not leave_note(1, f"{type(error).__name__}: {error}"[:1000]) or exit_code_here(1):
+            raise
+        traceback.print_exc()
+        return 0
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)
         return 130

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from lrtrain.runtime import first_to_end
 from lrtrain.runtime.errors import TemporaryError
-from lrtrain.runtime.ranks import DECIDED
+from lrtrain.runtime.first_to_end import exit_code_here
 
 SECONDS_TO_SIGN = 5.0
 """How long the others are waited for: a collective ends on all of them within a step."""
@@ -48,15 +49,18 @@ def is_lost(error: BaseException) -> bool:
 def introduce() -> None:
     """Leaves this process's host at the store; every process calls it once they are connected."""
     _tell("host", socket.gethostname())
+    first_to_end.listen()
 
 
-def leave_note(exit_code: int, line: str) -> None:
-    """Tells the others that this process ends by an error of its own."""
+def leave_note(exit_code: int, line: str) -> bool:
+    """Tells the others that this process ends by an error of its own; whether there was anybody to tell."""
     _tell("ended", [exit_code, line])
+    return first_to_end.leave_note(exit_code, line)
 
 
 def sign() -> None:
     """Tells the others that this process is left; as soon as it knows that one is lost."""
+    first_to_end.notice()
     _tell("left", True)
 
 
@@ -76,19 +80,23 @@ def who_is_lost(error: BaseException, since: str) -> LostProcessError:
     rank, world = distributed.get_rank(), distributed.get_world_size()
     answers = _within(2 * SECONDS_TO_SIGN, lambda: _answers(rank, world))
     if answers is None:  # the store is where the lost process was
+        if (note := first_to_end.heard()) is not None:
+            if _local_rank() == 0:
+                print(f"lrtrain: {first_to_end.told(note)}", file=sys.stderr, flush=True)
+            raise SystemExit(exit_code_here(note.exit_code))
         if _local_rank() > 0:
-            raise SystemExit(_code(TemporaryError.exit_code))
+            raise SystemExit(exit_code_here(TemporaryError.exit_code))
         return LostProcessError(f"rank 0 does not answer, {since}: {_reason(error)}")
     left, ended = answers
     if ended:
         (number, (code, line)), *_ = ended.items()
         if _local_rank() == 0:
             print(f"lrtrain: rank {_named(number)} ended with exit code {code}: {line}", file=sys.stderr, flush=True)
-        raise SystemExit(_code(code))
+        raise SystemExit(exit_code_here(code))
     if rank > min(left):
         patience = timedelta(seconds=SECONDS_TO_SAVE)
         _within(SECONDS_TO_SAVE, lambda: _store().wait([_key("ended", min(left))], patience))
-        raise SystemExit(_code(TemporaryError.exit_code))
+        raise SystemExit(exit_code_here(TemporaryError.exit_code))
     lost = [number for number in range(world) if number not in left]
     if not lost:
         return LostProcessError(
@@ -104,11 +112,6 @@ def _reason(error: BaseException) -> str:
     """Torch's text without the place in its sources and without advice."""
     text = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split()))
     return text.partition(". This is typically")[0][:200]
-
-
-def _code(code: int) -> int:
-    """Lightning kills its main process when one that it started ends with anything but 0."""
-    return 0 if DECIDED in os.environ and _local_rank() > 0 else code
 
 
 def _local_rank() -> int:

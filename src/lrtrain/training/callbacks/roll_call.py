@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 
+from lrtrain.runtime.first_to_end import stop_listening
 from lrtrain.runtime.lost_processes import introduce, is_lost, sign
 
 
@@ -24,6 +25,9 @@ class RollCall(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._begun, self._step = time.monotonic(), trainer.global_step
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        stop_listening()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if is_lost(exception):
