@@ -2,8 +2,12 @@
 
 import copy
 import os
+import signal
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,10 @@ import manifests
 from deploy_commands import check_accepted
 from lrtrain.runtime.errors import TemporaryError, UserError
 from manifests import FOLDER, after_exit, command_line, kustomizations, of_kind, pods_in, rendered, training_pod
+from ranks import free_port
 
-TRAINING = [folder for folder in kustomizations() if folder.startswith("overlays/")]
+PREPARING = ["overlays/prepare", "overlays/prepare-merge"]
+TRAINING = [folder for folder in kustomizations() if folder not in ("mlflow", *PREPARING)]
 SEVERAL_NODES = {"overlays/several-nodes": "JobSet", "overlays/trainjob": "TrainJob"}
 
 REFUSALS = (AssertionError, kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError)
@@ -137,7 +143,24 @@ def test_lrtrain_takes_the_command_line_and_starts_a_process_a_gpu(folder: str) 
         assert nodes == 2, "replicas of the recipe"
 
 
-@pytest.mark.parametrize("folder", TRAINING)
+def test_all_parts_of_a_data_set_are_made_and_merged_where_training_reads_them() -> None:
+    jobs = [of_kind(folder, "Job")["spec"] for folder in PREPARING]
+    parts, merging = [command_line(folder, JOB_COMPLETION_INDEX="0") for folder in PREPARING]
+    for arguments in (parts, merging):
+        check_accepted(arguments)
+    assert jobs[0]["completions"] == jobs[0]["parallelism"]
+    assert f"--of={jobs[0]['completions']}" in parts
+    recipe = yaml.safe_load((FOLDER.parents[1] / "configs" / "spectron_M.yaml").read_text())["data"]
+    assert f"--out={recipe['path']}" in parts
+    assert f"--out={recipe['path']}" in merging
+    assert f"--source={recipe['prepare']['source'][0]}" in parts
+    assert f"--train-vocab-size={recipe['prepare']['train_vocab_size']}" in parts
+    assert f"--val-fraction={recipe['prepare']['val_fraction']}" in parts
+    claims = [of_kind(folder, "PersistentVolumeClaim") for folder in (*PREPARING, "overlays/one-node")]
+    assert claims[0] == claims[1] == claims[2]
+
+
+@pytest.mark.parametrize("folder", [*TRAINING, *PREPARING])
 def test_a_mistake_is_not_restarted_and_all_else_is(folder: str) -> None:
     assert after_exit(folder, UserError.exit_code) == "fail"
     assert after_exit(folder, UserError.exit_code, disrupted=True) == "fail"
@@ -145,6 +168,51 @@ def test_a_mistake_is_not_restarted_and_all_else_is(folder: str) -> None:
         assert after_exit(folder, code) == "restart"
     preempted = after_exit(folder, 143, disrupted=True)
     assert preempted == ("restart" if folder in SEVERAL_NODES else "restart without counting")
+
+
+@pytest.mark.slow
+def test_mlflow_answers_under_the_name_of_its_service_and_to_its_probes(tmp_path: Path) -> None:
+    (container,) = of_kind("mlflow", "Deployment")["spec"]["template"]["spec"]["containers"]
+    port = str(free_port())
+    line = [*container["command"], *container["args"]]
+    variables = {
+        "$(DATABASE)": f"sqlite:///{tmp_path}/mlflow.db",
+        "/work/": f"{tmp_path}/",
+        "--port=5000": f"--port={port}",
+    }
+    for name, value in variables.items():
+        line = [word.replace(name, value) for word in line]
+    line[0] = str(Path(sys.executable).with_name(line[0]))
+    plain = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with subprocess.Popen(
+        line, cwd=tmp_path, env={**os.environ, **plain, "PATH": path}, start_new_session=True
+    ) as server:
+        try:
+            probe = container["startupProbe"]["httpGet"]
+            (header,) = probe["httpHeaders"]
+            end = time.monotonic() + 200
+            while answer(port, probe["path"], header["value"]) != 200:
+                assert server.poll() is None
+                assert time.monotonic() < end
+                time.sleep(1)
+            search = "/api/2.0/mlflow/experiments/search?max_results=1"
+            assert answer(port, search, "mlflow:5000") == 200
+            assert answer(port, search, "elsewhere:5000") == 403
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def answer(port: str, path: str, host: str) -> int:
+    """The status of a request to this machine under a name; 0 where nobody answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": host})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 @pytest.mark.parametrize("folder", TRAINING)
