@@ -40,6 +40,7 @@ STUDIES = {
     "jobs": set(),
     "compare": set(),
     "plan": set(),
+    "doctor": {"plan"},
     "sweep": {"jobs"},
     "scaling": {"jobs"},
     "experiments": {"jobs", "compare", "plan", "scaling"},

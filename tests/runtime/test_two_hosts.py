@@ -17,7 +17,7 @@ from two_hosts import ADDRESSES, TwoHosts, ended, two_hosts
 
 pytestmark = pytest.mark.cluster
 
-STEPS, EVERY = 150, 10
+STEPS, EVERY = 300, 10
 TIMEOUT = 15
 """Seconds that a collective waits."""
 IN_TIME = TIMEOUT + 45
@@ -83,6 +83,8 @@ def test_the_other_host_ends_in_time_and_the_pair_goes_on_exactly(
                 assert "exitcode  : 75" in output(tmp_path, host)
     finally:
         hosts.mend()
+        hosts.kill(0)
+        hosts.kill(1)
     for host, process in enumerate(start(hosts, launcher, strategy, shards, tmp_path, "--ckpt_path=last")):
         assert process.wait(300) == 0, output(tmp_path, host)
     assert [path.name for path in (tmp_path / "runs/quickstart").iterdir()] == ["0001"]

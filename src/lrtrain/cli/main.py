@@ -24,6 +24,7 @@ COMMANDS = {
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
     "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
+    "doctor": ("lrtrain.cli.doctor:main", "tell what will go wrong on this machine, or for a configuration"),
     "experiment": ("lrtrain.cli.experiment:main", "reproduce a figure or table of the papers, with a verdict"),
     "scaling": ("lrtrain.cli.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),
     "sweep": ("lrtrain.cli.sweep:main", "train the points of a search space and write the best one's YAML"),
@@ -31,7 +32,7 @@ COMMANDS = {
     "sync": ("lrtrain.cli.sync:main", "send tracked points that still wait on this machine"),
 }
 
-LATE = ("plan", "sweep", "scaling", "experiment", "compare")
+LATE = ("plan", "doctor", "sweep", "scaling", "experiment", "compare")
 """Commands whose own first line waits for large imports."""
 
 
