@@ -17,7 +17,6 @@ from lrtrain.checkpoint.huggingface import exported_folder, llama_layout
 from lrtrain.checkpoint.huggingface.exported_folder import Written, check_target, write_folder
 from lrtrain.checkpoint.huggingface.modeling_factorized_llama import FactorizedLlamaForCausalLM
 from lrtrain.config.trained_model import load
-from lrtrain.nn import Decoder
 from lrtrain.nn.self_guided import release
 from lrtrain.runtime.errors import UserError
 from saved_model import DENSE, LOW_RANK, SELF_GUIDED, SPECTRAL, VOCABULARY, decoder_config
@@ -229,44 +228,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 # What is refused, and what is left
 
 
-class NoWeight(nn.Module):
-    """A linear map that does not tell its weight."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.inside = nn.Linear(in_features, out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inside(x)
-
-
-class Wrong(NoWeight):
-    """One that tells another weight than it computes with."""
-
-    def materialize(self) -> Tensor:
-        return 2 * self.inside.weight
-
-
-class Bent(nn.Module):
-    """Factors with a function between them, which is no product."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.A, self.B = nn.Parameter(torch.randn(out_features, 4)), nn.Parameter(torch.randn(in_features, 4))
-
-    def factor_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [(self.A, self.B)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.B).relu() @ self.A.mT
-
-
-class OtherDecoder(Decoder):
-    """A subclass may compute anything."""
-
-
 def own(name: str) -> dict[str, str]:
-    return {"class_path": f"{__name__}.{name}"}
+    return {"class_path": f"unexportable.{name}"}
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--license", metavar="ID", help="what the model card says, as apache-2.0 (default: not stated)")
     arguments: argparse.Namespace = parser.parse_args(argv)
 
-    from lrtrain.config.export_settings import Export
+    from lrtrain.config.export_settings import Export, read_shard_size
 
+    read_shard_size("--shard-size", arguments.shard_size)
     settings = Export(
         "factorized" if arguments.factorized else "merged", arguments.dtype, arguments.shard_size, arguments.license
     )

@@ -22,6 +22,7 @@ def fit(argv: list[str]) -> int:
     argv = _begin("fit", argv)
     from lrtrain.checkpoint.leaving import leave_together
     from lrtrain.checkpoint.signals import Told
+    from lrtrain.config.export_at_end import export_is_possible, export_last
     from lrtrain.config.run_directory import discard_if_empty
     from lrtrain.config.train_parser import TrainingRun
     from lrtrain.training.summary import print_summary
@@ -31,6 +32,7 @@ def fit(argv: list[str]) -> int:
         run = TrainingRun("fit", argv)
         if run.trainer.is_global_zero:
             print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
+        export_is_possible(run)
         try:
             with _one_line_for_a_lost_process(run):
                 _train(run)
@@ -46,6 +48,7 @@ def fit(argv: list[str]) -> int:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
     print_summary(run.trainer, run.model)
     run.finish_copy()
+    export_last(run)
     return 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,10 +55,10 @@ def export(
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
-    length = context or _block_size(trained)
+    length = context or block_size(trained.config["data"])
     facts = _facts(trained, settings, length)
     if rank is not None or energy is not None:
-        truncation = _truncated(trained, rank, energy, data)
+        truncation = _truncated(trained, rank, energy, data, length)
         say(f"{'truncated':<15} {truncation}")
         if not keep:
             say(f"{'':<15} the merged weights have as many numbers as before; --factorized keeps the factors, fewer")
@@ -102,8 +103,8 @@ def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | 
     return total / tokens, tokens
 
 
-def _truncated(trained: TrainedModel, rank: int | None, energy: float | None, path: str | None) -> str:
-    data, limit = _held_out(trained, path), trained.config["trainer"]["limit_val_batches"]
+def _truncated(trained: TrainedModel, rank: int | None, energy: float | None, path: str | None, length: int) -> str:
+    data, limit = _held_out(trained, path, length), trained.config["trainer"]["limit_val_batches"]
     before, tokens = held_out_loss(trained.decoder, data, limit)
     done = truncate(trained.decoder, rank, energy)
     after, _ = held_out_loss(trained.decoder, data, limit)
@@ -114,7 +115,7 @@ def _truncated(trained: TrainedModel, rank: int | None, energy: float | None, pa
     )
 
 
-def _held_out(trained: TrainedModel, path: str | None) -> TokenDataModule:
+def _held_out(trained: TrainedModel, path: str | None, length: int) -> TokenDataModule:
     settings = trained.config["data"]
     if "class_path" in settings:
         if path is None:
@@ -122,10 +123,7 @@ def _held_out(trained: TrainedModel, path: str | None) -> TokenDataModule:
                 f"the loss before and after needs held-out shards, and data of this run is {settings['class_path']}: "
                 "name a folder of lrtrain prepare by --data, made with the run's tokenizer"
             )
-        settings = {
-            "block_size": _block_size(trained),
-            "batch_size": settings.get("init_args", {}).get("batch_size", 8),
-        }
+        settings = {"block_size": length, "batch_size": 8}
     sizes = {key: settings[key] for key in ("block_size", "batch_size")}
     try:
         data = TokenDataModule(path or settings["path"], **sizes)
@@ -138,13 +136,13 @@ def _held_out(trained: TrainedModel, path: str | None) -> TokenDataModule:
     return data
 
 
-def _block_size(trained: TrainedModel) -> int:
-    stated = trained.config["data"]
+def block_size(stated: dict[str, Any]) -> int:
+    """Tokens of a sequence, of a configuration's `data`. Raises UserError where an own class names none."""
     found = stated.get("init_args", stated).get("block_size")
     if not isinstance(found, int):
         raise UserError(
-            f"--context: data of this run is {stated['class_path']}, which has no block_size: give the tokens of the "
-            "longest sequence that it was trained on"
+            f"export: data is {stated['class_path']}, which has no block_size: lrtrain export --context gives the "
+            "tokens of the longest sequence"
         )
     return found
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.config.error_lines import one_line
+from lrtrain.config.export_settings import Export
 from lrtrain.config.overlaid import overlaid
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
@@ -41,6 +42,7 @@ GROUPS: dict[str, type] = {
     "checkpoints": Checkpoints,
     "nonfinite": NonFiniteGradients,
     "heartbeat": Heartbeat,
+    "export": Export,
 }
 """Group of keys -> the class whose arguments they are."""
 

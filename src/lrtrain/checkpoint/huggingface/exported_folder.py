@@ -19,6 +19,7 @@ from lrtrain.checkpoint.huggingface.safetensors_shards import write_shards
 from lrtrain.checkpoint.huggingface.tokenizer_files import check_tokens, write_tokenizer
 from lrtrain.data.tokenizer import end_of_text, vocabulary_size
 from lrtrain.nn import Decoder
+from lrtrain.runtime.allocator import give_back_freed_memory
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import NO_ROOM, fsync_folder
 
@@ -141,6 +142,7 @@ def _compare(
         logit_check.round_weights(decoder, DTYPES[dtype], keep_factors)
         ours = logit_check.our_logits(decoder, tokens)
     decoder.to("meta")  # frees the weights, whoever holds the decoder
+    give_back_freed_memory()
     with logit_check.quiet_transformers():
         check_tokens(tokenizer, folder, logit_check.TEXT)
         theirs, loaded = logit_check.their_logits(folder, keep_factors, tokens)
