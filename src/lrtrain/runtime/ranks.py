@@ -16,8 +16,8 @@ from lrtrain.runtime.errors import TemporaryError, UserError
 DECIDED = "LRTRAIN_DECIDED"
 """Hands what was decided to the processes that Lightning starts."""
 
-PATIENCE = timedelta(seconds=120)
-"""How long the other processes wait for the first one's last act."""
+PATIENCE = timedelta(minutes=30)
+"""How long the other processes wait for the first one, which may still bring a checkpoint to a store."""
 
 _calls = itertools.count()
 _stores: list[Any] = []
