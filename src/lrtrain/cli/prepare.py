@@ -79,7 +79,12 @@ def _parser() -> Arguments:
         metavar="CLASS",
         help="a document format of your own, as my_format.Csv; may be repeated",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenize (one a core)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that tokenize (one a core); a part with one core does most a core",
+    )
     parser.add_argument("--part", type=int, metavar="I", help="make part I of N alone, counted from 0; needs --of")
     parser.add_argument("--of", type=positive, metavar="N", help="in how many parts the data set is made")
     parser.add_argument("--merge", action="store_true", help="make the data set of its N parts, and delete them")
