@@ -100,13 +100,24 @@ def leave_group() -> None:
 
 
 def _meet(decide: Callable[[], Any], address: str, port: int, rank: int, world: int) -> Any:
-    from torch.distributed import DistNetworkError, rendezvous
+    from torch.distributed import DistNetworkError, DistStoreError
 
     try:
-        store, _, _ = next(rendezvous(f"tcp://{address}:{port}", rank, world))
-    except DistNetworkError as error:
+        return _decided(decide, f"tcp://{address}:{port}", rank, world)
+    except (DistNetworkError, DistStoreError) as error:
         text = " ".join(str(error).split())[:200]
-        raise TemporaryError(f"the first process, at {address} port {port}, does not answer: {text}") from error
+        if "EADDRINUSE" in text:
+            raise TemporaryError(
+                f"port {port} of this host is in use: set another MASTER_PORT, the same for all"
+            ) from None
+        who = "others do" if rank == 0 else f"first process, at {address} port {port}, does"
+        raise TemporaryError(f"the {who} not answer: {text}") from error
+
+
+def _decided(decide: Callable[[], Any], where: str, rank: int, world: int) -> Any:
+    from torch.distributed import rendezvous
+
+    store, _, _ = next(rendezvous(where, rank, world))
     _stores.append(store)
     key = f"lrtrain/decided/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
     if rank > 0:
