@@ -174,7 +174,9 @@ class Checkpoints(Checkpoint):
         boundary = self._boundary
         if boundary is None or boundary.step == self._saved_step or trainer.state.fn != TrainerFn.FITTING:
             return
-        if self._updating:
+        if getattr(exception, "on_all_ranks", False):
+            self._save(trainer)
+        elif self._updating:
             rank_zero_warn(f"stopped inside the update after step {boundary.step}: nothing whole to save")
         elif trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
             rank_zero_warn(f"step {boundary.step} not saved: its shards lie with ranks that may not answer any more")

@@ -9,7 +9,7 @@ from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.own_modules import find_own_modules
-from lrtrain.runtime.ranks import leave_group, should_print
+from lrtrain.runtime.ranks import exit_code, leave_group, should_print
 
 COMMANDS = {
     "fit": ("lrtrain.cli.fit:fit", "train a model from YAML recipes, or resume one"),
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         line = " ".join(str(error).split("\n"))
         if should_print(line):
             print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr)
-        return error.exit_code
+        return exit_code(error)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

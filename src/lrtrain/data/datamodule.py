@@ -15,6 +15,8 @@ from lrtrain.data.shards import check_shards
 from lrtrain.data.spec import PrepareSpec
 from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.ranks import gathered, raise_on_all
+from lrtrain.runtime.stores import is_remote
 
 CHECKSUM_BYTES = 2**30  # local data up to this size is checked against its SHA-256 at setup, in a second or two
 
@@ -48,7 +50,7 @@ class TokenDataModule(L.LightningDataModule):
         prepare: PrepareSpec | None = None,
     ) -> None:
         super().__init__()
-        self.path = path.rstrip("/") if "://" in path else str(Path(path).expanduser())
+        self.path = path.rstrip("/") if is_remote(path) else str(Path(path).expanduser())
         self.block_size = block_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -61,7 +63,8 @@ class TokenDataModule(L.LightningDataModule):
         if prepare is not None:
             prepare.check()
         self._training: BlockLoader | None = None
-        self._refused: str | None = None
+        self._refused: UserError | None = None
+        self._remote = False
         self._epoch = Fraction(0)
         self._overfit = False
 
@@ -76,25 +79,21 @@ class TokenDataModule(L.LightningDataModule):
         Raises UserError for one that is there and was made from other local files or another tokenizer; among several
         processes `setup` does, on all of them.
         """
-        if self.prepare is None or "://" in self.path:
+        if self.prepare is None or is_remote(self.path):
             return
         try:
             prepare(self.prepare, self.path, ask_stores=False)
         except UserError as error:
             if _rank_and_processes()[1] == 1:
                 raise
-            self._refused = str(error)  # alone it would leave the others in a collective
+            self._refused = error  # alone it would leave the others in a collective
 
     def setup(self, stage: str | None = None) -> None:
         """Check the shards against the manifest, and say how much of the held-out split a validation predicts.
 
         Raises UserError for whatever would fail or mislead later.
         """
-        if _rank_and_processes()[1] > 1 and self.trainer is not None:
-            told = self.trainer.strategy.broadcast(self._refused)
-            self._refused = self._refused or told
-        if self._refused:
-            raise UserError(self._refused)
+        self._check_alike()
         splits = {name: self.manifest.split(name) for name in SPLITS}
         contents = sum(chunk.bytes for split in splits.values() for chunk in split.chunks) <= CHECKSUM_BYTES
         for name, split in splits.items():
@@ -103,7 +102,7 @@ class TokenDataModule(L.LightningDataModule):
                     f"the {name} split of {self.path} has {split.tokens} tokens, less than one block of "
                     f"{self.block_size} + 1: lower data.block_size or prepare more text"
                 )
-            if "://" not in self.path:
+            if not is_remote(self.path):
                 check_shards(Path(self.path) / name, split, self.manifest.dtype, contents)
         # Not in train_dataloader: Lightning leaves every DataLoader class patched after an error there.
         if stage == "fit":
@@ -120,6 +119,20 @@ class TokenDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.is_global_zero:
             limit = self.trainer.limit_test_batches if stage == "test" else self.trainer.limit_val_batches
             print(self._held_out(splits["val"], limit))
+
+    def _check_alike(self) -> None:
+        """Raise on all processes what one of them met, or that they were given different data."""
+        refused, self._refused = self._refused, None
+        try:
+            digest = None if refused else (self.manifest.train.digest, self.manifest.val.digest)
+        except UserError as error:
+            refused = error
+        raise_on_all(refused)
+        told = gathered((self.path, digest, is_remote(self.path)))
+        self._remote = any(remote for _, _, remote in told)
+        other = next((path for path, theirs, _ in told if theirs != digest), None)
+        if other is not None:
+            raise UserError(f"data.path: the processes were given different data, {self.path} and {other}")
 
     def _held_out(self, split: Split, limit: int | float) -> str:
         blocks, batches = split.blocks(self.block_size + 1), len(self._loader("val"))
@@ -178,6 +191,7 @@ class TokenDataModule(L.LightningDataModule):
             rank=rank,
             processes=processes,
             limit=int(self._epoch) if self._overfit and name == "train" else None,
+            agree=self._remote,
         )
 
 

@@ -72,6 +72,38 @@ def should_print(line: str) -> bool:
         return False  # the first process, which held the store, has ended with its own line
 
 
+def gathered(value: Any) -> list[Any]:
+    """The `value` of every process by rank, in a collective of the group that they have joined; alone its own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    values = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def raise_on_all(error: UserError | None) -> None:
+    """Raises the error of the first process that has one, on all of them, which call this at the same place.
+
+    One that left alone would leave the others in a collective.
+    """
+    found = next((told for told in gathered(error and (type(error), str(error))) if told is not None), None)
+    if found is not None:
+        kind, line = found
+        raised = kind(line)
+        raised.on_all_ranks = True
+        raise raised from error
+
+
+def exit_code(error: UserError) -> int:
+    """The error's exit code; 0 for a process that Lightning started where all raise it.
+
+    Lightning kills the first process, which may still be writing, when one that it started ends with anything else.
+    """
+    started_by_lightning = error.on_all_ranks and not is_first() and DECIDED in os.environ and _launcher() is None
+    return 0 if started_by_lightning else error.exit_code
+
+
 def leave_group() -> None:
     """Leaves the group of processes that a command has joined, while Python still runs.
 

@@ -172,7 +172,8 @@ class Transfer:
         self.s3.upload_file(file, **self.at, Config=self.config)
 
     def download(self, file: str) -> None:
-        self.s3.download_file(**self.at, Filename=file, Config=self.config)
+        with open(file, "wb") as out:
+            self.s3.download_fileobj(**self.at, Fileobj=out, Config=self.config)
 
 
 @lru_cache(maxsize=8)
@@ -188,7 +189,7 @@ def _client(process: int, settings: tuple[tuple[str, str], ...], endpoint_url: s
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=ANSWER_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": 3},  # so that one lost part does not begin a file anew
+        retries={"total_max_attempts": 1},  # its pauses would draw from the random numbers that a run's steps draw from
         tcp_keepalive=True,
         max_pool_connections=2 * STREAMS,
         request_checksum_calculation="when_required",

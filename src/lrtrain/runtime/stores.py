@@ -24,6 +24,12 @@ from lrtrain.runtime.errors import TemporaryError, UserError
 from lrtrain.runtime.files import NO_ROOM, fsync_folder
 from lrtrain.runtime.patience import persist
 
+CACHE_SIZE = "LRTRAIN_CACHE_SIZE"
+"""Environment variable: how much of remote data sets is kept on this machine, as 100GB."""
+
+STAGING = "LRTRAIN_STAGING"
+"""Environment variable: the folder in which a data set is prepared before it is uploaded."""
+
 Result = TypeVar("Result")
 
 
