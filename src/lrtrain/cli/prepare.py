@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
         "that it matches, as in a shell: files and folders, no hidden ones; ** is any depth. Links are followed, and a "
         "file that is reached twice is read once. What is left out is counted and named.",
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the data set goes")
+    parser.add_argument("--out", required=True, metavar="FOLDER|URL", help="where the data set goes")
     parser.add_argument(
         "--source",
         nargs="+",

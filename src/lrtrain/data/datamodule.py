@@ -56,6 +56,7 @@ class TokenDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.prepare = prepare
+        self.prepare_data_per_node = not is_remote(self.path)
         least = {"block_size": 1, "batch_size": 1, "num_workers": 0, "seed": 0}
         for name, bound in least.items():
             if (value := getattr(self, name)) < bound:
@@ -74,12 +75,12 @@ class TokenDataModule(L.LightningDataModule):
         return existing(self.prepare, self.path) if self.prepare else Manifest.load(self.path)
 
     def prepare_data(self) -> None:
-        """Prepare the data set, once a node; without `prepare`, `setup` says that it is missing.
+        """Prepare the data set, once a node, or once at a URL; without `prepare`, `setup` says that it is missing.
 
         Raises UserError for one that is there and was made from other local files or another tokenizer; among several
         processes `setup` does, on all of them.
         """
-        if self.prepare is None or is_remote(self.path):
+        if self.prepare is None:
             return
         try:
             prepare(self.prepare, self.path, ask_stores=False)

@@ -52,14 +52,10 @@ def joined(url: str, name: str) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Raises UserError for one that cannot be used here.
-
-    From the first call on, fsspec opens s3:// by boto3 everywhere in this process: `fsspec.open`, pyarrow, pandas.
-    """
+    """The fsspec file system of a URL and the path in it. Raises UserError for one that cannot be used here."""
     import fsspec
 
-    for protocol in ("s3", "s3a"):
-        fsspec.register_implementation(protocol, "lrtrain.runtime.s3.S3FileSystem", clobber=True)
+    register_s3()
     try:
         fs, path = fsspec.url_to_fs(url)
     except ImportError as error:
@@ -67,6 +63,14 @@ def file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UserError(f"{url} is no URL of a store: {error}") from error
     return fs, path
+
+
+def register_s3() -> None:
+    """Makes fsspec open s3:// by `runtime/s3.py` everywhere in this process: `fsspec.open`, pyarrow, pandas."""
+    import fsspec
+
+    for protocol in ("s3", "s3a"):
+        fsspec.register_implementation(protocol, "lrtrain.runtime.s3.S3FileSystem", clobber=True)
 
 
 def read(url: str) -> bytes:
@@ -132,6 +136,16 @@ def stored(url: str) -> dict[str, Stored]:
         }
 
     return _on("listing", url, listed)
+
+
+def version(url: str) -> str:
+    """The version of one object, as `stored` tells it."""
+
+    def ask(fs: Any, path: str) -> str:
+        fs.invalidate_cache()
+        return _version(fs.info(path))
+
+    return _on("looking for", url, ask)
 
 
 def delete(url: str) -> None:
