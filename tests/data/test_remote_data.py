@@ -1,5 +1,6 @@
 """Data on s3:// (moto on loopback): the stream of local data, through outages, and what is wrong with it named."""
 
+import json
 import os
 import threading
 import time
@@ -9,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import distributed
 
 import s3_server
 from checkpoint_state import assert_same_state
 from commandline import PREFIX, RECIPE, arguments, refusal
 from lrtrain.cli.main import main
 from lrtrain.data import shard_cache
+from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime import stores
 from lrtrain.runtime.errors import TemporaryError, UserError
-from ranks import command_on_ranks
-from token_streams import end_workers, first, module, rows
+from ranks import command_on_ranks, on_ranks
+from token_streams import BLOCK, end_workers, first, module, rows
 
 _end_workers = pytest.fixture(autouse=True)(end_workers)
 URL = "s3://bucket/data"
@@ -231,3 +234,46 @@ def test_all_ranks_end_at_an_outage_and_leave_a_checkpoint(
     assert len(lines) == 1
     assert lines[0].startswith(f"{PREFIX}downloading {URL}/train/chunk-")
     assert len([*tmp_path.rglob("step-*.ckpt")]) == 1
+
+
+def mixed_rank(paths: list[str]) -> tuple[str, str, list[Any]]:
+    """What ends a process that reads until something does, local data on one and remote on the other."""
+    rank = int(os.environ["RANK"])
+    distributed.init_process_group("gloo")
+    seen: list[Any] = []
+    try:
+        data = TokenDataModule(paths[rank], BLOCK, batch_size=4)
+        data.prepare_data()
+        data.setup("fit")
+        for batch in data.train_dataloader():
+            seen += rows([batch])
+            distributed.barrier()  # as a training step would
+        return "none", "", seen
+    except UserError as error:
+        return type(error).__name__, str(error), seen
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_processes_with_local_and_with_remote_data_read_one_stream_and_end_together(
+    prepared: Path, away_after: Any
+) -> None:
+    away_after(3)
+    (kind, line, seen), (other_kind, other_line, other_seen) = on_ranks(2, mixed_rank, [str(prepared), URL])
+    assert (kind, other_kind) == ("TemporaryError", "TemporaryError")
+    assert line == other_line
+    together = [row for i in range(0, len(seen), 4) for part in (seen, other_seen) for row in part[i : i + 4]]
+    assert len(together) >= 32
+    assert together == first(len(together), module(prepared, batch_size=8))
+
+
+def test_processes_that_were_given_different_data_are_refused(prepared: Path, other: str) -> None:
+    manifest = json.loads(stores.read(f"{other}/manifest.json"))
+    manifest["train"]["chunks"].pop()
+    stores.write(f"{other}/manifest.json", json.dumps(manifest).encode())
+    ended = on_ranks(2, mixed_rank, [str(prepared), other])
+    assert [kind for kind, _, _ in ended] == ["UserError", "UserError"]
+    assert all("data.path: the processes were given different data" in line for _, line, _ in ended)
+    ended = on_ranks(2, mixed_rank, [str(prepared), f"{prepared}-none"])
+    assert {line for _, line, _ in ended} == {ended[0][1]}
+    assert "holds no prepared data" in ended[0][1]
