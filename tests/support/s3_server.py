@@ -10,6 +10,7 @@ its objects while it does not listen.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -77,6 +78,15 @@ class S3Server:
             yield
         finally:
             self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Takes connections meanwhile and answers none."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     @contextmanager
     def checking_credentials(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ def persist(action: Callable[[], Result], what: str, lasting: Lasting) -> Result
                     "answers"
                 ) from error
         seconds = min(pause * _jitter.uniform(0.75, 1.25), left)
-        print(f"{what}: {reason}; trying again in {seconds:.1f} s, up to {left:.0f} s", file=sys.stderr, flush=True)
+        print(f"{what}: {reason}; trying again in {seconds:.1f} s (for {left:.0f} s more)", file=sys.stderr, flush=True)
         time.sleep(seconds)
         pause = min(2 * pause, LONGEST_PAUSE)
 

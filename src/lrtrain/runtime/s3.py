@@ -55,6 +55,8 @@ class S3FileSystem(AbstractFileSystem):
     def request(self, what: str, path: str, call: Callable[[Any, dict[str, str]], Result]) -> Result:
         """What `call(client, {"Bucket": …, "Key": …})` returns for the object `path`, tried again during an outage."""
         bucket, _, key = self._strip_protocol(path).partition("/")
+        if not bucket:
+            raise UserError(f"s3://{path} names no bucket: give s3://bucket/folder")
         named = {"Bucket": bucket, "Key": key}
 
         def now() -> Result:

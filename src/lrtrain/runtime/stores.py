@@ -13,6 +13,7 @@ An object is whole or absent: it appears with its last byte. A folder is not: se
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -42,7 +43,9 @@ class Stored:
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether this is a URL and not a local name."""
+    """Whether this is a URL and not a local name. Raises UserError for what is neither (`s3:/bucket`)."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", str(path)):
+        raise UserError(f"{path}: a URL has two slashes after the colon, as s3://bucket/folder: correct it")
     return "://" in str(path)
 
 
