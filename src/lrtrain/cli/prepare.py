@@ -58,7 +58,7 @@ def _parser() -> Arguments:
         "lrtrain prepare --merge --out FOLDER once. The data set is the one that a single machine would have made.",
         argument_default=argparse.SUPPRESS,  # PrepareSpec has the defaults
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the data set goes")
+    parser.add_argument("--out", required=True, metavar="FOLDER|URL", help="where the data set goes")
     parser.add_argument(
         "--source",
         nargs="+",

@@ -136,6 +136,29 @@ def _decided(decide: Callable[[], Any], where: str, rank: int, world: int) -> An
     return decided
 
 
+def gathered(value: Any) -> list[Any]:
+    """The `value` of every process by rank, in a collective of the group that they have joined; alone its own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    values = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def raise_on_all(error: UserError | None) -> None:
+    """Raises the error of the first process that has one, on all of them, which call this at the same place.
+
+    One that left alone would leave the others in a collective.
+    """
+    found = next((told for told in gathered(error and (type(error), str(error))) if told is not None), None)
+    if found is not None:
+        kind, line = found
+        raised = kind(line)
+        raised.on_all_ranks = True
+        raise raised from error
+
+
 def _first_node(nodes: int) -> tuple[str, int, int]:
     """Address and port of the first of several nodes, and this one's number, from what the user set on each."""
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
