@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from lrtrain.runtime.ranks import DECIDED
+from lrtrain.runtime.ranks import started_by_lightning
 
 SECONDS_TO_HEAR = 1.0
 """Between two looks for a note."""
@@ -92,7 +92,7 @@ def exit_code_here(code: int) -> int:
 
     The main process ends with the code of the note.
     """
-    return 0 if DECIDED in os.environ and int(os.environ.get("LOCAL_RANK") or 0) > 0 else code
+    return 0 if started_by_lightning() else code
 
 
 def _look(store: Any, stop: threading.Event, noticed: threading.Event) -> None:

@@ -30,6 +30,11 @@ def is_first() -> bool:
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
+def started_by_lightning() -> bool:
+    """Whether Lightning has started this process, which is none of torchrun's, Slurm's, LSF's or MPI's."""
+    return DECIDED in os.environ and int(os.environ.get("LOCAL_RANK") or 0) > 0 and _launcher() is None
+
+
 def decide_on_rank_zero(decide: Callable[[], Any], nodes: int = 1) -> Any:
     """Calls `decide` on the first process and returns its result, plain JSON values, on every process.
 
