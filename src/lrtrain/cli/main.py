@@ -8,7 +8,7 @@ import traceback
 from lrtrain import __version__
 from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.first_to_end import exit_code_here
+from lrtrain.runtime.first_to_end import exit_code_here, stop_listening
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.lost_processes import LostProcessError, leave_note
 from lrtrain.runtime.own_modules import find_own_modules
@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)
         return 130
+    finally:
+        stop_listening()
 
 
 def _run(command: str, argv: list[str]) -> int:
@@ -79,8 +81,16 @@ def _run(command: str, argv: list[str]) -> int:
     if command in LATE and argv and not {"-h", "--help"} & {*argv}:
         announce(f"{command}: starting; the first import takes seconds …")
     module, _, function = COMMANDS[command][0].partition(":")
-    code: int = getattr(importlib.import_module(module), function)(argv)
+    code, told = 0, None
+    try:
+        code = getattr(importlib.import_module(module), function)(argv)
+    except SystemExit as ended:
+        if not hasattr(ended, "signal"):
+            raise
+        told = ended.code  # by a signal: all processes agreed to leave, and leave the group as at any end
     leave_group()
+    if told is not None:
+        raise SystemExit(told)
     return code
 
 

@@ -51,8 +51,9 @@ def listen() -> None:
 
 
 def stop_listening() -> None:
-    """Ends the thread: at the end of a run, which the first process's store does not outlive."""
+    """Ends the thread: at the end of a run, which neither the store nor Python outlives."""
     _Ears.stop.set()
+    _Ears.noticed.set()
     if _Ears.thread is not None:
         _Ears.thread.join(5 * SECONDS_TO_HEAR)
         _Ears.thread = None
@@ -80,7 +81,7 @@ def leave_note(exit_code: int, line: str) -> bool:
     store, rank = torch.distributed.distributed_c10d._get_default_store(), torch.distributed.get_rank()
     with contextlib.suppress(RuntimeError):
         store.compare_set(_NOTE, "", json.dumps([rank, exit_code, line]))
-        end = time.monotonic() + 4 * SECONDS_TO_HEAR
+        end = time.monotonic() + 15 * SECONDS_TO_HEAR
         while rank == 0 and store.add(_HEARD, 0) < torch.distributed.get_world_size() - 1 and time.monotonic() < end:
             time.sleep(0.05)
         return True
