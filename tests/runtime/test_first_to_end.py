@@ -20,6 +20,8 @@ from ranks import free_port, torchrun_environment
 QUICK = (("torchrun", "mistake", 0), ("slurm", "outage", 1))
 """The store is with rank 0: where that one fails, the others must have heard of it before."""
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,7 +67,7 @@ def test_all_processes_end_with_the_code_of_the_one_that_fails(
         started.append(FORK.Process(target=_run, args=(argv, environment, file)))
         started[-1].start()
     for process in started:
-        process.join(200)
+        process.join(250)
     said = [file.read_text() for file in files]
     assert [process.exitcode for process in started] == [CODES[how]] * 2, said
     assert "Traceback" not in said[1 - rank]
@@ -93,7 +95,7 @@ def test_a_process_that_does_not_notice_is_ended(shards: Path, tmp_path: Path, s
         started.append(FORK.Process(target=_run, args=(argv, environment, file)))
         started[-1].start()
     for process in started:
-        process.join(100)
+        process.join(250)
     assert [process.exitcode for process in started] == [2, 2], [file.read_text() for file in files]
     assert "lrtrain: rank 1 ended with exit code 2: the disk is full; make room" in files[0].read_text()
 
