@@ -60,6 +60,7 @@ def test_help_says_what_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("how", CODES)
 def test_the_process_ends_with_that_code(how: str, shards: Path, tmp_path: Path) -> None:
     fit = arguments(shards, tmp_path, *ended_by(how), steps=3)
