@@ -1,12 +1,12 @@
 """What follows a job of deploy/slurm under a real Slurm: its exit code, arrays, evaluation, and sweeps."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lrtrain.cli.main import COMMANDS
 from run_record import statuses
@@ -96,11 +96,11 @@ def test_an_array_works_at_one_study_and_a_preempted_task_of_it_goes_on(slurm: C
     settings = dict(flag.removeprefix("--").split("=", 1) for flag in toy_flags(Path("shards"), Path("runs"), 30))
     runs = settings.pop("runs")
     space = {"configs": [str(RECIPE)], "parameters": {"model.optimizers.hidden.lr": {"choices": [0.01, 0.02, 0.04]}}}
-    overrides = {**settings, "trainer.logger": "false", "trainer.limit_val_batches": "2"}
-    (folder / "s.yaml").write_text(json.dumps({**space, "overrides": overrides}))
+    overrides = {**{key: yaml.safe_load(value) for key, value in settings.items()}, "trainer.logger": False}
+    (folder / "s.yaml").write_text(yaml.safe_dump({**space, "overrides": overrides}))
     arguments = ["--array=0-1", SWEEP, "--space=s.yaml", f"--runs={runs}"]
     job = slurm.submit(folder, *arguments, **variables())
-    until(lambda: len(list(folder.glob("runs/s/trial-*/0001/metrics.jsonl"))) == 2)
+    until(lambda: len(list(folder.glob("runs/s/trial-*/0001/metrics.jsonl"))) >= 2, 900)
     slurm.ask("scancel", "--signal=USR1", f"{job}_0")
     assert [slurm.end(f"{job}_{task}", 900) for task in (0, 1)] == ["COMPLETED", "COMPLETED"]
     assert slurm.job(f"{job}_0")["Restarts"] == "1"
