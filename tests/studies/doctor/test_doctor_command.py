@@ -74,6 +74,14 @@ def test_what_would_go_wrong_fails_with_what_to_do(
     assert (status, said in found) == ("fail", True), found
 
 
+def test_every_data_set_of_a_mix_is_looked_at(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mix = [{"path": str(shards), "weight": 1}, {"path": "/nowhere", "weight": 1}]
+    argv = configured(shards, tmp_path, f"--data.mix={json.dumps(mix)}", "--data.path=null")
+    assert main([*argv, "--json"]) == 2
+    told = [finding for finding in json.loads(capsys.readouterr().out)["findings"] if finding["check"] == "data"]
+    assert [finding["status"] for finding in told] == ["pass", "fail"]
+
+
 def test_in_a_job_the_first_process_prints_and_another_host_only_what_failed(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

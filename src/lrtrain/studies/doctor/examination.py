@@ -60,7 +60,9 @@ def examine(argv: list[str]) -> list[Finding]:
             findings.append(_refused(error))
     checks = [*_of_the_machine(machine, config), *_of_places(machine, config, planned[0] if planned else None)]
     for name, check in checks:
-        findings += carried_out(name, check, SECONDS)
+        failures = [finding.check for finding in findings if finding.status == "fail"]
+        if name != "data" or not any(key.startswith(("data.path", "data.mix")) for key in failures):  # its URL
+            findings += carried_out(name, check, SECONDS)
     return findings
 
 
@@ -100,10 +102,12 @@ def _of_places(machine: Machine, config: Any, planned: Planned | None) -> Checks
             yield key, partial(addresses.check_url, key, url)
     sizes, processes = _sizes(config), _processes(machine, config)
     data = {} if config is None else config.data.get("init_args", config.data)
-    if sizes and isinstance(data.get("path"), str):
-        together = sizes[1] * processes * int(config.trainer.num_nodes)
+    if sizes is not None:
+        # A mix draws from each by its weight, whatever its size.
+        together = 1 if data.get("mix") else sizes[1] * processes * int(config.trainer.num_nodes)
         prepares = data.get("prepare") is not None
-        yield "data", partial(check_data, data["path"], prepares, sizes[0], together, _vocabulary(config))
+        for path in _data_sets(_plain(data)):
+            yield "data", partial(check_data, path, prepares, sizes[0], together, _vocabulary(config))
     if planned is not None:
         accelerator = str(config.trainer.accelerator).lower()
         on_gpus = accelerator in ("gpu", "cuda") or (machine.gpus > 0 and accelerator != "cpu")
@@ -150,6 +154,12 @@ def _processes(machine: Machine, config: Any) -> int:
 
 def _is_layout(line: Any, shards: int | None) -> bool:
     return line.strategy == ("ddp" if shards is None else "fsdp")
+
+
+def _data_sets(data: dict[str, Any]) -> list[str]:
+    """The one of `data.path`, or those of `data.mix`."""
+    mixed = [source.get("path") for source in data.get("mix") or [] if isinstance(source, dict)]
+    return [path for path in [data.get("path"), *mixed] if isinstance(path, str)]
 
 
 def _is_prepared(config: Any) -> bool:
