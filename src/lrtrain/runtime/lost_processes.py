@@ -33,6 +33,10 @@ _OF_A_CONNECTION = re.compile(
 )
 
 
+_silent = threading.Event()
+"""Set once the store has not answered in time: nothing is asked there any more."""
+
+
 class LostProcessError(TemporaryError):
     """A process of the run does not answer; only the one that is to print it raises it."""
 
@@ -163,6 +167,8 @@ def _store() -> Any:
 def _within(seconds: float, act: Callable[[], Any]) -> Any:
     """What `act` returns, or None where it fails or is not done in time: a store on a lost host never answers."""
     result: list[Any] = []
+    if _silent.is_set():
+        return None
 
     def run() -> None:
         with contextlib.suppress(RuntimeError):
@@ -171,4 +177,6 @@ def _within(seconds: float, act: Callable[[], Any]) -> Any:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
+    if thread.is_alive():
+        _silent.set()
     return result[0] if result else None
