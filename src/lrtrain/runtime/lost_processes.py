@@ -59,7 +59,9 @@ def introduce() -> None:
 def leave_note(exit_code: int, line: str) -> bool:
     """Tells the others that this process ends by an error of its own; whether there was anybody to tell."""
     _tell("ended", [exit_code, line])
-    return first_to_end.leave_note(exit_code, line)
+    first_to_end.notice()
+    # The store may be on a host that is cut off, where a call neither returns nor fails.
+    return bool(_within(2 * SECONDS_TO_SIGN, lambda: first_to_end.leave_note(exit_code, line)))
 
 
 def sign() -> None:
