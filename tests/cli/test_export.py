@@ -189,7 +189,7 @@ def test_energy_leaves_the_smallest_rank_that_holds_it_and_dense_weights_only_wh
     kinds: tuple[Any, Any], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = load_tokens(shards)
-    file = saved_model.save(tmp_path / "a.ckpt", decoder_config(*kinds), tokens)
+    file = saved_model.save(tmp_path / "a.ckpt", decoder_config(*kinds), tokens, trainer={"limit_val_batches": 0})
     out = ["--out", str(tmp_path / "out"), "--data", str(shards), "--factorized"]
     assert main(["export", str(file), *out, "--energy", "0.8"]) == 0
     model = FactorizedLlamaForCausalLM.from_pretrained(tmp_path / "out")

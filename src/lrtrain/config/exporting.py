@@ -90,10 +90,12 @@ def check_export(out: Path, rank: int | None = None, energy: float | None = None
 def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | None) -> tuple[float, int]:
     """Mean next-token loss over the held-out split, in nats, computed in float32, and the tokens that were predicted.
 
-    `limit` is `trainer.limit_val_batches`: a number of batches, a share of them, or None for all.
+    `limit` is `trainer.limit_val_batches`: a number of batches, or a share of them; all where it is None, or 0, which a
+    run without validation has.
     """
     loader = data.val_dataloader()
-    count = len(loader) if limit is None else limit if isinstance(limit, int) else int(limit * len(loader))
+    count = limit if isinstance(limit, int) else max(1, int((limit or 1.0) * len(loader)))
+    count = count or len(loader)
     total, tokens = 0.0, 0
     with torch.no_grad():
         for batch in islice(iter(loader), count):
