@@ -337,3 +337,23 @@ def test_fsspec_opens_files_by_what_a_file_system_overrides() -> None:
     with System().open("digits://a/b") as file:
         assert file.seek(4) == 4
         assert file.read(3) == b"456"
+
+
+def test_transformers_asks_a_model_how_weights_begin_that_no_file_holds(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Told(LlamaForCausalLM):
+        def _init_weights(self, module: nn.Module) -> None:
+            super()._init_weights(module)
+            if module is self.lm_head:
+                nn.init.constant_(module.weight, 7.0)
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = Told.from_pretrained(tmp_path)
+    assert bool((model.lm_head.weight == 7).all())
+    assert torch.equal(model.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
