@@ -1,6 +1,7 @@
 """Lightning's reading and writing of checkpoints as whole files, and checks that model and data fit one."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from lrtrain.checkpoint import directory as checkpoint_folder
 from lrtrain.checkpoint import shard_folder as sharded
 from lrtrain.checkpoint import single_file as wholefile
+from lrtrain.checkpoint.background import BackgroundWriter
 from lrtrain.runtime.errors import UserError
 
 
@@ -19,11 +21,19 @@ class AtomicCheckpointIO(CheckpointIO):
     from it. `training.FSDP` writes folders and, where it is to stay sharded, reads them itself.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError where the disk is full or refuses."""
-        if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO writes local files: storage_options has no meaning here")
-        wholefile.write_whole(checkpoint, Path(path))
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: BackgroundWriter | None = None
+    ) -> None:
+        """Writes the file, or lets `storage_options` write it while the caller goes on.
+
+        Raises:
+            UserError: the disk is full or refuses.
+        """
+        if storage_options is None:
+            wholefile.write_whole(checkpoint, Path(path))
+            return
+        wholefile.check_plain(checkpoint)
+        storage_options.start(checkpoint, Path(path), partial(wholefile.write_whole, path=Path(path)))
 
     def load_checkpoint(
         self,
@@ -36,13 +46,19 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: it is anything but a whole checkpoint.
         """
-        checkpoint = sharded.read(Path(path), map_location or "cpu", weights_only is not False)
-        if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
-            raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
-        return checkpoint
+        return _of_lightning(sharded.read(Path(path), map_location or "cpu", weights_only is not False), path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         checkpoint_folder.remove(Path(path))
+
+
+def load_without_optimizer(path: Path) -> dict[str, Any]:
+    """Loads a checkpoint without its optimizer states, and no weight twice: those of a file stay in it until asked for.
+
+    Raises:
+        UserError: it is anything but a whole checkpoint.
+    """
+    return _of_lightning(sharded.read_weights(path), path)
 
 
 def check_architecture(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path, strict: bool = True) -> None:
@@ -88,6 +104,12 @@ def check_tokenizer(saved: str, given: str, path: str | Path) -> None:
         f"checkpoint {path} is of another tokenizer than the data: {what}; name the data of its run (data.path), or "
         "prepare this text with the tokenizer.json of its run"
     )
+
+
+def _of_lightning(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
+        raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
+    return checkpoint
 
 
 def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

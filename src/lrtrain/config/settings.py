@@ -16,7 +16,8 @@ from lrtrain.runtime.yaml_file import content_of
 
 ENV_PREFIX = "LRTRAIN"
 CONFIG = ("--config", "-c")
-OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", VARIABLE, DECIDED, WAIT, CACHE_SIZE, STAGING)  # with the prefix, and no keys
+OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", f"{ENV_PREFIX}_COMMIT", VARIABLE, DECIDED, WAIT, CACHE_SIZE, STAGING)
+"""Those with the prefix that are no keys."""
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

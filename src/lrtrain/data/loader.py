@@ -12,6 +12,7 @@ from litdata import StreamingDataset, TokensLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lrtrain.data.loader_workers import heed_parent_only
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.order import dealt, shuffled
 from lrtrain.data.shard_cache import ShardCache
@@ -83,15 +84,21 @@ class BlockLoader:
         self._sizes = [chunk.tokens // block for chunk in manifest.split(split).chunks]
         if limit is not None:
             self._sizes = [max(0, min(size, limit - sum(self._sizes[:i]))) for i, size in enumerate(self._sizes)]
-        self._identity = {"shards": manifest.split(split).digest, "block_size": block - 1, "seed": seed}
-        self._identity |= {"blocks": sum(self._sizes)}
+        self.identity = {"shards": manifest.split(split).digest, "block_size": block - 1, "seed": seed}
+        self.identity |= {"blocks": sum(self._sizes)}
         self._block = block
         self._cache = ShardCache(path, manifest, split) if is_remote(path) else None
         self._agree = agree and processes > 1
         # A generator of its own: a DataLoader draws a number at every start, which training's must not depend on.
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._options["generator"] = torch.Generator()
+        self._options["worker_init_fn"] = heed_parent_only
         self._stream: Iterator[Tensor] | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of an epoch."""
+        return sum(self._sizes)
 
     def __len__(self) -> int:
         return ENDLESS if self._split == "train" else -(-sum(self._sizes) // self._global_batch)
@@ -116,11 +123,11 @@ class BlockLoader:
         self._stream = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"data": self._identity, "position": self.position, "global_batch": self._global_batch}
+        return {"data": self.identity, "position": self.position, "global_batch": self._global_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         saved = state.get("data", {})
-        if changed := ", ".join(key for key, value in self._identity.items() if saved.get(key) != value):
+        if changed := ", ".join(key for key, value in self.identity.items() if saved.get(key) != value):
             self._say(f"The {self._split} data is not that of the checkpoint ({changed}): its stream begins anew")
             return
         self.position = state["position"]
@@ -143,6 +150,7 @@ class BlockLoader:
                 yield from range(first, end)
 
     def _shuffled(self) -> Iterator[int]:
+        """Numbers of the training blocks from `position` on; what is yielded next is on this machine."""
         ends = [*accumulate(self._sizes)]
         for blocks, following in pairwise(shuffled(self._sizes, self._seed, self.position)):
             self._fetch(bisect(ends, blocks[0]))
@@ -165,16 +173,15 @@ class BlockLoader:
             refused = error
         raise_on_all(refused)
 
+    def _open(self) -> Dataset[Tensor]:
+        """The blocks by their number; of a remote data set those of the shards that were fetched."""
+        cache = self._cache
+        self._together(lambda: cache.begin() if cache is not None else None)
+        return _Blocks(self._path if cache is None else str(cache.folder), self._block)
+
     def _read(self, blocks: Iterator[int]) -> Iterator[Tensor]:
-        folder = self._path
-        if self._cache is not None or self._agree:
-            cache = self._cache
-            self._together(lambda: cache.begin() if cache is not None else None)
-            folder = str(cache.folder) if cache is not None else folder
         batches = dealt(blocks, self._batch_size, self._rank, self._processes)
-        read = iter(
-            DataLoader(_Blocks(folder, self._block), batch_sampler=batches, collate_fn=_as_it_is, **self._options)
-        )
+        read = iter(DataLoader(self._open(), batch_sampler=batches, collate_fn=_as_it_is, **self._options))
         while True:
             try:
                 batch = next(read, None)

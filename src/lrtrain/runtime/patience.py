@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from lrtrain.runtime.errors import TemporaryError, UserError
+from lrtrain.runtime.liveness import beat
 
 WAIT = "LRTRAIN_STORE_WAIT"
 """Environment variable: seconds for which one request is tried again."""
@@ -71,6 +72,7 @@ def persist(action: Callable[[], Result], what: str, lasting: Lasting) -> Result
                     "answers"
                 ) from error
         seconds = min(pause * _jitter.uniform(0.75, 1.25), left)
+        beat()
         print(f"{what}: {reason}; trying again in {seconds:.1f} s (for {left:.0f} s more)", file=sys.stderr, flush=True)
         time.sleep(seconds)
         pause = min(2 * pause, LONGEST_PAUSE)

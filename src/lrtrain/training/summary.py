@@ -1,5 +1,6 @@
 """What a finished run says."""
 
+import re
 import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -8,6 +9,7 @@ import lightning as L
 import torch
 from tokenizers import Tokenizer
 
+from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.checkpoint.directory import FOLDER, steps_in
 from lrtrain.nn import Decoder, sample, text_after
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
@@ -34,12 +36,18 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
             figures.append(f"bits per byte {metrics['val/bits_per_byte']:.4f}")
         at = next((c.step for c in trainer.callbacks if isinstance(c, ClosingValidation)), None)  # type: ignore[attr-defined]
         rows.append(("validation", "   ".join([*figures, *([] if at is None else [f"step {at}"])])))
+    sources = [(name.split("/")[1], loss) for name, loss in metrics.items() if re.fullmatch(r"val/[^/]+/loss", name)]
+    if sources:
+        rows.append(("by source", "   ".join(f"{source} {loss:.4f}" for source, loss in sources)))
     parameters, dense = sum(p.numel() for p in decoder.parameters()), decoder.dense_equivalent()
     rows.append(("parameters", f"{parameters:,}   dense equivalent {dense:,}   ({parameters / dense:.0%})"))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Throughput):
             rate = f"   {callback.tokens_per_second:,.0f} a second" if callback.tokens_per_second else ""
             rows.append(("tokens", f"{callback.tokens_seen:,} seen{rate}"))
+        if isinstance(callback, Checkpoints) and callback.saver.saved:
+            times, seconds = callback.saver.saved, callback.saver.stood_still
+            rows.append(("saving", f"{times} checkpoints   training stood still {seconds:.2g} s for them"))
         if isinstance(callback, SpectralTelemetry) and callback.measured:
             rows.append(("spectral norms", _norms(callback.measured)))
     saved = list(steps_in(Path(trainer.default_root_dir, FOLDER)).values())
