@@ -291,6 +291,7 @@ def fit_in_two(folder: Path, path: Path | str, seconds: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_ride_out_a_long_outage_bit_for_bit(prepared: Path, tmp_path: Path, away_after: Any) -> None:
     assert fit_in_two(tmp_path / "whole", prepared, "1").returncode == 0
     away_after(3, 40.0)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lrtrain.runtime.errors import TemporaryError
-from lrtrain.runtime.ranks import DECIDED, exit_code, raise_on_all
+from lrtrain.runtime.ranks import raise_on_all
 from ranks import free_port
 
 PROGRAM = """
@@ -35,19 +35,6 @@ def test_no_process_aborts_at_its_end() -> None:
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-
-
-def test_a_process_of_lightnings_ends_with_0_where_all_raise_one_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    error = TemporaryError("the store does not answer")
-    monkeypatch.setenv(DECIDED, "[]")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert exit_code(error) == 75
-    error.on_all_ranks = True
-    assert exit_code(error) == 0
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert exit_code(error) == 75
 
 
 def test_alone_a_process_raises_its_own_error_and_no_other() -> None:
