@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -277,3 +279,34 @@ def test_processes_that_were_given_different_data_are_refused(prepared: Path, ot
     ended = on_ranks(2, mixed_rank, [str(prepared), f"{prepared}-none"])
     assert {line for _, line, _ in ended} == {ended[0][1]}
     assert "holds no prepared data" in ended[0][1]
+
+
+def fit_in_two(folder: Path, path: Path | str, seconds: str) -> subprocess.CompletedProcess[str]:
+    """`lrtrain fit` in two processes that Lightning starts."""
+    flags = ["--trainer.devices=2", "--data.num_workers=2", "--data.batch_size=8", "--trainer.strategy=ddp"]
+    flags += ["--trainer.val_check_interval=1000", "--trainer.num_sanity_val_steps=0"]
+    argv = [sys.executable, "-P", "-m", "lrtrain", "fit", *arguments(path, folder, *flags, steps=STEPS)]
+    environment = {**os.environ, "LRTRAIN_STORE_WAIT": seconds}
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_ride_out_a_long_outage_bit_for_bit(prepared: Path, tmp_path: Path, away_after: Any) -> None:
+    assert fit_in_two(tmp_path / "whole", prepared, "1").returncode == 0
+    away_after(3, 40.0)
+    ended = fit_in_two(tmp_path / "runs", URL, "200")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stderr.count("trying again in") >= 4
+    name = f"step-{STEPS:08d}.ckpt"
+    (one,), (other,) = (tmp_path / "runs").rglob(name), (tmp_path / "whole").rglob(name)
+    assert_same_state(one, other)
+
+
+@pytest.mark.slow
+def test_two_processes_that_lightning_started_end_with_75_and_a_checkpoint(tmp_path: Path, away_after: Any) -> None:
+    away_after(3)
+    ended = fit_in_two(tmp_path, URL, "8")
+    assert ended.returncode == 75, ended.stderr[-2000:]
+    assert len([line for line in ended.stderr.splitlines() if line.startswith(PREFIX)]) == 1
+    assert len([*tmp_path.rglob("step-*.ckpt")]) == 1

@@ -1,9 +1,13 @@
-"""Processes that end after a collective, while a thread of gloo still holds its tensors."""
+"""How processes end: after a collective, while a thread of gloo holds its tensors; and together, by one error."""
 
 import os
 import subprocess
 import sys
 
+import pytest
+
+from lrtrain.runtime.errors import TemporaryError
+from lrtrain.runtime.ranks import raise_on_all
 from ranks import free_port
 
 PROGRAM = """
@@ -31,3 +35,10 @@ def test_no_process_aborts_at_its_end() -> None:
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+
+
+def test_alone_a_process_raises_its_own_error_and_no_other() -> None:
+    raise_on_all(None)
+    with pytest.raises(TemporaryError, match="away") as raised:
+        raise_on_all(TemporaryError("away"))
+    assert raised.value.on_all_ranks
