@@ -20,7 +20,7 @@ from lrtrain.tracking.recorded import recorded
 
 STEPS = 40
 OF_THE_CLOCK = ("throughput/seconds", "throughput/step_seconds", "throughput/validation_seconds")
-OF_THE_CLOCK += ("throughput/tokens_per_second", "throughput/mfu")
+OF_THE_CLOCK += ("throughput/tokens_per_second", "throughput/mfu", "checkpoint/seconds")
 
 
 @pytest.fixture(scope="module")

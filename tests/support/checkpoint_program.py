@@ -69,9 +69,11 @@ class Net(pl.LightningModule):
         }
 
 
-def make_trainer(root: Path, every: int = 1000, keep: int = -1, **options: Any) -> pl.Trainer:
+def make_trainer(
+    root: Path, every: int = 1000, keep: int = -1, asynchronous: bool = True, **options: Any
+) -> pl.Trainer:
     options.setdefault("callbacks", [])
-    options["callbacks"] = [*options["callbacks"], Checkpoints(every_n_steps=every, keep=keep)]
+    options["callbacks"] = [*options["callbacks"], Checkpoints(every, keep, asynchronous)]
     options = {"max_epochs": -1, "num_sanity_val_steps": 0, "accelerator": "cpu", "devices": 1, **options}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return pl.Trainer(default_root_dir=root, **quiet, **options)

@@ -1,6 +1,7 @@
 """Lightning's reading and writing of checkpoints as whole files, and checks that model and data fit one."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from lrtrain.checkpoint import directory as checkpoint_folder
 from lrtrain.checkpoint import shard_folder as sharded
 from lrtrain.checkpoint import single_file as wholefile
+from lrtrain.checkpoint.background import BackgroundWriter
 from lrtrain.runtime.errors import UserError
 
 
@@ -19,11 +21,19 @@ class AtomicCheckpointIO(CheckpointIO):
     from it. `training.FSDP` writes folders and, where it is to stay sharded, reads them itself.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError where the disk is full or refuses."""
-        if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO writes local files: storage_options has no meaning here")
-        wholefile.write_whole(checkpoint, Path(path))
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: BackgroundWriter | None = None
+    ) -> None:
+        """Writes the file, or lets `storage_options` write it while the caller goes on.
+
+        Raises:
+            UserError: the disk is full or refuses.
+        """
+        if storage_options is None:
+            wholefile.write_whole(checkpoint, Path(path))
+            return
+        wholefile.check_plain(checkpoint)
+        storage_options.start(checkpoint, Path(path), partial(wholefile.write_whole, path=Path(path)))
 
     def load_checkpoint(
         self,

@@ -19,14 +19,14 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lrtrain.checkpoint import directory as folder
 from lrtrain.checkpoint.boundary import Boundary, validate_at_boundary
 from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture, check_tokenizer
 from lrtrain.checkpoint.random_state import random_state, set_random_state
+from lrtrain.checkpoint.saver import Saver
 from lrtrain.checkpoint.signals import GracefulSignals
 from lrtrain.runtime.errors import UserError
 
@@ -49,20 +49,26 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: optimizer steps between checkpoints.
         keep: how many of the newest to keep, -1 for all; one goes only after its successor is whole on disk.
+        asynchronous: write while training goes on, which stands still for a copy to host memory alone: one checkpoint's
+            size there, on each host its processes' part. What goes wrong ends the run at the next step boundary. A
+            checkpoint with which a run ends is always waited for.
+
+    Each save logs `checkpoint/seconds`: how long training stood still for the checkpoint of that step.
 
     Raises:
         UserError: an argument is out of range; the disk is full; the run directory is not a local folder; a checkpoint
             is of another tokenizer than the data.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
+    def __init__(self, every_n_steps: int = 500, keep: int = 2, asynchronous: bool = True) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoints.every_n_steps is {every_n_steps}: it counts optimizer steps, at least 1")
         if keep < 1 and keep != -1:
             raise UserError(f"checkpoints.keep is {keep}: at least 1, or -1 to keep all")
         self.every_n_steps = every_n_steps
         self.keep = keep
-        self._folder = Path()
+        self.asynchronous = asynchronous
+        self.saver: Saver
         self._signals: GracefulSignals
         self._shape_check: RemovableHandle | None = None
         self._boundary: Boundary | None = None
@@ -74,11 +80,11 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if "://" in str(trainer.default_root_dir):
             raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: checkpoints need a local folder")
-        self._folder = Path(trainer.default_root_dir) / folder.FOLDER
         self._boundary, self._random = None, None
         self._saved_step = 0
         self._due = self._validating = self._validation_owed = False
         self._at_boundary = self._updating = self._leaving = False
+        self.saver = Saver(trainer, self.keep)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         trainer._signal_connector = self._signals = GracefulSignals(trainer)
@@ -89,9 +95,8 @@ class Checkpoints(Checkpoint):
         # The last moment before weights are copied, after the module's own on_load_checkpoint had its say.
         self.teardown(trainer, pl_module, stage)  # of a run that failed
         self._shape_check = pl_module.register_load_state_dict_pre_hook(check)
-        if stage == "fit" and trainer.is_global_zero:
-            for leftover in folder.remove_partial(self._folder):
-                rank_zero_info(f"removed {leftover}: left half written by a process that was killed")
+        if stage == "fit":
+            self.saver.sweep()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -109,9 +114,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for path, aside in folder.set_aside(self._folder, trainer.global_step):
-                rank_zero_info(f"{path} is ahead of step {trainer.global_step}: renamed to {aside.name}")
+        self.saver.begin(trainer, self.asynchronous)
         if self._validation_owed:
             validate_at_boundary(trainer)
         self._restore_random(trainer)
@@ -120,6 +123,7 @@ class Checkpoints(Checkpoint):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._shape_check is not None:
             self._shape_check.remove()
+        self.saver.close()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -172,7 +176,10 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         boundary = self._boundary
-        if boundary is None or boundary.step == self._saved_step or trainer.state.fn != TrainerFn.FITTING:
+        if boundary is None:
+            return
+        self.saver.close()
+        if boundary.step == self._saved_step or trainer.state.fn != TrainerFn.FITTING:
             return
         if self._updating:
             rank_zero_warn(f"stopped inside the update after step {boundary.step}: nothing whole to save")
@@ -181,7 +188,7 @@ class Checkpoints(Checkpoint):
         else:
             self._alone = True  # the other ranks may be elsewhere: no collective from here on
             try:
-                self._save(trainer)
+                self.saver.save_alone(trainer, boundary.step)
             except UserError as error:
                 rank_zero_warn(str(error))  # what stopped the run is the error to end with
             finally:
@@ -208,27 +215,23 @@ class Checkpoints(Checkpoint):
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         if self._due:
-            self._save(trainer)
+            self._save(trainer, background=self.asynchronous and not self._leaving)
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        """Saves the boundary unless it is saved already, then lets go of the checkpoints beyond `keep`."""
+    def _save(self, trainer: pl.Trainer, background: bool = False) -> None:
+        """Saves the boundary unless it is saved already; in the foreground, waits for one that is still in flight."""
         boundary, self._due = self._boundary, False
-        if boundary is None or boundary.step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._saved_step = boundary.step  # also when it fails: a full disk is not tried again on the way out
-        path = folder.step_path(self._folder, boundary.step)
-        if not self._alone:
-            trainer.save_checkpoint(path, weights_only=False)
-        elif trainer.is_global_zero:
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            trainer.strategy.save_checkpoint(checkpoint, path)
-            rank_zero_info(f"saved {path}")
-        if trainer.is_global_zero:
-            folder.prune(self._folder, self.keep)
+        new = boundary is not None and boundary.step != self._saved_step and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if boundary is not None:
+            self._saved_step = boundary.step  # also when it fails: a full disk is not tried again on the way out
+        if new:
+            self.saver.save(trainer, self._saved_step, background)
+        elif not background:
+            self.saver.settle(trainer)
 
     def _asked_to_leave(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank was signalled; every rank asks at the same place. One number all-reduced, if many run."""
-        return trainer.strategy.reduce_boolean_decision(self._signals.caught is not None, all=False)
+        """Whether any rank was signalled or could not write; all ask at the same place. One number all-reduced."""
+        asked = self._signals.caught is not None or self.saver.failed
+        return trainer.strategy.reduce_boolean_decision(asked, all=False)
 
     def _leave_if_asked(self, trainer: pl.Trainer) -> None:
         if self._leaving or self._asked_to_leave(trainer):

@@ -45,8 +45,13 @@ _INDEX_NAMES = {
 }
 
 
-def write_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
+def write_sharded(checkpoint: Mapping[str, Any], path: Path, group: dist.ProcessGroup | None = None) -> None:
     """Writes a checkpoint whose DTensors are spread over the processes; every process calls it.
+
+    Args:
+        checkpoint: What one process would write, with DTensors in it.
+        path: The folder.
+        group: All processes, in a group of its own where another thread has collectives at the same time.
 
     Raises:
         UserError: on every process alike, where the disk of one is full or refuses; nothing is left under `path`.
@@ -60,10 +65,10 @@ def write_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
     tree = _replaced(checkpoint, "", lambda tensor: isinstance(tensor, DTensor), take_out)
     partial = path.with_name(path.name + wholefile.PARTIAL)
     rank = dist.get_rank()
-    _together(lambda: _clear(partial), path, rank == 0)
-    parts = _together(lambda: _save(shards, partial, rank), path)
+    _together(lambda: _clear(partial), path, group, rank == 0)
+    parts = _together(lambda: _save(shards, partial, rank, group), path, group)
     files = {name: identity for part in parts for name, identity in part.items()}
-    _together(lambda: _finish({**tree, FILES: files}, partial, path), path, rank == 0)
+    _together(lambda: _finish({**tree, FILES: files}, partial, path), path, group, rank == 0)
 
 
 def fault(path: Path) -> str | None:
@@ -141,7 +146,7 @@ def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise UserError(f"cannot use checkpoint {path}: {_first_line(error)}; pass another one") from error
 
 
-def _together(act: Callable[[], Any], path: Path, here: bool = True) -> list[Any]:
+def _together(act: Callable[[], Any], path: Path, group: dist.ProcessGroup | None, here: bool = True) -> list[Any]:
     """Runs `act` where `here` is true and gathers the results; an error on one process is a UserError on all."""
     result, error = None, None
     try:
@@ -152,7 +157,7 @@ def _together(act: Callable[[], Any], path: Path, here: bool = True) -> list[Any
     except (OSError, CheckpointException) as caught:
         error = f"cannot write checkpoint {path}: {_first_line(caught)}; make room or set --runs to another disk"
     outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (result, error))
+    dist.all_gather_object(outcomes, (result, error), group=group)
     if errors := [error for _, error in outcomes if error]:
         raise UserError(errors[0])
     return [result for result, _ in outcomes]
@@ -163,8 +168,8 @@ def _clear(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _save(shards: dict[str, Any], partial: Path, rank: int) -> dict[str, list[Any]]:
-    dcp.save(shards, storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+def _save(shards: dict[str, Any], partial: Path, rank: int, group: dist.ProcessGroup | None) -> dict[str, list[Any]]:
+    dcp.save(shards, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), process_group=group)
     return {file.name: _identity(file) for file in partial.glob(f"__{rank}_*")}
 
 

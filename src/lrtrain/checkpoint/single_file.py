@@ -64,8 +64,7 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
         UserError: the disk is full or refuses; the partial file is gone by then.
         TypeError: something in `checkpoint` is not plain, so that `read_whole` could not read it back.
     """
-    if where := _foreign(checkpoint, "checkpoint"):
-        raise TypeError(f"{where}: only tensors, numbers, strings and built-in containers of them can be read back")
+    check_plain(checkpoint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, path.with_name(path.name + PARTIAL)) as file:
@@ -79,6 +78,12 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
         if isinstance(cause, OSError):
             raise UserError(_refusal(cause, checkpoint, path)) from cause
         raise
+
+
+def check_plain(checkpoint: Mapping[str, Any]) -> None:
+    """Raises TypeError where something is not plain, so that `read_whole` could not read it back."""
+    if where := _foreign(checkpoint, "checkpoint"):
+        raise TypeError(f"{where}: only tensors, numbers, strings and built-in containers of them can be read back")
 
 
 class _Sink(io.RawIOBase):

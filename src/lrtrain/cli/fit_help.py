@@ -45,6 +45,7 @@ OPTIONS = (
     ("--trainer.logger false", "no tracking; null: MLflow in <runs>", "null"),
     ("--checkpoints.every_n_steps N", "optimizer steps between checkpoints", "500"),
     ("--checkpoints.keep N", "newest ones kept; -1: all", "2"),
+    ("--checkpoints.asynchronous BOOL", "write them while training goes on", "true"),
 )
 """Flag with its value, meaning, default; `recipe` where the class has none, or which class is the recipe's to say."""
 

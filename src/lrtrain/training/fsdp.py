@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lrtrain.checkpoint import shard_folder as sharded
+from lrtrain.checkpoint.background import BackgroundWriter
 from lrtrain.checkpoint.checkpoint_io import check_architecture
 from lrtrain.nn import Decoder
 from lrtrain.optim import shard_like
@@ -48,7 +50,8 @@ class FSDP(ModelParallelStrategy):
         for name, value in (("shards", shards), ("replicas", replicas), ("timeout_minutes", timeout_minutes)):
             if value is not None and value <= 0:
                 raise UserError(f"trainer.strategy.{name} is {value}: give at least 1")
-        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(timeout=self.timeout)
         self.shards = shards
         self.replicas = replicas
         self._loaded = Path()
@@ -102,12 +105,17 @@ class FSDP(ModelParallelStrategy):
         return optimizer.state_dict()
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: BackgroundWriter | None = None
     ) -> None:
-        """Every process writes its shards; the folder appears under its name when all of it is on disk."""
-        if storage_options is not None:
-            raise TypeError("FSDP writes local folders: storage_options has no meaning here")
-        sharded.write_sharded(checkpoint, Path(self.broadcast(filepath)))
+        """Every process writes its shards; the folder appears under its name when all of it is on disk, which may be
+        later where `storage_options` writes it.
+        """
+        path = Path(self.broadcast(filepath))
+        if storage_options is None:
+            sharded.write_sharded(checkpoint, path)
+        else:
+            write = partial(sharded.write_sharded, path=path, group=storage_options.group)
+            storage_options.start(checkpoint, path, write)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """A whole file with its tensors, or a folder with meta tensors for what `load_…` then reads of it."""

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from tokenizers import Tokenizer
 
+from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.checkpoint.directory import FOLDER, steps_in
 from lrtrain.nn import Decoder, sample, text_after
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
@@ -40,6 +41,9 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
         if isinstance(callback, Throughput):
             rate = f"   {callback.tokens_per_second:,.0f} a second" if callback.tokens_per_second else ""
             rows.append(("tokens", f"{callback.tokens_seen:,} seen{rate}"))
+        if isinstance(callback, Checkpoints) and callback.saver.saved:
+            times, seconds = callback.saver.saved, callback.saver.stood_still
+            rows.append(("saving", f"{times} checkpoints   training stood still {seconds:.2g} s for them"))
         if isinstance(callback, SpectralTelemetry) and callback.measured:
             rows.append(("spectral norms", _norms(callback.measured)))
     saved = list(steps_in(Path(trainer.default_root_dir, FOLDER)).values())
