@@ -322,3 +322,22 @@ def test_a_parser_checks_the_arguments_of_a_replaced_class_by_key() -> None:
     assert names == ["self", "action", "value", "key", "cfg", "append"]
     parser.parse_args(["--optimizer=SGD", "--optimizer.lr=0.5", "--optimizer=Adam"])
     assert "lr" in asked
+
+
+def test_fsspec_opens_files_by_what_a_file_system_overrides() -> None:
+    from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+    class File(AbstractBufferedFile):
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return b"0123456789"[start:end]
+
+    class System(AbstractFileSystem):
+        protocol = ("digits",)
+
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> File:
+            return File(self, path, mode, size=10, **options)
+
+    assert System._strip_protocol("digits://a/b/") == "a/b"
+    with System().open("digits://a/b") as file:
+        assert file.seek(4) == 4
+        assert file.read(3) == b"456"
