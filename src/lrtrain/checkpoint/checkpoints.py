@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from lrtrain.checkpoint.boundary import Boundary, validate_at_boundary
 from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture, check_tokenizer
 from lrtrain.checkpoint.random_state import random_state, set_random_state
+from lrtrain.checkpoint.remote_runs import check_path
 from lrtrain.checkpoint.saver import Saver
 from lrtrain.checkpoint.signals import GracefulSignals
 from lrtrain.runtime.errors import UserError
@@ -52,6 +53,8 @@ class Checkpoints(Checkpoint):
         asynchronous: write while training goes on, which stands still for a copy to host memory alone: one checkpoint's
             size there, on each host its processes' part. What goes wrong ends the run at the next step boundary. A
             checkpoint with which a run ends is always waited for.
+        path: a store, `s3://bucket/runs` or another URL that fsspec writes, for a copy of each checkpoint and of the
+            run's record, at `<path>/<name>/<NNNN>`, whole or absent; `keep` holds there, too. Null: none.
 
     Each save logs `checkpoint/seconds`: how long training stood still for the checkpoint of that step.
 
@@ -60,7 +63,9 @@ class Checkpoints(Checkpoint):
             is of another tokenizer than the data.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep: int = 2, asynchronous: bool = True) -> None:
+    def __init__(
+        self, every_n_steps: int = 500, keep: int = 2, asynchronous: bool = True, path: str | None = None
+    ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoints.every_n_steps is {every_n_steps}: it counts optimizer steps, at least 1")
         if keep < 1 and keep != -1:
@@ -68,6 +73,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.asynchronous = asynchronous
+        self.path = check_path(path) if path is not None else None
         self.saver: Saver
         self._signals: GracefulSignals
         self._shape_check: RemovableHandle | None = None
@@ -97,6 +103,8 @@ class Checkpoints(Checkpoint):
         self._shape_check = pl_module.register_load_state_dict_pre_hook(check)
         if stage == "fit":
             self.saver.sweep()
+            if self.path is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.saver.copy_to(self.path)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

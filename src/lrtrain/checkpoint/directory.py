@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from lrtrain.checkpoint.shard_folder import fault
@@ -61,11 +62,19 @@ def steps_in(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` newest; -1 keeps all."""
+def step_of(path: Path) -> int:
+    """The step of a checkpoint by its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def prune(folder: Path, keep: int, needed: Collection[Path] = ()) -> None:
+    """Removes all but the `keep` newest and those that are still needed; -1 keeps all."""
     if keep != -1:
         for path in list(steps_in(folder).values())[keep:]:
-            remove(path)
+            if path not in needed:
+                remove(path)
 
 
 def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:

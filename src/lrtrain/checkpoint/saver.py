@@ -1,5 +1,6 @@
 """Saves a Trainer's state: now, or while training goes on; what goes wrong on one process is raised on every one."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lrtrain.checkpoint import directory as folder
 from lrtrain.checkpoint.background import BackgroundWriter
 from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO
+from lrtrain.checkpoint.remote_runs import linked
+from lrtrain.checkpoint.uploads import Uploads
 from lrtrain.runtime.errors import UserError
 
 
@@ -25,6 +28,7 @@ class Saver:
     Attributes:
         saved: Checkpoints so far.
         stood_still: Seconds for which training stood still for them.
+        uploads: The run's copy in a store, on the first process; None without one.
     """
 
     def __init__(self, trainer: pl.Trainer, keep: int) -> None:
@@ -34,6 +38,19 @@ class Saver:
         self._first = trainer.is_global_zero
         self._writer = BackgroundWriter(self._written)
         self._in_flight = False
+        self.uploads: Uploads | None = None
+        self._pruning = threading.Lock()
+
+    def copy_to(self, path: str) -> None:
+        """From here on the checkpoints go to a store, too, to the run's place under `path`.
+
+        Raises:
+            UserError: the store refuses.
+            TemporaryError: it does not answer.
+        """
+        if self._first:
+            link = linked(self.folder.parent, path)
+            self.uploads = Uploads(self.folder.parent, link.url, self._keep, self._prune)
 
     @property
     def failed(self) -> bool:
@@ -54,6 +71,8 @@ class Saver:
         if self._first and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for path, aside in folder.set_aside(self.folder, trainer.global_step):
                 rank_zero_info(f"{path} is ahead of step {trainer.global_step}: renamed to {aside.name}")
+            if self.uploads is not None:
+                self.uploads.begin(trainer.global_step)
         if asynchronous:
             self._connect(trainer)
 
@@ -130,4 +149,10 @@ class Saver:
     def _written(self, path: Path) -> None:
         """Does what waits for a checkpoint to be whole; the writer's thread calls it, too."""
         if self._first:
-            folder.prune(self.folder, self._keep)
+            if self.uploads is not None:
+                self.uploads.offer(folder.step_of(path), path)
+            self._prune()
+
+    def _prune(self) -> None:
+        with self._pruning:  # the threads that write and that copy
+            folder.prune(self.folder, self._keep, self.uploads.needed if self.uploads is not None else ())

@@ -1,6 +1,7 @@
 """`lrtrain fit`, `validate` and `test`: a configuration, trained or evaluated in its run directory."""
 
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,17 @@ def fit(argv: list[str]) -> int:
         run = TrainingRun("fit", argv)
         if run.trainer.is_global_zero:
             print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
-        _train(run)
-        if run.resumed is not None and not run.record.written:
-            _close(run)
+        try:
+            _train(run)
+            if run.resumed is not None and not run.record.written:
+                _close(run)
+        except BaseException:
+            _finish_copy_of_what_ended(run)
+            raise
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
     print_summary(run.trainer, run.model)
+    run.finish_copy()
     return 0
 
 
@@ -72,6 +78,14 @@ def _train(run: "TrainingRun") -> None:
         if run.resumed is None:
             raise UserError(f"configuration: {text}") from error
         raise UserError(f"cannot resume from {run.resumed}: {text}; compare with the config.yaml of its run") from error
+
+
+def _finish_copy_of_what_ended(run: "TrainingRun") -> None:
+    """Brings to the store what a run has that a signal or an error ended; that stays what it ends with."""
+    try:
+        run.finish_copy()
+    except UserError as error:
+        print(f"lrtrain: {error}", file=sys.stderr, flush=True)
 
 
 def _close(run: "TrainingRun") -> None:

@@ -46,6 +46,7 @@ OPTIONS = (
     ("--checkpoints.every_n_steps N", "optimizer steps between checkpoints", "500"),
     ("--checkpoints.keep N", "newest ones kept; -1: all", "2"),
     ("--checkpoints.asynchronous BOOL", "write them while training goes on", "true"),
+    ("--checkpoints.path URL", "copy them to s3://bucket/runs; last looks there, too", "null"),
 )
 """Flag with its value, meaning, default; `recipe` where the class has none, or which class is the recipe's to say."""
 

@@ -6,13 +6,17 @@ from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments, announce
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.stores import is_remote
 
 
 def main(argv: list[str]) -> int:
     """Prints the prompt and its continuation."""
     parser = Arguments(prog="lrtrain generate", description="Continues a text with a trained checkpoint.")
     parser.add_argument(
-        "checkpoint", nargs="?", default="runs", help="a .ckpt, a run directory, or a folder of runs (its newest)"
+        "checkpoint",
+        nargs="?",
+        default="runs",
+        help="a .ckpt, a run directory, or a folder of runs (its newest), or the URL of one of these in a store",
     )
     parser.add_argument("--prompt", help="text to continue; read from standard input when left out")
     parser.add_argument(
@@ -31,18 +35,19 @@ def main(argv: list[str]) -> int:
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed {arguments.seed}: must be in [0, 2^63)")
     prompt, path = _prompt(arguments.prompt), Path(arguments.checkpoint)
-    if path.exists():
-        announce(f"generate: reading {path} …")
+    if path.exists() or is_remote(arguments.checkpoint):
+        announce(f"generate: reading {arguments.checkpoint} …")
 
     import numpy as np
     import torch
 
+    from lrtrain.checkpoint.remote_runs import cached
     from lrtrain.config.trained_model import load, newest_checkpoint
     from lrtrain.data.encoder import Encoder
     from lrtrain.data.tokenizer import end_of_text
     from lrtrain.nn import sample, text_after
 
-    checkpoint = newest_checkpoint(path)
+    checkpoint = cached(arguments.checkpoint) if is_remote(arguments.checkpoint) else newest_checkpoint(path)
     decoder, tokenizer = load(checkpoint)
     stop = end_of_text(tokenizer)
     # What the prompt spells is text, as it was in training.

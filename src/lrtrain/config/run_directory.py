@@ -1,12 +1,16 @@
-"""Where a run lives: <runs>/<name>/<NNNN>/."""
+"""Where a run lives: <runs>/<name>/<NNNN>/, and with `checkpoints.path` its copy in a store."""
 
 import contextlib
+import sys
 from pathlib import Path
 
+from lrtrain.checkpoint import remote_runs
 from lrtrain.checkpoint.directory import FOLDER, newest_whole, resolve_ckpt_path
+from lrtrain.config.newest_run import newest_anywhere
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
 from lrtrain.runtime.ranks import decide_on_rank_zero, is_first
+from lrtrain.runtime.stores import is_remote
 
 _made: list[Path] = []
 
@@ -16,17 +20,25 @@ def run_directories(runs: str | Path, name: str) -> list[Path]:
     return sorted((path for path in Path(runs, name).glob("[0-9]" * 4) if path.is_dir()), key=lambda path: path.name)
 
 
-def new_run_directory(runs: str | Path, name: str) -> Path:
-    """Makes and returns the next free directory; safe between processes that start at once."""
+def new_run_directory(runs: str | Path, name: str, path: str | None = None) -> Path:
+    """Makes and returns the next free directory; safe between processes that start at once.
+
+    With a `path` of copies it is free in the store as well, and taken there.
+    """
     existing = run_directories(runs, name)
-    number = int(existing[-1].name) + 1 if existing else 1
+    taken = [int(existing[-1].name)] if existing else [0]
+    number = max([*taken, *(remote_runs.runs_at(path, name) if path else ())]) + 1
     while True:
-        path = Path(runs, name, f"{number:04d}")
-        advice = "set --runs to a folder that can be written"
-        with writing(f"cannot make {path}", advice), contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            _made.append(path)
-            return path
+        link = remote_runs.claim(remote_runs.run_url(path, name, number)) if path else None
+        if link is not None or path is None:
+            directory = Path(runs, name, f"{number:04d}")
+            advice = "set --runs to a folder that can be written"
+            with writing(f"cannot make {directory}", advice), contextlib.suppress(FileExistsError):
+                directory.mkdir(parents=True)
+                _made.append(directory)
+                if link is not None:
+                    remote_runs.write_link(directory, link)
+                return directory
         number += 1
 
 
@@ -34,30 +46,66 @@ def discard_if_empty() -> None:
     """Removes the directories that this process made, and those of their names, if nothing was written there."""
     while _made and is_first():
         path = _made.pop()
-        with contextlib.suppress(OSError):  # not empty, or gone
+        with contextlib.suppress(OSError, UserError):  # not empty, or gone; a store that does not answer
+            remote_runs.give_up(path)
             path.rmdir()
             path.parent.rmdir()
 
 
-def resolve_run(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
+def resolve_run(
+    command: str, runs: str, name: str, ckpt_path: str | None, path: str | None = None
+) -> tuple[Path, Path | None]:
     """The run directory and the checkpoint that a command works with; the first process chooses for all of them.
 
-    `last` continues the newest run of the name that has a whole checkpoint. An explicit checkpoint of a run of that
-    name continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run.
+    `last` continues the newest run of the name that has a whole checkpoint, here or, with a `path` of copies, in the
+    store: then it comes to this disk, with the run's record. An explicit checkpoint of a run of that name, here or
+    there, continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run.
 
     Raises:
         UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
+        TemporaryError: the store does not answer.
     """
-    chosen = decide_on_rank_zero(lambda: [path and str(path) for path in _choose(command, runs, name, ckpt_path)])
-    return Path(chosen[0]), Path(chosen[1]) if chosen[1] else None
+    chosen = decide_on_rank_zero(lambda: [one and str(one) for one in _choose(command, runs, name, ckpt_path, path)])
+    directory, checkpoint, url = chosen
+    if url and not Path(checkpoint).exists():  # on another host
+        remote_runs.fetch(url, Path(checkpoint))
+    return Path(directory), Path(checkpoint) if checkpoint else None
 
 
-def _choose(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
+def _choose(
+    command: str, runs: str, name: str, ckpt_path: str | None, path: str | None
+) -> tuple[Path, Path | None, str | None]:
+    """Run directory, checkpoint, and the URL that this one came from."""
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"name is {name!r}: give the name of a folder inside {runs}")
-    directories = run_directories(runs, name)
+    if path is not None:
+        path = remote_runs.check_path(path)
     if command != "fit" and ckpt_path is None:
         ckpt_path = "last"
+    wanted = remote_runs.of_a_run(ckpt_path, path, name) if path and ckpt_path and command == "fit" else None
+    if path is not None and (ckpt_path == "last" or wanted is not None):
+        found = newest_anywhere(runs, name, path, run_directories(runs, name), wanted)
+        if found is None:
+            none = f"no checkpoint under {Path(runs, name)} and {path}/{name}"
+            if command != "fit" or wanted is not None:
+                raise UserError(f"--ckpt_path {ckpt_path}: {none}; pass the path of a checkpoint")
+            print(f"{none}: starting from step 0", file=sys.stderr, flush=True)
+            return new_run_directory(runs, name, path), None, None
+        if command == "fit":
+            remote_runs.linked(found[0], path, name)
+        return found
+    url = ckpt_path if ckpt_path and is_remote(ckpt_path) else None
+    here = str(remote_runs.cached(url)) if url is not None else ckpt_path
+    directory, checkpoint = _choose_here(command, runs, name, here, path)
+    if path is not None and command == "fit":
+        remote_runs.linked(directory, path, name)
+    return directory, checkpoint, url
+
+
+def _choose_here(
+    command: str, runs: str, name: str, ckpt_path: str | None, path: str | None
+) -> tuple[Path, Path | None]:
+    directories = run_directories(runs, name)
     if ckpt_path == "last":
         newest = _newest_with_checkpoint(directories) or (directories[-1] if directories else Path(runs, name))
         checkpoint = resolve_ckpt_path("last", newest, required=command != "fit")
@@ -67,7 +115,7 @@ def _choose(command: str, runs: str, name: str, ckpt_path: str | None) -> tuple[
         own = next((d for d in directories if d.resolve() in checkpoint.resolve().parents), None)
         if own is not None:
             return own, checkpoint
-    return (new_run_directory(runs, name) if command == "fit" else Path(runs, name)), checkpoint
+    return (new_run_directory(runs, name, path) if command == "fit" else Path(runs, name)), checkpoint
 
 
 def _newest_with_checkpoint(directories: list[Path]) -> Path | None:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from lrtrain.config.recipes import find
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import VARIABLE
+from lrtrain.runtime.patience import WAIT
 from lrtrain.runtime.ranks import DECIDED
 from lrtrain.runtime.yaml_file import content_of
 
 ENV_PREFIX = "LRTRAIN"
 CONFIG = ("--config", "-c")
-OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", VARIABLE, DECIDED)  # with the prefix, and no keys
+OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", VARIABLE, DECIDED, WAIT)  # with the prefix, and no keys
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

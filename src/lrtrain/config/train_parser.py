@@ -109,9 +109,21 @@ class TrainingRun(Configured):
                 print(line)
         with _one_line():
             config = self.config
-            self.run_dir, self.resumed = resolve_run(command, config.runs, config.name, config.ckpt_path)
+            self.run_dir, self.resumed = resolve_run(
+                command, config.runs, config.name, config.ckpt_path, config.checkpoints.path
+            )
             self.record = RunRecord(self.as_yaml())
             self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
+
+    def finish_copy(self) -> None:
+        """Waits until the store has what `checkpoints.path` asks for, with the record as it is at the end.
+
+        Raises:
+            UserError: the store does not take it, or does not answer (TemporaryError).
+        """
+        saver = getattr(self.parts.checkpoints, "saver", None)
+        if saver is not None and saver.uploads is not None:
+            saver.uploads.finish()
 
     def _trainer(self, settings: dict[str, Any], tracked: bool) -> Trainer:
         callbacks = settings["callbacks"] or []

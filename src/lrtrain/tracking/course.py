@@ -61,12 +61,15 @@ def surviving(path: Path, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]
 
 def newest_course(path: Path) -> int:
     """The offset behind the last record by which a session superseded anything; 0 where none did."""
-    course = begun = furthest = 0
+    course = begun = 0
+    furthest: float = 0
     for end, record in records(path):
         if "resumed" in record:
             begun = record["resumed"]
             if furthest > begun:
                 course, furthest = end, begun
+        elif "lost" in record:
+            furthest = math.inf
         elif not {"run", "status", "tags"} & record.keys():
             furthest = max(furthest, _step(record, begun))
     return course

@@ -7,6 +7,8 @@ Every line has `time` (milliseconds since 1970) and one of
     {"step": 10, "metrics": {"loss": 2.5}}       NaN and infinities as "NaN", "Infinity", "-Infinity": strict JSON
     {"params": {"model.rank": "64"}}  {"tags": {"git.dirty": "false"}}
     {"artifact": "config.yaml", "text": "..."}
+    {"lost": true}                               the record came from a store after its disk was lost: the session may
+                                                 have recorded, and sent to MLflow, more than there is here
 """
 
 import errno
@@ -152,6 +154,17 @@ class Spool:
             self.status, self.host = record["status"], record.get("host", self.host)
         elif "run" in record:
             self.run = record["run"]
+
+
+def note_what_is_lost(run_dir: Path) -> None:
+    """Marks a record that came from a store and whose session never came to its end: there may have been more of it."""
+    file, status = run_dir / SPOOL_NAME, None
+    for _, record in records(file):
+        status = record.get("status", status)
+    if status == "RUNNING":
+        line = json.dumps({"time": int(time.time() * 1000), "lost": True}) + "\n"
+        with writing(f"cannot write {file}", "free some space"):
+            _append_whole(file, line.encode())
 
 
 def begin_anew(run_dir: Path, name: str, experiment: str) -> None:
