@@ -182,7 +182,8 @@ def fetch_record(run: RemoteRun, run_dir: Path) -> bool:
             print(f"{here} went another way than {run.url}: renamed to {aside.name}", file=sys.stderr)
         for name in (name for name in RECORD if name != METRICS and name in run.names):
             write_atomically(run_dir / name, stores.read(stores.joined(run.url, name)))
-        write_atomically(here, there)
+        if there:
+            write_atomically(here, there)
     return bool(there)
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from lrtrain.checkpoint.directory import FOLDER, newest_whole, step_of
 from lrtrain.checkpoint.remote_runs import ASIDE, METRICS, RECORD, checkpoint_name, steps_among
 from lrtrain.checkpoint.shard_folder import META
 from lrtrain.runtime import stores
@@ -54,31 +55,30 @@ class Uploads:
             if self._current is not None:
                 return
             self._current, self._waiting = self._waiting, None
-            before, self._thread = self._thread, threading.Thread(target=self._work, name="checkpoint-uploads")
-            if before is not None:
-                before.join()  # it is past its last look at what waits
-            self._thread.start()
+        if self._thread is not None:
+            self._thread.join()  # it is past its last look at what waits
+        self._thread = threading.Thread(target=self._work, name="checkpoint-uploads")
+        self._thread.start()
 
     def finish(self) -> None:
-        """Waits until the newest checkpoint is there, and brings what the record holds now.
+        """Waits until the newest whole checkpoint of this disk is there, and brings what the record holds now.
 
         Raises:
-            UserError, TemporaryError: the store does not take it; says where the local one is.
+            UserError: the store does not take it; says where the local one is.
+            TemporaryError: it does not answer.
         """
         trying = self._thread is not None and self._thread.is_alive()
         if self._thread is not None:
             self._thread.join()
-        last, failed = self._waiting, self._failed
+        newest, _ = newest_whole(self._run_dir / FOLDER)
         try:
-            if failed is not None and trying:
-                raise failed  # it has just been waited for
-            if last is not None:
-                self._send(*last)
-                self._waiting = self._failed = None
+            if self._failed is not None and trying:
+                raise self._failed  # it has just been waited for
+            if newest is not None and step_of(newest) not in steps_among(stores.stored(self.url)):
+                self._send(step_of(newest), newest)  # perhaps of an earlier session, whose end did not get there
             self._send_record()
         except UserError as error:
-            where = last[1] if last is not None else self._run_dir
-            line = f"{self.url} lacks the end of this run: {error}; it is in {where}"
+            line = f"{self.url} lacks the end of this run: {error}; it is in {newest or self._run_dir}"
             raise type(error)(line) from error
 
     def _work(self) -> None:
@@ -94,7 +94,7 @@ class Uploads:
                 sent = self._current
                 self._failed, self._current, self._waiting = failed, self._waiting, None
                 if failed is not None and self._current is None:
-                    self._waiting = sent  # not for this thread: the next offer, or the end, takes it up
+                    self._waiting = sent  # it stays on this disk until a later one is there
             if failed is None:
                 self._then()
 
