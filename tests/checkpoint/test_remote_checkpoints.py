@@ -92,6 +92,7 @@ def test_a_run_goes_on_from_an_empty_disk_as_if_it_had_not_been_lost(
     assert_same_state(*(Path(f"runs/{name}/0001/checkpoints/{step(6)}") for name in ("quickstart", "whole")))
 
 
+@pytest.mark.slow
 def test_after_a_kill_whose_disk_is_lost_mlflow_has_every_point_once(
     shards: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from lrtrain.cli.main import main
 from lrtrain.tracking.course import newest_course, records
 from lrtrain.tracking.recorded import recorded
 from lrtrain.tracking.runs import TrackedRun, tracked_runs
+from lrtrain.tracking.spool import note_what_is_lost
 from tracked import history, make_logger, mlflow_run
 
 
@@ -94,3 +95,23 @@ def test_fit_from_an_earlier_checkpoint_leaves_one_course(tmp_path: Path, monkey
     assert second.series("lr/hidden").value[-1] <= 1e-6
     assert second.params["model.optimizers.hidden.init_args.lr"] == "1e-06"
     assert all(series.step[-1] <= 3 for series in second.metrics.values())
+
+
+def test_what_a_lost_disk_had_sent_is_there_once_after_the_record_came_from_a_store(root: Path) -> None:
+    run_dir, spool = root / "toy/0001", root / "toy/0001/metrics.jsonl"
+    session(root, 0.1, {step: 10.0 - step for step in range(10)})
+    lines = spool.read_bytes().splitlines(keepends=True)
+    cut = next(index for index, line in enumerate(lines) if b'"step": 5' in line)
+    spool.write_bytes(b"".join(lines[:cut]))  # as it was copied, while MLflow got more
+    note_what_is_lost(run_dir)
+    session(root, 0.1, {4: 6.0, 5: 5.0}, resumed=3)
+    assert history(run_dir, "loss") == [(0, 10.0), (1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0), (5, 5.0)]
+    client, new = mlflow_run(run_dir)
+    assert [one.info.run_id for one in client.search_runs([new.info.experiment_id])] == [new.info.run_id]
+
+
+def test_a_record_that_came_to_its_end_lost_nothing(root: Path) -> None:
+    session(root, 0.1, {0: 1.0})
+    before = (root / "toy/0001/metrics.jsonl").read_bytes()
+    note_what_is_lost(root / "toy/0001")
+    assert (root / "toy/0001/metrics.jsonl").read_bytes() == before
