@@ -103,6 +103,40 @@ def test_validate_and_generate_take_the_folder_and_the_file_made_of_it_alike(
     assert "loss" in out
 
 
+def test_export_makes_the_same_of_the_folder_and_of_the_file_made_of_it(
+    trained: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = trained / "quickstart/0001/checkpoints/step-00000004.ckpt", tmp_path / "whole.ckpt"
+    assert main(["consolidate", str(folder), "--out", str(file)]) == 0
+    for path in (folder, file):
+        assert main(["export", str(path), "--out", str(tmp_path / path.stem)]) == 0
+    exported = [(tmp_path / path.stem / "model.safetensors").read_bytes() for path in (folder, file)]
+    assert exported[0] == exported[1]
+    page = (tmp_path / folder.stem / "README.md").read_text()
+    assert "# quickstart/0001, step 4" in page
+    assert f"sha256 {sharded.digest(folder)}" in page
+    (checkpoint / "__1_0.distcp").unlink()
+    line = refusal(["export", str(checkpoint), "--out", str(tmp_path / "out")], capsys)
+    assert "its __1_0.distcp is missing" in line
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_sharded_run_leaves_its_folder_and_the_processes_wait_for_it(shards: Path, tmp_path: Path) -> None:
+    more = ["--config", str(FSDP), "--export.format=factorized"]
+    outcomes = command_on_ranks(2, ["fit", *arguments(shards, tmp_path, *more, steps=2)])
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert "wrote " in outcomes[0][1]
+    assert "wrote " not in outcomes[1][1]
+    folder = tmp_path / "quickstart/0001/checkpoints/step-00000002.hf"
+    assert (folder / "modeling_factorized_llama.py").is_file()
+    (tmp_path / "quickstart/0001/checkpoints/step-00000002.hf").rename(tmp_path / "moved")
+    blocked = tmp_path / "quickstart/0001/checkpoints/step-00000002.hf.partial"
+    blocked.write_text("a file where the folder should be made")
+    outcomes = command_on_ranks(2, ["fit", *arguments(shards, tmp_path, *more, steps=2), "--ckpt_path=last"])
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert not blocked.exists()
+
+
 def test_consolidate_refuses_what_it_cannot_do(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

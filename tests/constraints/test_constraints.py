@@ -13,10 +13,16 @@ from torch.optim import AdamW
 
 import lrtrain.constraints
 import reference
-from lrtrain.constraints import BalancedRenormalization, Constraint, SpectralRenormalization, StiefelRetraction
+from lrtrain.constraints import (
+    BalancedRenormalization,
+    Constraint,
+    PartnerMetric,
+    SpectralRenormalization,
+    StiefelRetraction,
+)
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import LowRankLinear, SpectralLinear
-from lrtrain.optim import CombinedOptimizer, Spectron, Stiefel, holders
+from lrtrain.optim import CombinedOptimizer, LoRAMuon, Spectron, Stiefel, holders
 
 
 def found() -> list[type]:
@@ -37,7 +43,7 @@ def make(cls: type) -> tuple[Any, CombinedOptimizer]:
     a, b, s = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.rand(3))
     together = len(get_args(get_args(get_type_hints(cls)["held"])[1]))  # of a tuple; 0 for single parameters
     factors = {2: {"layer": (a, b)}, 3: {"layer": (a, s, b)}}.get(together, {"layer.0": a, "layer.1": b})
-    matrices = Stiefel if together == 3 else Spectron
+    matrices = LoRAMuon if cls is PartnerMetric else Stiefel if together == 3 else Spectron
     return cls().hold(factors), CombinedOptimizer([matrices([("a", a), ("b", b)], lr=0.1), AdamW([("s", s)], lr=0.1)])
 
 

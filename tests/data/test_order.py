@@ -1,11 +1,12 @@
 """The stream of block numbers and its deal, against what they promise, for any sizes and any number of processes."""
 
 import itertools
+from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrtrain.data.order import dealt, shuffled
+from lrtrain.data.order import Quotas, dealt, shuffled
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any)
 
@@ -63,3 +64,30 @@ def test_where_blocks_end_each_is_dealt_once_and_all_processes_get_equally_many_
     assert {len(share) for share in shares} == {-(-blocks // (batch_size * processes))}
     assert sorted(block for share in shares for batch in share for block in batch) == list(range(blocks))
     assert max((len(batch) for share in shares for batch in share), default=0) <= batch_size
+
+
+WEIGHTS = st.lists(st.fractions(Fraction(1, 10**9), 10**6, max_denominator=10**9), min_size=1, max_size=7)
+
+
+@given(weights=WEIGHTS, position=st.one_of(st.integers(0, 300), st.integers(0, 10**15)))
+def test_weights_hold_at_every_prefix_and_each_block_is_one_of_its_source(
+    weights: list[Fraction], position: int
+) -> None:
+    quotas = Quotas(weights)
+    before = quotas.counts(position)
+    off = Fraction(1, 2) + sum((Fraction(1, 2 * k) for k in range(1, len(weights))), Fraction(0)) * (len(weights) > 2)
+    for n in range(position, position + 20):
+        counts = quotas.counts(n)
+        assert sum(counts) == n
+        assert all(abs(c - n * w / sum(weights)) <= off for c, w in zip(counts, weights, strict=True))
+        expected = list(before)
+        expected[quotas.source(n)] += 1
+        before = quotas.counts(n + 1)
+        assert before == expected
+
+
+def test_quotas_of_weights_as_written_repeat_after_their_sum() -> None:
+    quotas = Quotas([Fraction(7), Fraction(3)])
+    drawn = [quotas.source(n) for n in range(20)]
+    assert drawn[:10] == drawn[10:]
+    assert drawn[:10].count(1) == 3

@@ -11,17 +11,20 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import reference
+from lrtrain.constraints import PartnerMetric
 from lrtrain.linalg import (
     gram,
     inner,
+    inverse_root,
     norm_bound,
     orthonormality_error,
     orthonormalize,
     orthonormalize_,
     polar,
+    polar_in_metric,
     spectral_norm,
 )
-from lrtrain.optim import Spectron
+from lrtrain.optim import LoRAMuon, Spectron
 from ranks import on_ranks
 
 # On three processes: two uneven splits, one that leaves the last process empty, and two of equal shape.
@@ -57,6 +60,8 @@ def results(xs: list[Tensor]) -> dict[str, list[Tensor]]:
         "inner": [inner(x, x * 2) for x in xs],
         "polar": full(polar(xs)),
         "polar of many steps": full(polar(xs, steps=9, coefficients="polar_express")),
+        "root": inverse_root(xs),
+        "in metric": full(polar_in_metric(xs, inverse_root([2 * x for x in xs]))),
         "sigma": sigma,
         "vectors": vectors,
         "bound": norm_bound(xs),
@@ -148,6 +153,25 @@ def count_a_step() -> list[tuple[int, int]]:
 def test_a_spectron_step_is_two_flat_all_reduces_of_half_gram_matrices_and_one_of_their_scales() -> None:
     triangles = sum(r * (r + 1) // 2 for _, r in SHAPES)
     assert on_ranks(2, count_a_step)[0] == [(len(SHAPES), 4 * len(SHAPES)), *2 * [(triangles, 4 * triangles)]]
+
+
+def count_a_step_in_metric() -> list[tuple[int, int]]:
+    mesh = mesh_of(2)
+    shapes = [(24, 6), (10, 6), (9, 4), (4, 4)]
+    drawn = [reference.matrix(m, r, 20, seed).float() for seed, (m, r) in enumerate(shapes)]
+    parameters = [torch.nn.Parameter(x) for x in sharded(drawn, mesh)]
+    for parameter, gradient in zip(parameters, sharded(drawn, mesh), strict=True):
+        parameter.grad = gradient
+    optimizer = LoRAMuon(parameters)
+    constraint = PartnerMetric().hold({"a": tuple(parameters[:2]), "b": tuple(parameters[2:])})
+    return counted(lambda: (constraint.before_step(optimizer), optimizer.step()))
+
+
+def test_a_step_in_the_metric_of_the_other_factor_adds_one_flat_all_reduce() -> None:
+    triangles = 2 * (21 + 10)
+    scales = (4, 16)
+    expected = [(triangles, 4 * triangles), scales, *2 * [(triangles, 4 * triangles)]]
+    assert on_ranks(2, count_a_step_in_metric)[0] == expected
 
 
 def refuse_columns() -> None:

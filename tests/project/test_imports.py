@@ -26,8 +26,9 @@ LAYERS = {
     "data": {"runtime"},
     "tracking": {"runtime"},
     "checkpoint": {"runtime"},
+    "checkpoint/huggingface": {"checkpoint", "linalg", "nn", "data", "runtime"},
     "training": {"linalg", "nn", "optim", "constraints", "checkpoint", "runtime"},
-    "config": {"nn", "optim", "data", "tracking", "checkpoint", "training", "runtime"},
+    "config": {"nn", "optim", "data", "tracking", "checkpoint", "checkpoint/huggingface", "training", "runtime"},
     "studies": {"linalg", "nn", "optim", "constraints", "data", "tracking", "config", "runtime"},
     "cli": {"nn", "data", "tracking", "checkpoint", "training", "config", "studies", "runtime", ""},
     "__main__": {"cli"},
@@ -39,6 +40,7 @@ STUDIES = {
     "jobs": set(),
     "compare": set(),
     "plan": set(),
+    "doctor": {"plan"},
     "sweep": {"jobs"},
     "scaling": {"jobs"},
     "experiments": {"jobs", "compare", "plan", "scaling"},
@@ -93,8 +95,9 @@ def _executed_on_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def package(module: str) -> str:
-    """`nn` of `lrtrain.nn.decoder`."""
-    return module.partition(".")[2].partition(".")[0]
+    """`nn` of `lrtrain.nn.decoder`; a folder in a package that has rights of its own is one, too."""
+    first, second = f"{module}...".split(".")[1:3]
+    return f"{first}/{second}" if f"{first}/{second}" in LAYERS else first
 
 
 def study(module: str) -> str:

@@ -124,6 +124,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Watch, L.Trainer]
 def test_the_trainer_registers_the_signal_connector_that_it_holds(watched: tuple[Watch, L.Trainer]) -> None:
     assert type(watched[0].before) is _SignalConnector
     assert watched[0].caught == signal.SIGTERM
+    register = inspect.getsource(_SignalConnector.register_signal_handlers)
+    assert "sigusr_handlers.append(self._slurm_sigusr_handler_fn)" in register
 
 
 def test_the_fit_loop_tells_whether_a_batch_is_accumulated(watched: tuple[Watch, L.Trainer]) -> None:

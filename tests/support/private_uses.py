@@ -12,6 +12,9 @@ from pathlib import Path
 UNDOCUMENTED = ("litdata.", "mlflow.store.", "lightning.pytorch.trainer.connectors.")
 """Modules of which no name is documented, with an underscore or without."""
 
+DOCUMENTED = {"_exit"}
+"""What only looks private: `os._exit`."""
+
 STANDARD = {"builtins", "abc", "collections", "enum", "typing"}
 
 
@@ -35,7 +38,7 @@ def private_uses(root: Path) -> set[tuple[str, str]]:
 
 
 def is_private(name: str) -> bool:
-    return re.fullmatch(r"_[A-Za-z]\w*", name) is not None
+    return re.fullmatch(r"_[A-Za-z]\w*", name) is not None and name not in DOCUMENTED
 
 
 def _named(node: ast.AST, own: set[str], package: str) -> Iterator[str]:

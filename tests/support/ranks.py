@@ -21,7 +21,7 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
     Raises:
         AssertionError: with the traceback of the first process that failed.
     """
-    environment = _torchrun(count) if count > 1 else [{}]
+    environment = torchrun_environment(count) if count > 1 else [{}]
     started = []
     for rank in range(count):
         receiver, sender = FORK.Pipe(duplex=False)
@@ -53,6 +53,14 @@ def free_port() -> int:
         return int(bound.getsockname()[1])
 
 
+def torchrun_environment(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each of so many processes on one machine."""
+    port = free_port()
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 def _command(argv: list[str]) -> tuple[int, str, str]:
     from lrtrain.cli.main import main
 
@@ -63,13 +71,6 @@ def _command(argv: list[str]) -> tuple[int, str, str]:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return code, out.getvalue(), err.getvalue()
-
-
-def _torchrun(count: int) -> list[dict[str, str]]:
-    port = free_port()
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}
-    shared |= {"LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0"}
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def _run(sender: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any) -> None:

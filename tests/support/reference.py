@@ -141,6 +141,37 @@ def spectron(
     return factors
 
 
+def lora_muon(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    gradients: Callable[[list[Tensor]], list[Tensor]],
+    rates: Sequence[float],
+    momentum: float = 0.95,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> list[Tensor]:
+    """LoRA-Muon, arXiv 2606.12921, by eigenvectors, one factor after the other; one step for each rate."""
+    factors = [factor.double().clone() for pair in pairs for factor in pair]
+    momenta = [torch.zeros_like(factor) for factor in factors]
+    for eta in rates:
+        s = (1 - weight_decay * eta) ** 0.5
+        roots = [inverse_square_root(factor) for factor in factors]
+        steps = []
+        for index, gradient in enumerate(gradients(factors)):
+            momenta[index] = momentum * momenta[index] + (1 - momentum) * gradient
+            m = momentum * momenta[index] + (1 - momentum) * gradient if nesterov else momenta[index]
+            root = roots[index ^ 1]
+            steps.append(-eta / 2 * polar_newton_schulz(m @ root) @ root)
+        factors = [s * factor + step / s for factor, step in zip(factors, steps, strict=True)]
+    return factors
+
+
+def inverse_square_root(x: Tensor) -> Tensor:
+    """S^(−½) of S = XᵀX + 1e-6 tr(XᵀX) I."""
+    gram = x.double().mT @ x.double()
+    values, vectors = torch.linalg.eigh(gram + 1e-6 * gram.trace() * torch.eye(len(gram), dtype=torch.float64))
+    return vectors * values.rsqrt() @ vectors.mT
+
+
 def _first_vector(rank: int) -> Tensor:
     vector = torch.randn(rank, generator=torch.Generator().manual_seed(0))
     return (vector / vector.norm()).double()

@@ -19,7 +19,7 @@ from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.causal_lm import CausalLM
 from lrtrain.training.fsdp import FSDP
-from spectral_runs import ADAMW, VOCAB
+from spectral_runs import ADAMW, LORA_MUON, VOCAB
 
 ROWS = 4  # of a global batch: one for each of up to four processes
 STRATEGIES = {
@@ -61,9 +61,10 @@ class Share:
 
 
 def model_of(kind: str, **options: Any) -> CausalLM:
-    """A model of `spectral_runs.KINDS`; `mixed, adamw` has that kind's weights and AdamW alone."""
+    """A model of `spectral_runs.KINDS`; `mixed, adamw` has that kind's weights and AdamW for the projections."""
     kind, _, optimizer = kind.partition(", ")
-    model = spectral_runs.language_model(kind, Optimizers(hidden=ADAMW, other=ADAMW) if optimizer else None)
+    hidden = {"adamw": ADAMW, "lora-muon": LORA_MUON}
+    model = spectral_runs.language_model(kind, Optimizers(hidden[optimizer], ADAMW) if optimizer else None)
     model._activation_checkpointing = options.get("activation_checkpointing", False)
     model._compile = options.get("compile", False)
     return model

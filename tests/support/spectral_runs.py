@@ -12,12 +12,13 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from lrtrain.nn import Decoder, LowRankLinear, SpectralLinear
-from lrtrain.optim import Optimizers, Spectron, WarmupCosine
+from lrtrain.optim import LoRAMuon, Optimizers, Spectron, WarmupCosine
 from lrtrain.training.causal_lm import CausalLM
 
 VOCAB, STEPS, ACCUMULATE = 50, 6, 2
 LOW_RANK, SPECTRAL = partial(LowRankLinear, rank_ratio=0.25), partial(SpectralLinear, rank_ratio=0.25)
 SPECTRON, ADAMW = partial(Spectron, lr=0.1), partial(AdamW, lr=0.01)
+LORA_MUON = partial(LoRAMuon, lr=0.1, weight_decay=0.1)
 KINDS = {
     "low-rank": (LOW_RANK, LOW_RANK, Optimizers(hidden=SPECTRON, other=ADAMW)),
     "spectral": (SPECTRAL, SPECTRAL, Optimizers(hidden=ADAMW, other=ADAMW)),

@@ -135,3 +135,10 @@ def test_the_commit_and_whether_the_tree_is_dirty(tmp_path: Path, monkeypatch: p
     assert git_state() == {"commit": git("rev-parse", "HEAD").strip(), "dirty": False}
     (tmp_path / "new.py").touch()
     assert git_state()["dirty"] is True
+
+    monkeypatch.setenv("LRTRAIN_COMMIT", "f00")  # an image's: what runs is its code, not that of the folder
+    assert git_state() == {"commit": "f00", "dirty": False}
+    monkeypatch.setenv("LRTRAIN_COMMIT", "f00-dirty")
+    assert git_state() == {"commit": "f00", "dirty": True}
+    monkeypatch.setenv("LRTRAIN_COMMIT", "")
+    assert git_state()["commit"] == git("rev-parse", "HEAD").strip()

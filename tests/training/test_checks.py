@@ -145,7 +145,7 @@ def _decide_under_slurm(port: str) -> list[Any]:
     for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "MASTER_", "RANK", "WORLD", "LOCAL"))]:
         del os.environ[name]
     os.environ |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-    os.environ |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "127.0.0.1"}
+    os.environ |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "127.0.0.1", "SLURM_STEP_ID": "0"}
     os.environ |= {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     decided = decide_on_rank_zero(lambda: int(rank))
     torch.distributed.init_process_group("gloo", rank=int(rank), world_size=2)

@@ -45,6 +45,13 @@ def test_copies_of_a_sharded_model_train_as_one(tmp_path: Path) -> None:
     assert_same_course(one, on_ranks(4, run, tmp_path / "many", "mixed", "hsdp", 5)[0])
 
 
+def test_factors_in_the_metric_of_each_other_train_alike_on_one_process_and_on_many(tmp_path: Path) -> None:
+    one = on_ranks(1, run, tmp_path / "one", "low-rank, lora-muon", "single", STEPS)[0]
+    for count in (2, 4):
+        many = on_ranks(count, run, tmp_path / f"{count}", "low-rank, lora-muon", "fsdp", STEPS)[0]
+        assert_same_course(one, many)
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "accumulation": {"accumulate": 2},
     "activation checkpointing": {"model": {"activation_checkpointing": True}},

@@ -46,13 +46,19 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: it is anything but a whole checkpoint.
         """
-        checkpoint = sharded.read(Path(path), map_location or "cpu", weights_only is not False)
-        if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
-            raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
-        return checkpoint
+        return _of_lightning(sharded.read(Path(path), map_location or "cpu", weights_only is not False), path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         checkpoint_folder.remove(Path(path))
+
+
+def load_without_optimizer(path: Path) -> dict[str, Any]:
+    """Loads a checkpoint without its optimizer states, and no weight twice: those of a file stay in it until asked for.
+
+    Raises:
+        UserError: it is anything but a whole checkpoint.
+    """
+    return _of_lightning(sharded.read_weights(path), path)
 
 
 def check_architecture(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path, strict: bool = True) -> None:
@@ -98,6 +104,12 @@ def check_tokenizer(saved: str, given: str, path: str | Path) -> None:
         f"checkpoint {path} is of another tokenizer than the data: {what}; name the data of its run (data.path), or "
         "prepare this text with the tokenizer.json of its run"
     )
+
+
+def _of_lightning(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
+        raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
+    return checkpoint
 
 
 def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

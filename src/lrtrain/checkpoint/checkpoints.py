@@ -30,6 +30,7 @@ from lrtrain.checkpoint.remote_runs import check_path
 from lrtrain.checkpoint.saver import Saver
 from lrtrain.checkpoint.signals import GracefulSignals
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.lost_processes import is_lost
 
 
 class Checkpoints(Checkpoint):
@@ -192,7 +193,10 @@ class Checkpoints(Checkpoint):
         if self._updating:
             rank_zero_warn(f"stopped inside the update after step {boundary.step}: nothing whole to save")
         elif trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-            rank_zero_warn(f"step {boundary.step} not saved: its shards lie with ranks that may not answer any more")
+            if not is_lost(exception):  # whose own line names the newest checkpoint
+                rank_zero_warn(
+                    f"step {boundary.step} not saved: its shards lie with ranks that may not answer any more"
+                )
         else:
             self._alone = True  # the other ranks may be elsewhere: no collective from here on
             try:

@@ -92,6 +92,11 @@ def fault(path: Path) -> str | None:
     return None
 
 
+def digest(path: Path) -> str:
+    """The sha256 by which a whole checkpoint knows itself: of a folder's, that of the file that knows the others."""
+    return wholefile.digest(path / META if path.is_dir() else path)
+
+
 def read(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
     """Reads a file onto `map_location`, or a folder onto the CPU, after its checksums were compared.
 
@@ -103,6 +108,21 @@ def read(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> di
     if why := fault(path):
         raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
     return read_tree(path)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint without its optimizer states, on the CPU: those of a file stay there, those of a folder unread.
+
+    Raises:
+        UserError: it is not a whole checkpoint of lrtrain.
+    """
+    if not path.is_dir():
+        checkpoint = wholefile.read_whole(path, mapped=True)
+    elif why := fault(path):
+        raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
+    else:
+        checkpoint = read_tree(path, lazily=("optimizer_states",))
+    return {key: value for key, value in checkpoint.items() if key != "optimizer_states"}
 
 
 def read_tree(path: Path, lazily: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import NO_ROOM, replacing
+from lrtrain.runtime.liveness import beat
 
 PARTIAL = ".partial"
 _COMMENT = re.compile(rb"\x47\x00sha256:([0-9a-f]{64})")  # the comment's length, 71, as the zip's last field, and it
@@ -38,10 +39,20 @@ def fault(path: Path) -> str | None:
         return f"it cannot be read ({error.strerror})"
 
 
-def read_whole(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+def digest(path: Path) -> str:
+    """The sha256 in a whole file: of what `torch.save` wrote, without the comment that holds it."""
+    with path.open("rb") as file:
+        file.seek(-64, os.SEEK_END)
+        return file.read().decode()
+
+
+def read_whole(
+    path: Path, map_location: Any = "cpu", weights_only: bool = True, mapped: bool = False
+) -> dict[str, Any]:
     """The checkpoint in `path`, after its checksum was compared.
 
     `weights_only` lets nothing but tensors, numbers, strings and containers of them in: a file cannot run code here.
+    `mapped` leaves the tensors in the file, from where each page comes when it is asked for.
 
     Raises:
         UserError: the file is missing, cut short, changed since it was written, or not a checkpoint of lrtrain.
@@ -49,7 +60,7 @@ def read_whole(path: Path, map_location: Any = "cpu", weights_only: bool = True)
     if why := fault(path):
         raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mapped)
     except Exception as error:  # torch raises many kinds; the bytes are as written, so the content is foreign
         raise UserError(f"cannot use checkpoint {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(checkpoint, dict):
@@ -97,6 +108,7 @@ class _Sink(io.RawIOBase):
     def write(self, chunk: bytes) -> int:  # type: ignore[override]
         if self.file is not None:
             self.file.write(chunk)
+            beat()
             self.digest.update(chunk)
         self.count += len(chunk)
         return len(chunk)

@@ -1,8 +1,10 @@
 """`lrtrain fit`, `validate` and `test`: a configuration, trained or evaluated in its run directory."""
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lrtrain.cli.arguments import announce
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 def fit(argv: list[str]) -> int:
     """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
     argv = _begin("fit", argv)
+    from lrtrain.checkpoint.leaving import leave_together
+    from lrtrain.checkpoint.signals import Told
+    from lrtrain.config.export_at_end import export_is_possible, export_last
     from lrtrain.config.run_directory import discard_if_empty
     from lrtrain.config.train_parser import TrainingRun
     from lrtrain.training.summary import print_summary
@@ -27,17 +32,23 @@ def fit(argv: list[str]) -> int:
         run = TrainingRun("fit", argv)
         if run.trainer.is_global_zero:
             print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
+        export_is_possible(run)
         try:
-            _train(run)
+            with _one_line_for_a_lost_process(run):
+                _train(run)
             if run.resumed is not None and not run.record.written:
                 _close(run)
         except BaseException:
             _finish_copy_of_what_ended(run)
             raise
+    except Told as told:
+        leave_together(told.signal)
+        raise
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
     print_summary(run.trainer, run.model)
     run.finish_copy()
+    export_last(run)
     return 0
 
 
@@ -57,10 +68,13 @@ def _evaluate(command: str, argv: list[str]) -> int:
 
     run = TrainingRun(command, argv)
     evaluate = getattr(run.trainer, command)
-    results = evaluate(run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True, verbose=False)
+    with _one_line_for_a_lost_process(run):
+        results = evaluate(
+            run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True, verbose=False
+        )
     if run.trainer.is_global_zero:
         print(f"checkpoint {run.resumed}")
-        for name, value in results[0].items():
+        for name, value in {name: value for found in results for name, value in found.items()}.items():
             print(f"{name:<20} {value:.4f}")
     return 0
 
@@ -86,6 +100,25 @@ def _finish_copy_of_what_ended(run: "TrainingRun") -> None:
         run.finish_copy()
     except UserError as error:
         print(f"lrtrain: {error}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _one_line_for_a_lost_process(run: "TrainingRun") -> Iterator[None]:
+    """Makes what torch says of a host that is gone one line, told once, that says where to go on."""
+    from lrtrain.checkpoint.directory import FOLDER, steps_in
+    from lrtrain.runtime.lost_processes import LostProcessError, is_lost, who_is_lost
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        lost = who_is_lost(error, run.roll_call.since())
+        newest = next(iter(steps_in(run.run_dir / FOLDER).values()), None)
+        advice = (
+            f"restart with --ckpt_path last, from {newest}" if newest else "there is no checkpoint yet: start again"
+        )
+        raise LostProcessError(f"{lost}; {advice}") from error
 
 
 def _close(run: "TrainingRun") -> None:
@@ -122,7 +155,9 @@ def _begin(command: str, argv: list[str]) -> list[str]:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses
     if topic is not None:
         from lrtrain.config.described import describe
 

@@ -3,11 +3,14 @@
 import importlib
 import os
 import sys
+import traceback
 
 from lrtrain import __version__
 from lrtrain.cli.arguments import announce
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.first_to_end import exit_code_here
 from lrtrain.runtime.hints import near
+from lrtrain.runtime.lost_processes import LostProcessError, leave_note
 from lrtrain.runtime.own_modules import find_own_modules
 from lrtrain.runtime.ranks import leave_group, should_print
 
@@ -17,9 +20,11 @@ COMMANDS = {
     "test": ("lrtrain.cli.fit:test", "the same on the test split"),
     "prepare": ("lrtrain.cli.prepare:main", "turn documents into a tokenizer and token shards"),
     "generate": ("lrtrain.cli.generate:main", "continue a text with a trained checkpoint"),
+    "export": ("lrtrain.cli.export:main", "write a checkpoint as a folder that transformers loads"),
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
     "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
+    "doctor": ("lrtrain.cli.doctor:main", "tell what will go wrong on this machine, or for a configuration"),
     "experiment": ("lrtrain.cli.experiment:main", "reproduce a figure or table of the papers, with a verdict"),
     "scaling": ("lrtrain.cli.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),
     "sweep": ("lrtrain.cli.sweep:main", "train the points of a search space and write the best one's YAML"),
@@ -27,13 +32,17 @@ COMMANDS = {
     "sync": ("lrtrain.cli.sync:main", "send tracked points that still wait on this machine"),
 }
 
-LATE = ("plan", "sweep", "scaling", "experiment", "compare")
+LATE = ("plan", "doctor", "sweep", "scaling", "experiment", "compare")
 """Commands whose own first line waits for large imports."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake of the user's, 75 what a restart may get past, 130
-    interrupted by Ctrl-C. A fit that a signal ended leaves with 128 + the signal's number."""
+    """Runs a command and returns its exit code.
+
+    0: done. 2: a mistake of the user's, which a restart would meet again. 75: what a restart may get past. 130: Ctrl-C.
+    A fit that a signal ended has saved a checkpoint and leaves with 128 + the signal's number: 143 for SIGTERM, 138 for
+    SIGUSR1. Whatever else goes wrong is raised, and Python ends with 1.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
@@ -47,11 +56,16 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("LRTRAIN_DEBUG"):
             raise
         line = " ".join(str(error).split("\n"))
-        if should_print(line):
-            print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr)
-        return error.exit_code
+        if isinstance(error, LostProcessError) or should_print(line):
+            print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr, flush=True)
+        return exit_code_here(error.exit_code) if leave_note(error.exit_code, line) else error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not leave_note(1, f"{type(error).__name__}: {error}"[:1000]) or exit_code_here(1):
+            raise
+        traceback.print_exc()
         return 0
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)
@@ -77,5 +91,7 @@ def _help() -> str:
         "usage: lrtrain <command> [arguments]\n\n"
         "Pre-train language models whose weights are low-rank from the first step.\n\n"
         f"{commands}\n\n"
-        "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks."
+        "lrtrain <command> --help tells a command's arguments. LRTRAIN_DEBUG=1 shows tracebacks.\n\n"
+        "Exit codes: 0 done; 2 a mistake to mend; 75 a store or host does not answer: start again; 128 + its number\n"
+        "(130 Ctrl-C, 143 SIGTERM) a signal, and fit has saved a checkpoint; 1 a fault of the program."
     )

@@ -23,6 +23,8 @@ GROUPS = {
     "data": ("lrtrain", "data/datamodule.py", "TokenDataModule"),
     "checkpoints": ("lrtrain", "checkpoint/checkpoints.py", "Checkpoints"),
     "nonfinite": ("lrtrain", "training/callbacks/nonfinite.py", "NonFiniteGradients"),
+    "heartbeat": ("lrtrain", "training/callbacks/heartbeat.py", "Heartbeat"),
+    "export": ("lrtrain", "config/export_settings.py", "Export"),
 }
 """Group of keys -> package, file and class whose arguments they are."""
 

@@ -53,7 +53,7 @@ def discard_if_empty() -> None:
 
 
 def resolve_run(
-    command: str, runs: str, name: str, ckpt_path: str | None, path: str | None = None
+    command: str, runs: str, name: str, ckpt_path: str | None, path: str | None = None, nodes: int = 1
 ) -> tuple[Path, Path | None]:
     """The run directory and the checkpoint that a command works with; the first process chooses for all of them.
 
@@ -65,7 +65,9 @@ def resolve_run(
         UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
         TemporaryError: the store does not answer.
     """
-    chosen = decide_on_rank_zero(lambda: [one and str(one) for one in _choose(command, runs, name, ckpt_path, path)])
+    chosen = decide_on_rank_zero(
+        lambda: [one and str(one) for one in _choose(command, runs, name, ckpt_path, path)], nodes
+    )
     directory, checkpoint, url = chosen
     if url and not Path(checkpoint).exists():  # on another host
         remote_runs.fetch(url, Path(checkpoint))

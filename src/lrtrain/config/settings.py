@@ -15,7 +15,7 @@ from lrtrain.runtime.yaml_file import content_of
 
 ENV_PREFIX = "LRTRAIN"
 CONFIG = ("--config", "-c")
-OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", VARIABLE, DECIDED, WAIT)  # with the prefix, and no keys
+OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", f"{ENV_PREFIX}_COMMIT", VARIABLE, DECIDED, WAIT)  # with the prefix, and no keys
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

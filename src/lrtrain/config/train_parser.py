@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.config.error_lines import one_line
+from lrtrain.config.export_settings import Export
 from lrtrain.config.overlaid import overlaid
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
@@ -26,7 +27,9 @@ from lrtrain.runtime.ranks import is_first
 from lrtrain.tracking.logger import MLflowLogger, own_logger
 from lrtrain.tracking.run_record import RunRecord
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
+from lrtrain.training.callbacks.heartbeat import Heartbeat
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
+from lrtrain.training.callbacks.roll_call import RollCall
 from lrtrain.training.callbacks.step_progress import StepProgress
 from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
@@ -38,6 +41,8 @@ GROUPS: dict[str, type] = {
     "data": TokenDataModule,
     "checkpoints": Checkpoints,
     "nonfinite": NonFiniteGradients,
+    "heartbeat": Heartbeat,
+    "export": Export,
 }
 """Group of keys -> the class whose arguments they are."""
 
@@ -110,10 +115,16 @@ class TrainingRun(Configured):
         with _one_line():
             config = self.config
             self.run_dir, self.resumed = resolve_run(
-                command, config.runs, config.name, config.ckpt_path, config.checkpoints.path
+                command,
+                config.runs,
+                config.name,
+                config.ckpt_path,
+                config.checkpoints.path,
+                config.trainer.num_nodes,
             )
-            self.record = RunRecord(self.as_yaml())
+            self.record, self.roll_call = RunRecord(self.as_yaml()), RollCall()
             self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
+            self.parts.heartbeat.start(self.trainer.local_rank)
 
     def finish_copy(self) -> None:
         """Waits until the store has what `checkpoints.path` asks for, with the record as it is at the end.
@@ -128,8 +139,8 @@ class TrainingRun(Configured):
     def _trainer(self, settings: dict[str, Any], tracked: bool) -> Trainer:
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        callbacks.insert(0, self.parts.nonfinite)  # before any that acts on gradients
-        callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record]
+        callbacks[:0] = [self.roll_call, self.parts.nonfinite]  # before any that takes time, or acts on gradients
+        callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record, self.parts.heartbeat]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         settings |= {

@@ -2,14 +2,17 @@
 
 import re
 from argparse import ArgumentError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO, check_architecture
+from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
@@ -44,31 +47,82 @@ def _written(folder: Path) -> float:
     return last_time(folder.parent / SPOOL_NAME) or 1000 * folder.stat().st_mtime
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a checkpoint holds beside the optimizers' states.
+
+    Attributes:
+        decoder: In evaluation.
+        tokenizer: That of the data.
+        recipe: The run's configuration as YAML, `config` the same as a mapping.
+        step: Optimizer steps done.
+        version: Of lrtrain, when it was saved.
+        callbacks: The states of Lightning's callbacks, by their keys.
+    """
+
+    path: Path
+    decoder: Decoder
+    tokenizer: Tokenizer
+    recipe: str
+    config: dict[str, Any]
+    step: int
+    version: str
+    callbacks: dict[str, Any]
+
+
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
-    """The decoder, in evaluation, and the tokenizer that a checkpoint holds.
+    """The decoder, in evaluation, and the tokenizer that a checkpoint holds. Raises what `read_trained` does."""
+    trained = read_trained(path)
+    return trained.decoder, trained.tokenizer
+
+
+def read_trained(path: Path) -> TrainedModel:
+    """The model of a checkpoint. No weight is twice in memory, unless a module of the decoder is a class of one's own.
 
     Raises:
         UserError: the file is no whole lrtrain checkpoint, or holds no configuration or no tokenizer.
     """
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    checkpoint = load_without_optimizer(path)
     own = checkpoint.get("lrtrain", {})
     for part in ("config", "tokenizer"):
         if not own.get(part):
             raise UserError(f"checkpoint {path} holds no {part}: use one of lrtrain fit, with data that has one")
+    config = yaml.safe_load(own["config"])
+    prefix = "decoder."
+    weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    return TrainedModel(
+        path=path,
+        decoder=_filled(config["model"]["decoder"], weights, path),
+        tokenizer=Tokenizer.from_str(own["tokenizer"]),
+        recipe=own["config"],
+        config=config,
+        step=checkpoint["global_step"],
+        version=own.get("version", ""),
+        callbacks=checkpoint.get("callbacks", {}),
+    )
+
+
+def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Decoder:
+    """The decoder with the very tensors that were read."""
+    decoder = _made(config, path, "meta")
+    if not all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
+        decoder = _made(config, path, "cpu")  # it may keep tensors that no checkpoint holds
+    before_load(decoder, weights)
+    check_architecture({"state_dict": weights}, decoder, path)
+    decoder.load_state_dict(weights, assign=True)
+    return decoder.eval()
+
+
+def _made(config: dict[str, Any], path: Path, device: str) -> Decoder:
     try:
-        decoder = build_decoder(yaml.safe_load(own["config"])["model"]["decoder"])
+        with torch.device(device):
+            return build_decoder(config)
     except ArgumentError as error:
         missing = re.search(r"No module named '(([^'.]+)[^']*)'", str(error))
         if missing is None:
             raise UserError(f"checkpoint {path}: its decoder cannot be made: {' '.join(str(error).split())}") from error
         advice = f"run this in the folder that has {missing[2]}.py"
         raise UserError(f"checkpoint {path} needs the module {missing[1]}, which is not here: {advice}") from error
-    prefix = "decoder."
-    weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    before_load(decoder, weights)
-    check_architecture({"state_dict": weights}, decoder, path)
-    decoder.load_state_dict(weights)
-    return decoder.eval(), Tokenizer.from_str(own["tokenizer"])
 
 
 def build_decoder(config: dict[str, Any]) -> Decoder:

@@ -5,6 +5,7 @@ from lrtrain.constraints.balance import BalancedRenormalization
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.factors import find_factors, spectral_triples
 from lrtrain.constraints.manifold import StiefelRetraction, TangentProjection
+from lrtrain.constraints.partner_metric import PartnerMetric
 from lrtrain.constraints.preserve import FunctionPreservingRetraction
 from lrtrain.constraints.renormalize import SpectralRenormalization
 
@@ -13,6 +14,7 @@ __all__ = [
     "Constraint",
     "FunctionPreservingRetraction",
     "NothingToHoldError",
+    "PartnerMetric",
     "SpectralRenormalization",
     "StiefelRetraction",
     "TangentProjection",

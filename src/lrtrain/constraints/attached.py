@@ -9,11 +9,20 @@ from torch.optim import Optimizer
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.factors import find_factors
 from lrtrain.constraints.manifold import StiefelRetraction
+from lrtrain.constraints.partner_metric import PartnerMetric
 from lrtrain.constraints.renormalize import SpectralRenormalization
-from lrtrain.optim.protocol import holders
+from lrtrain.optim.protocol import Takes, holders
 
-NEEDED = (SpectralRenormalization, StiefelRetraction)
-"""What projections need: the low-rank pairs whose optimizer takes step scales, and the orthonormal parameters."""
+NEEDED = (SpectralRenormalization, PartnerMetric, StiefelRetraction)
+"""What projections need: the low-rank pairs whose optimizer takes step scales, or the metric of the other factor, and
+the orthonormal parameters."""
+
+
+GIVEN: tuple[tuple[type[Constraint], Takes, str], ...] = (
+    (SpectralRenormalization, "step_scale", "step scale"),
+    (PartnerMetric, "partner_root", "root of the other factor"),
+)
+"""Constraints that give pairs something before a step: to optimizers that take it under a name, and what it is."""
 
 
 def attached(asked: Sequence[Constraint] | None, model: nn.Module, optimizer: Optimizer) -> dict[str, Constraint]:
@@ -44,22 +53,23 @@ def attached(asked: Sequence[Constraint] | None, model: nn.Module, optimizer: Op
 def uncovered(
     asked: Sequence[Constraint] | None, found: Mapping[str, Constraint], model: nn.Module, optimizer: Optimizer
 ) -> list[str]:
-    """A line for what step scales are asked for, by a list or by an optimizer that takes them, and not given."""
-    renormalized = {name: one for name, one in found.items() if isinstance(one, SpectralRenormalization)}
-    held = {factor for one in renormalized.values() for pair in one.held.values() for factor in pair}
+    """A line for what pairs are given before a step, by a list or for an optimizer that takes it, and some are not."""
     pairs, _ = find_factors(model)
     lines = []
-    for name, constraint in renormalized.items() if asked else ():
-        if rest := [pair for pair in pairs if pair not in constraint.held]:
-            number = f"{len(constraint.held)} of {len(pairs)} pairs A, B"
-            lines.append(f"{name} holds {number}: the optimizer of {_some(rest)} takes no step scales")
-    if asked is None or renormalized:
-        scaled = holders(optimizer, "step_scale")
-        names = [name for name, parameter in model.named_parameters() if parameter in scaled and parameter not in held]
-        if names:
-            kind = type(next(iter(scaled.values()))).__name__
-            number = f"{len(names)} of {len(scaled)} parameters of {kind} get no step scale"
-            lines.append(f"{number} and move by the learning rate itself: {_some(names)} belong to no pair A, B")
+    for make, takes, given in GIVEN:
+        giving = {name: one for name, one in found.items() if isinstance(one, make)}
+        held = {factor for one in giving.values() for pair in one.held.values() for factor in pair}
+        for name, constraint in giving.items() if asked else ():
+            if rest := [pair for pair in pairs if pair not in constraint.held]:
+                number = f"{len(constraint.held)} of {len(pairs)} pairs A, B"
+                lines.append(f"{name} holds {number}: the optimizer of {_some(rest)} takes no {given}s")
+        if asked is None or giving:
+            taking = holders(optimizer, takes)
+            named = model.named_parameters()
+            if names := [name for name, parameter in named if parameter in taking and parameter not in held]:
+                kind = type(next(iter(taking.values()))).__name__
+                number = f"{len(names)} of {len(taking)} parameters of {kind} get no {given}"
+                lines.append(f"{number} and move by the learning rate itself: {_some(names)} belong to no pair A, B")
     return lines
 
 

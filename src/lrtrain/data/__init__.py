@@ -12,8 +12,9 @@ _HOME = {
     "PrepareSpec": "spec",
     "load_tokenizer": "tokenizer",
     "TokenDataModule": "datamodule",
+    "Weighted": "mix",
 }
-__all__ = ["DocumentFormat", "Manifest", "PrepareSpec", "TokenDataModule", "load_tokenizer"]
+__all__ = ["DocumentFormat", "Manifest", "PrepareSpec", "TokenDataModule", "Weighted", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

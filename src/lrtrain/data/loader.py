@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from litdata.streaming import downloader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lrtrain.data.loader_workers import heed_parent_only
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.order import dealt, shuffled
 from lrtrain.data.shards import check_shards
@@ -77,13 +79,23 @@ class BlockLoader:
         self._sizes = [chunk.tokens // block for chunk in manifest.split(split).chunks]
         if limit is not None:
             self._sizes = [max(0, min(size, limit - sum(self._sizes[:i]))) for i, size in enumerate(self._sizes)]
-        self._identity = {"shards": manifest.split(split).digest, "block_size": block - 1, "seed": seed}
-        self._identity |= {"blocks": sum(self._sizes)}
-        self._blocks = _Blocks(path, block)
+        self.identity = {"shards": manifest.split(split).digest, "block_size": block - 1, "seed": seed}
+        self.identity |= {"blocks": sum(self._sizes)}
+        self._block = block
         # A generator of its own: a DataLoader draws a number at every start, which training's must not depend on.
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._options["generator"] = torch.Generator()
+        self._options["worker_init_fn"] = heed_parent_only
         self._stream: Iterator[Tensor] | None = None
+
+    @cached_property
+    def _shards(self) -> Any:
+        return _Blocks(self._path, self._block)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of an epoch."""
+        return sum(self._sizes)
 
     def __len__(self) -> int:
         return ENDLESS if self._split == "train" else -(-sum(self._sizes) // self._global_batch)
@@ -104,11 +116,11 @@ class BlockLoader:
         self._stream = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"data": self._identity, "position": self.position, "global_batch": self._global_batch}
+        return {"data": self.identity, "position": self.position, "global_batch": self._global_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         saved = state.get("data", {})
-        if changed := ", ".join(key for key, value in self._identity.items() if saved.get(key) != value):
+        if changed := ", ".join(key for key, value in self.identity.items() if saved.get(key) != value):
             self._say(f"The {self._split} data is not that of the checkpoint ({changed}): its stream begins anew")
             return
         self.position = state["position"]
@@ -124,13 +136,14 @@ class BlockLoader:
             print(line)
 
     def _shuffled(self) -> Iterator[int]:
+        """Numbers of the training blocks from `position` on."""
         for blocks, following in pairwise(shuffled(self._sizes, self._seed, self.position)):
-            self._blocks.fetch(following[0])
+            self._shards.fetch(following[0])
             yield from blocks
 
     def _read(self, blocks: Iterator[int]) -> Iterator[Tensor]:
         batches = dealt(blocks, self._batch_size, self._rank, self._processes)
-        read = iter(DataLoader(self._blocks, batch_sampler=batches, collate_fn=_as_it_is, **self._options))
+        read = iter(DataLoader(self._shards, batch_sampler=batches, collate_fn=_as_it_is, **self._options))
         while True:
             try:
                 batch = next(read, None)

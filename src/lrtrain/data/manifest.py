@@ -15,6 +15,7 @@ from lrtrain.runtime.files import write_atomically
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.pt"
+PARTS = "parts"
 SPLITS = ("train", "val")
 
 
@@ -36,6 +37,11 @@ class Split:
     bytes: int
     tokens: int
     chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Documents, bytes and tokens."""
+        return self.documents, self.bytes, self.tokens
 
     @property
     def digest(self) -> str:
@@ -118,6 +124,10 @@ def difference(made: Mapping[str, Any], request: Mapping[str, Any]) -> str | Non
 
 
 def _absent(path: str) -> UserError:
+    if (Path(path) / PARTS).exists():
+        return UserError(
+            f"the data in {path} is not finished: run `lrtrain prepare --merge --out {path}` when all parts are"
+        )
     if (Path(path) / PROGRESS).exists():
         return UserError(
             f"the data in {path} is not finished: run the same `lrtrain prepare` again, it goes on where it stopped"

@@ -1,7 +1,8 @@
-"""The order of a split's blocks, and which of them each process reads in which batch."""
+"""The order of a split's blocks, whose turn it is among several sources, and which blocks each process reads."""
 
 import itertools
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -24,6 +25,42 @@ def shuffled(sizes: Sequence[int], seed: int, position: int = 0) -> Iterator[lis
             if passed < sizes[chunk]:
                 yield (first[chunk] + _permutation(sizes[chunk], seed, epoch, 1 + int(chunk)))[passed:].tolist()
             passed = max(0, passed - sizes[chunk])
+
+
+class Quotas:
+    """Which of several sources each block of an endless stream is from, so that weights hold at every prefix.
+
+    Of the first n blocks the source of the largest weight w₁ has n · w₁, rounded to the nearest whole number; of those
+    that it leaves, the next has its share of what is left of the weights, rounded; and so on. So two sources are never
+    more than ½ block off n · w, and K sources never more than ½ + ½ (1 + ½ + … + 1/(K − 1)). It takes no memory of the
+    blocks before, and no chance.
+    """
+
+    def __init__(self, weights: Sequence[Fraction]) -> None:
+        left = sum(weights)
+        self._levels: list[tuple[int, int, int]] = []  # source, and its share of what is left as a fraction
+        for source in sorted(range(len(weights)), key=lambda source: -weights[source]):
+            share = weights[source] / left
+            self._levels.append((source, share.numerator, share.denominator))
+            left -= weights[source]
+
+    def counts(self, position: int) -> list[int]:
+        """How many of the first `position` blocks are from each source."""
+        found = [0] * len(self._levels)
+        for source, numerator, denominator in self._levels:
+            found[source] = (2 * position * numerator + denominator) // (2 * denominator)
+            position -= found[source]
+        return found
+
+    def source(self, position: int) -> int:
+        """The source of the block after the first `position`: the one whose count is one more with it."""
+        for source, numerator, denominator in self._levels:
+            twice = 2 * position * numerator + denominator
+            count = twice // (2 * denominator)
+            if (twice + 2 * numerator) // (2 * denominator) > count:
+                return source
+            position -= count
+        raise AssertionError("the last source takes all that is left")
 
 
 def dealt(blocks: Iterator[int], batch_size: int, rank: int, processes: int) -> Iterator[list[int]]:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -11,28 +10,22 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
-from tokenizers import Tokenizer
 
-from lrtrain.data.documents import read_documents
 from lrtrain.data.encode import encode_batches, held_out, read_batches
 from lrtrain.data.encoder import Encoder
 from lrtrain.data.listing import Part, list_sources
-from lrtrain.data.manifest import MANIFEST, PROGRESS, SPLITS, Manifest, difference
+from lrtrain.data.manifest import MANIFEST, PARTS, PROGRESS, SPLITS, Manifest, difference
 from lrtrain.data.messages import some
-from lrtrain.data.origin import changes, origin, tokenizer_changes
+from lrtrain.data.origin import Origin, changes, origin, tokenizer_changes
 from lrtrain.data.shards import ShardWriter, token_dtype
 from lrtrain.data.spec import PrepareSpec
-from lrtrain.data.tokenizer import (
-    end_of_text,
-    load_tokenizer,
-    train_tokenizer,
-    vocabulary_size,
-)
+from lrtrain.data.tokenizer import end_of_text, load_tokenizer, vocabulary_size
+from lrtrain.data.tokenizer_sample import make_tokenizer
 from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
+from lrtrain.runtime.liveness import beat
 
-SAMPLE_CHARACTERS = 100_000_000  # what a tokenizer is trained on at most, taken evenly from all parts
 SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
 SAVE_SECONDS = 10.0
 
@@ -51,6 +44,11 @@ def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
         raise UserError(f"cannot prepare into {path}: prepare into a local folder, then copy it there")
     folder = Path(path).expanduser()
     if not (folder / MANIFEST).exists():
+        if (folder / PARTS).exists():
+            raise UserError(
+                f"{folder} holds parts of a preparation: lrtrain prepare --merge --out {folder} makes one data set of "
+                f"them; to begin anew delete {folder / PARTS}"
+            )
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with alone_in(folder):
@@ -103,9 +101,9 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
         progress = saved
     else:
         clear(folder)
-    print("\n".join([_announcement(spec, parts, folder, going_on), *listing.remarks()]), flush=True)
+    print("\n".join([announcement(spec, parts, folder, going_on), *listing.remarks()]), flush=True)
     if not going_on:
-        made = _tokenizer(spec, parts)
+        made = make_tokenizer(spec, parts)
         progress.save(folder)  # from here on the folder is marked as ours
         write_atomically(folder / TOKENIZER, made.to_str(pretty=True).encode())
     tokenizer = load_tokenizer(str(folder / TOKENIZER))
@@ -113,18 +111,24 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     writers = {name: ShardWriter(folder / name, dtype) for name in SPLITS}
     for name, state in progress.writers.items():
         writers[name].restore(state)
-    _write(spec, parts, Encoder(tokenizer, dtype), folder, progress, writers)
+    write_documents(spec, parts, Encoder(tokenizer, dtype), folder, progress, writers)
+    return finish(spec, folder, writers, files)
+
+
+def finish(spec: PrepareSpec, folder: Path, writers: dict[str, ShardWriter], files: Origin) -> Manifest:
+    """Close the writers and write the manifest. Raises UserError, and clears the folder, if a split has no document."""
     try:
         _refuse_empty(spec, writers)
     except UserError:
         clear(folder)
         raise
+    tokenizer = load_tokenizer(str(folder / TOKENIZER))
     manifest = Manifest(
         **spec.request(),
         tokenizer_sha256=hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
         vocab_size=vocabulary_size(tokenizer),
         eot_id=end_of_text(tokenizer),
-        dtype=dtype.name,
+        dtype=writers["train"].dtype.name,
         train=writers["train"].close(),
         val=writers["val"].close(),
         files=files,
@@ -135,63 +139,55 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     return manifest
 
 
-def _tokenizer(spec: PrepareSpec, parts: list[Part]) -> Tokenizer:
-    if spec.tokenizer is not None:
-        return load_tokenizer(spec.tokenizer)
-    assert spec.train_vocab_size is not None
-    with Console(stderr=True).status(f"Training a tokenizer of {spec.train_vocab_size:,} tokens"):
-        return train_tokenizer(_sample(spec, parts), spec.train_vocab_size)
-
-
-def _sample(spec: PrepareSpec, parts: list[Part]) -> Iterator[str]:
-    """Training documents from every part, in proportion to its size; all of them where they are few enough."""
-    total = sum(part.size for part in parts)
-    for part in parts:
-        # A file system that tells no sizes gets equal shares.
-        share = SAMPLE_CHARACTERS * part.size // total if total else SAMPLE_CHARACTERS // len(parts)
-        taken = 0
-        for document in read_documents(part, spec.text_column):
-            if not held_out(document.text, spec.val_fraction):
-                yield document.text
-                taken += len(document.text)
-            if taken > share:
-                break
-
-
-def _write(
+def write_documents(
     spec: PrepareSpec,
     parts: list[Part],
     encoder: Encoder,
     folder: Path,
     progress: Progress,
     writers: dict[str, ShardWriter],
-) -> None:
-    """Append every document from where `progress` stands, and save the progress every few seconds."""
+) -> bool:
+    """Append every document from where `progress` stands, save the progress every few seconds, and say how fast it was.
+
+    Returns whether that was all, not the token limit.
+    """
     sizes_before = [*accumulate((part.size for part in parts), initial=0)]
+    begun, done = time.monotonic(), sum(writer.tokens for writer in writers.values())
     batches = read_batches(parts, spec.text_column, progress.part, progress.position)
-    workers = spec.workers or os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = spec.workers or cores
     saved = time.monotonic()
     changed: list[str | None] = []
+    whole = True
     columns = (*Bar.get_default_columns(), TextColumn("{task.fields[tokens]:,} tokens"))
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("Tokenizing", total=spec.max_tokens or sizes_before[-1] or None, tokens=0)
         for batch, tokens in encode_batches(batches, encoder, workers):
             changed.append(encoder.changed(batch.texts[0][:SAMPLED_CHARACTERS]))
             if not _append(spec, batch.texts, tokens, encoder, writers):
+                whole = False
                 break
+            beat()
             progress.part, progress.position = batch.part, batch.position
             written = writers["train"].tokens
             completed = written if spec.max_tokens else sizes_before[batch.part] + batch.offset
             bar.update(task, tokens=written, completed=completed)
             if time.monotonic() - saved >= SAVE_SECONDS:
                 progress.writers = {name: writer.state() for name, writer in writers.items()}
+                if spec.max_tokens:
+                    progress.marks.append([batch.part, batch.position, *(writers[name].counts() for name in SPLITS)])
                 progress.save(folder)
                 saved = time.monotonic()
+    tokens_made = sum(writer.tokens for writer in writers.values()) - done
+    per_second = tokens_made / (time.monotonic() - begun)
+    used = min(workers, cores)
+    print(f"{tokens_made:,} tokens, {per_second:,.0f} a second: {per_second / used:,.0f} a second and core ({used})")
     if other := [sample for sample in changed if sample]:
         print(
             f"The tokenizer gives back another text for {len(other):,} of {len(changed):,} sampled documents ("
             f"{other[0]}): bits per byte counts the bytes of the text as it was"
         )
+    return whole
 
 
 def _append(
@@ -224,7 +220,8 @@ def _refuse_empty(spec: PrepareSpec, writers: dict[str, ShardWriter]) -> None:
         )
 
 
-def _announcement(spec: PrepareSpec, parts: list[Part], folder: Path, going_on: bool) -> str:
+def announcement(spec: PrepareSpec, parts: list[Part], folder: Path, going_on: bool) -> str:
+    """What is about to be made, in a line."""
     size = sum(part.size for part in parts) / 1e6
     amount = f"{size / 1000:,.1f} GB" if size >= 1000 else f"{size:.1f} MB"
     limit = f", at most {spec.max_tokens:,} training tokens" if spec.max_tokens else ""

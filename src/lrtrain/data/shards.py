@@ -47,6 +47,10 @@ class ShardWriter:
         """Add one document: its tokens with their separator, and the UTF-8 bytes of its text."""
         self.documents += 1
         self.bytes += n_bytes
+        self.extend(tokens)
+
+    def extend(self, tokens: np.ndarray) -> None:
+        """Add tokens of documents that are counted elsewhere."""
         self.tokens += len(tokens)
         self._pending.append(tokens)
         while self.tokens - CHUNK_TOKENS * len(self._chunks) >= CHUNK_TOKENS:
@@ -54,9 +58,13 @@ class ShardWriter:
             self._write(waiting[:CHUNK_TOKENS])
             self._pending = [waiting[CHUNK_TOKENS:]]
 
+    def counts(self) -> tuple[int, int, int]:
+        """Documents, bytes and tokens so far."""
+        return self.documents, self.bytes, self.tokens
+
     def state(self) -> dict[str, Any]:
         return {
-            "counts": (self.documents, self.bytes, self.tokens),
+            "counts": self.counts(),
             "index": self._index,
             "chunks": [asdict(chunk) for chunk in self._chunks],
             "pending": torch.from_numpy(np.concatenate(self._pending)),
@@ -75,6 +83,7 @@ class ShardWriter:
         split = Split(self.documents, self.bytes, self.tokens, self._chunks)
         # LitData takes `updated_at` for a version in the name of its cache of a remote data set.
         index = {**self._index, "updated_at": split.digest[:16]}
+        self.folder.mkdir(exist_ok=True)
         write_atomically(self.folder / "index.json", json.dumps(index, sort_keys=True).encode())
         kept = {"index.json", *(chunk.file for chunk in self._chunks)}
         for stray in self.folder.iterdir():
@@ -97,6 +106,18 @@ class ShardWriter:
         (entry,) = content["chunks"]
         self._index = {"chunks": [*self._index["chunks"], {**entry, "filename": name}], "config": content["config"]}
         self._chunks.append(Chunk(name, len(tokens), path.stat().st_size, _sha256(path)))
+
+
+def read_chunk(folder: Path, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray:
+    """All tokens of a chunk. Raises UserError if the file is missing or not what `chunk` says."""
+    file = folder / chunk.file
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"shard {file} is missing") from error
+    if hashlib.sha256(content).hexdigest() != chunk.sha256:
+        raise UserError(f"shard {file} is corrupt, its SHA-256 is not that of when it was made")
+    return np.frombuffer(content, dtype, offset=len(content) - chunk.tokens * dtype.itemsize)
 
 
 def check_shards(folder: Path, split: Split, dtype: str, contents: bool) -> None:

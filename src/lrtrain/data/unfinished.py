@@ -27,6 +27,7 @@ class Progress:
 
     `request` and `files` (`data/origin.py`) are what it was begun with; `writers` holds the states of the two
     `ShardWriter`s, and is empty until a document was saved: before that, another request may take the folder over.
+    Under a token limit `marks` holds the places at which it was saved: part, position and the counts of both splits.
     """
 
     request: dict[str, Any]
@@ -34,6 +35,7 @@ class Progress:
     part: int = 0
     position: int = 0
     writers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    marks: list[list[Any]] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path) -> "Progress | None":

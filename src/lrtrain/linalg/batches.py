@@ -76,9 +76,11 @@ class Batches:
         """The matrices of a stack."""
         return [self.matrices[place] for place in self._places[index]]
 
-    def gather(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Small tensors (…, k), one for each matrix, stacked as the matrices are: (n, k)."""
-        return [torch.stack([vectors[i] for i in p]).flatten(0, -2) for p in self._places]
+    def gather(self, small: Sequence[Tensor]) -> list[Tensor]:
+        """Small tensors, one for each matrix (…, m, r), stacked as the matrices are: (…, k) to (n, k)."""
+        depths = [self.matrices[p[0]].ndim - 2 for p in self._places]  # of batch dimensions
+        stacked = [torch.stack([small[i] for i in p]) for p in self._places]
+        return [each.flatten(0, depth) for each, depth in zip(stacked, depths, strict=True)]
 
     def scatter(self, results: Sequence[Tensor]) -> list[Tensor]:
         """Results (n, …) for each stack as a list in the order of the matrices, with their batch dimensions."""

@@ -35,6 +35,16 @@ def norm_bound_flops(m: int, r: int) -> int:
     return 2 * m * r * r + 5 * 2 * r**3
 
 
+def metric_flops(m: int, r: int) -> int:
+    """`linalg.inverse_root`: Gram matrix 2 m r², Cholesky r³/3, inverse r³/3."""
+    return 2 * m * r * r + 2 * r**3 // 3
+
+
+def in_metric_flops(m: int, r: int, precision: Precision = "float32") -> int:
+    """What `linalg.polar_in_metric` adds to `linalg.polar`: four r × r products, or X T and O Tᵀ themselves."""
+    return 4 * m * r * r if on_itself(m, r, precision) else 4 * 2 * r**3
+
+
 def retraction_flops(m: int, r: int) -> int:
     """`linalg.orthonormalize` by one Cholesky step: Gram matrix 2 m r², Cholesky r³/3, inverse r³/3, X R⁻¹ 2 m r²."""
     return 4 * m * r * r + 2 * r**3 // 3

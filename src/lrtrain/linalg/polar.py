@@ -71,6 +71,38 @@ def polar(
     return [factor.mT if w else factor for factor, w in zip(factors, wide, strict=True)]
 
 
+@torch.no_grad()
+@full_float32()
+def polar_in_metric(
+    x: Sequence[Tensor],
+    roots: Sequence[Tensor],
+    steps: int = 5,
+    coefficients: Coefficients = "paper",
+    precision: Precision = "float32",
+) -> list[Tensor]:
+    """polar(X T) Tᵀ, at little more than the cost of polar(X).
+
+    With T Tᵀ = S⁻¹ it is the steepest direction D of ⟨X, D⟩ under ‖D S^½‖₂ ≤ 1, whichever root T is: for orthogonal Q,
+    polar(X T Q) = polar(X T) Q. T and Tᵀ go into the (r, r) polynomials, so that no further product with X is needed;
+    the first Gram matrix Tᵀ(XᵀX)T then carries rounding noise of cond(T)² units.
+
+    Args:
+        x: Matrices (m, r) with m ≥ r, or row-sharded DTensors, as for `polar`.
+        roots: T (r, r) for each, plain tensors that are the same on every process. A zero T gives zero.
+        steps: Newton–Schulz steps.
+        coefficients: As for `polar`.
+        precision: As for `polar`.
+
+    Returns:
+        As x, in its dtype.
+
+    Source: LoRA-Muon, arXiv 2606.12921.
+    """
+    batches = Batches(x)
+    factors = _iterate(batches, polynomials(coefficients, steps), precision, batches.gather(roots))
+    return batches.scatter_rows(factors)
+
+
 def on_itself(m: int, r: int, precision: Precision) -> bool:
     """Whether a whole matrix (m, r) with m ≥ r is iterated on directly, and not through its Gram matrix."""
     return in_bfloat16(r, precision) or m < SQUARE * r
@@ -81,20 +113,26 @@ def in_bfloat16(r: int, precision: Precision) -> bool:
     return precision == "bfloat16" and r > LOW_RANK
 
 
-def _iterate(batches: Batches, steps: Sequence[Quintic], precision: Precision) -> list[Tensor]:
-    """O of the stacks (n, m, r), each by the form that costs least."""
+def _iterate(
+    batches: Batches, steps: Sequence[Quintic], precision: Precision, roots: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """O of the stacks (n, m, r), or polar(X T) Tᵀ with roots T (n, r, r), each by the form that costs least."""
     indices = range(len(batches.rows))
     if batches.groups:  # an all-reduce has to serve all stacks
-        return _through_gram(batches, indices, steps)
+        return _through_gram(batches, indices, steps, roots)
     results = []
     for index in indices:  # one stack at a time is in memory
         first = batches.members(index)[0]
         rows, rank = first.shape[-2:]
         if on_itself(rows, rank, precision):
             half = in_bfloat16(rank, precision) and first.dtype != torch.float64
-            results.append(_directly(batches.scaled([index])[0][0], steps, half))
+            x = batches.scaled([index])[0][0]
+            if roots is None:
+                results.append(_directly(x, steps, half))
+            else:
+                results.append(_directly(x @ _unit(roots[index]), steps, half).to(x) @ roots[index].mT)
         else:
-            results += _through_gram(batches, [index], steps)
+            results += _through_gram(batches, [index], steps, roots and [roots[index]])
     return results
 
 
@@ -109,15 +147,33 @@ def _directly(x: Tensor, steps: Sequence[Quintic], half: bool) -> Tensor:
     return x
 
 
-def _through_gram(batches: Batches, indices: Sequence[int], steps: Sequence[Quintic]) -> list[Tensor]:
-    """The Gram form for some stacks."""
+def _through_gram(
+    batches: Batches, indices: Sequence[int], steps: Sequence[Quintic], roots: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """The Gram form for some stacks and the roots T of these, if any."""
     factors, _ = batches.scaled(indices)
-    for number, run in enumerate(rounds(steps)):
+    runs = rounds(steps)
+    for number, run in enumerate(runs):
         for index, (y, gram) in enumerate(zip(factors, batches.grams(factors), strict=True)):
+            before = _unit(roots[index]) if roots and number == 0 else None
+            after = roots[index].mT if roots and number + 1 == len(runs) else None
+            if before is not None:
+                gram = before.mT @ gram @ before
             size = gram.new_ones(len(gram), 1, 1) if number else _frobenius(gram)
             p, deviation = _multiplier(gram / size.square(), run)
-            factors[index] = (y @ (deviation / size)).addcmul_(y, p / size)
+            if before is None and after is None:
+                factors[index] = (y @ (deviation / size)).addcmul_(y, p / size)
+                continue
+            deviation.diagonal(dim1=-2, dim2=-1).add_(p)
+            multiplier = deviation / size
+            multiplier = multiplier if before is None else before @ multiplier
+            factors[index] = y @ (multiplier if after is None else multiplier @ after)
     return factors
+
+
+def _unit(root: Tensor) -> Tensor:
+    """T (n, r, r) over its largest entry: its size has no influence on polar(X T)."""
+    return root / root.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(root.dtype).tiny)
 
 
 def _frobenius(gram: Tensor) -> Tensor:

@@ -42,9 +42,28 @@ def truncated_svd(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def rank_for_energy(weight: Tensor, energy: float) -> int:
     """The smallest rank whose triplets hold the share `energy` (0 to 1] of Σσ², of a weight (out, in)."""
-    squares = torch.linalg.svdvals(weight.detach().double()) ** 2
+    return energy_rank(torch.linalg.svdvals(weight.detach().double()), energy)
+
+
+def energy_rank(sigma: Tensor, energy: float) -> int:
+    """The smallest number of leading singular values that hold the share `energy` (0 to 1] of Σσ²; descending σ."""
+    squares = sigma.double() ** 2
     share = squares.cumsum(0) / squares.sum()
     return min(int((share < energy - 1e-12).sum()) + 1, len(squares))
+
+
+@torch.no_grad()
+@full_float32()
+def product_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All singular triplets of left rightᵀ with left (m, k) and right (n, k), k ≤ m and n, which is never formed.
+
+    Returns:
+        P (m, k), σ (k) in descending order, Q (n, k), with left rightᵀ = P diag(σ) Qᵀ; in the dtype of the factors.
+    """
+    left_basis, left_core = torch.linalg.qr(left)
+    right_basis, right_core = torch.linalg.qr(right)
+    p, sigma, q = torch.linalg.svd(left_core @ right_core.mT)
+    return left_basis @ p, sigma, right_basis @ q.mT
 
 
 @torch.no_grad()

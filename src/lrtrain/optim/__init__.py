@@ -1,6 +1,7 @@
 """Optimizers and schedules: ordinary torch classes, usable alone. torch alone is needed."""
 
 from lrtrain.optim.combined import CombinedOptimizer, remove_parameters, shard_like
+from lrtrain.optim.lora_muon import LoRAMuon
 from lrtrain.optim.optimizer_in_backward import step_in_backward
 from lrtrain.optim.protocol import StatedOptimizer, UnstatedError, holders, moments, require_moments, stated
 from lrtrain.optim.schedules import WarmupCosine, WarmupStableDecay
@@ -10,6 +11,7 @@ from lrtrain.optim.stiefel import Stiefel
 
 __all__ = [
     "CombinedOptimizer",
+    "LoRAMuon",
     "OptimizerCallable",
     "Optimizers",
     "Slot",

@@ -35,6 +35,12 @@ class StatedOptimizer(Protocol):
     column_scale: dict[Tensor, Tensor]
     """Parameter (m, k) -> c (k): the next step is that of M diag(c), times diag(c); filled and emptied likewise."""
 
+    partner_root: dict[Tensor, Tensor]
+    """Factor X (m, r) of a pair -> T (r, r) with T Tᵀ = (YᵀY)⁻¹ of the other one, Y; filled and emptied likewise."""
+
+    cross_norm: dict[Tensor, Tensor]
+    """Factor of a pair -> an upper bound (0-d) of the product of both factors' ‖T‖₂, if strict; likewise."""
+
     strict: bool
     """The step scales have to bound the step, so they come from upper bounds of the norms and not from estimates."""
 
@@ -51,8 +57,11 @@ def stated(optimizer: Optimizer, name: str) -> Any:
     return getattr(TORCH.get(type(optimizer), optimizer), name, None)
 
 
-def holders(optimizer: Optimizer, takes: Literal["step_scale", "column_scale"] | None = None) -> dict[Tensor, Any]:
-    """parameter -> the optimizer, or the part of a `CombinedOptimizer`, that holds it; those alone that take scales."""
+Takes = Literal["step_scale", "column_scale", "partner_root"]
+
+
+def holders(optimizer: Optimizer, takes: Takes | None = None) -> dict[Tensor, Any]:
+    """parameter -> the optimizer, or the part of a `CombinedOptimizer`, that holds it; those alone that take these."""
     return {
         parameter: part
         for part in getattr(optimizer, "optimizers", [optimizer])

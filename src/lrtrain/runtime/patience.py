@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lrtrain.runtime.errors import TemporaryError, UserError
+from lrtrain.runtime.liveness import beat
 
 WAIT = "LRTRAIN_STORE_WAIT"
 """Environment variable: seconds for which one request is tried again."""
@@ -68,6 +69,7 @@ def persist(action: Callable[[], Result], what: str, lasting: Lasting) -> Result
                     "answers"
                 ) from error
         seconds = min(pause * _jitter.uniform(0.75, 1.25), left)
+        beat()
         print(f"{what}: {reason}; trying again in {seconds:.1f} s, up to {left:.0f} s", file=sys.stderr, flush=True)
         time.sleep(seconds)
         pause = min(2 * pause, LONGEST_PAUSE)

@@ -1,5 +1,6 @@
 """What the first process decides for all, before torch connects them; and which process prints an error."""
 
+import contextlib
 import gc
 import hashlib
 import itertools
@@ -7,12 +8,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.errors import TemporaryError, UserError
 
 DECIDED = "LRTRAIN_DECIDED"
 """Hands what was decided to the processes that Lightning starts."""
+
+PATIENCE = timedelta(seconds=120)
+"""How long the other processes wait for the first one's last act."""
 
 _calls = itertools.count()
 _stores: list[Any] = []
@@ -21,27 +26,87 @@ _stores: list[Any] = []
 
 def is_first() -> bool:
     """Whether this is the first process of the run, from what torchrun, Slurm or Lightning tell it."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
-def decide_on_rank_zero(decide: Callable[[], Any]) -> Any:
+def decide_on_rank_zero(decide: Callable[[], Any], nodes: int = 1) -> Any:
     """Calls `decide` on the first process and returns its result, plain JSON values, on every process.
 
     Processes that Lightning starts find it in the environment. Those of torchrun, Slurm, LSF or MPI, which start all at
-    once, meet at the address where torch connects them later.
+    once, meet at the address where torch connects them later. So do the processes that start Lightning's on each of
+    several `nodes`.
 
     Raises:
-        UserError: `decide` did, on the first process; the others end with exit code 2 and without a word.
+        UserError: `decide` did, on the first process; the others end with exit code 2 and without a word. Nothing says
+            where the other nodes are.
+        TemporaryError: the first process does not answer.
     """
     launcher = _launcher()
-    if launcher is None:
-        if is_first() or DECIDED not in os.environ:
-            os.environ[DECIDED] = json.dumps(decide())
-        return json.loads(os.environ[DECIDED])
-    from torch.distributed import rendezvous
+    if launcher is not None:
+        return _meet(decide, launcher.main_address, launcher.main_port, launcher.global_rank(), launcher.world_size())
+    if nodes > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ[DECIDED] = json.dumps(_meet(decide, *_first_node(nodes), nodes))
+    elif is_first() or DECIDED not in os.environ:
+        os.environ[DECIDED] = json.dumps(decide())
+    return json.loads(os.environ[DECIDED])
 
-    rank, world = launcher.global_rank(), launcher.world_size()
-    store, _, _ = next(rendezvous(f"tcp://{launcher.main_address}:{launcher.main_port}", rank, world))
+
+def should_print(line: str) -> bool:
+    """Whether this process should print an error that others may have met too."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_initialized():
+        return is_first()  # configuration and data are the same for all of them
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        return bool(store.add(f"lrtrain/said/{hashlib.sha256(line.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:
+        return False  # the first process, which held the store, has ended with its own line
+
+
+def first_leaves_last(act: Callable[[], None]) -> None:
+    """Calls `act` on the first process, while the others wait for its end before they return.
+
+    To be called on the way out, on all processes: whoever started them ends the rest when one has ended with an error,
+    and the first process is the one that still sends the record.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_initialized():
+        if is_first():
+            act()
+        return
+    store, key = torch.distributed.distributed_c10d._get_default_store(), "lrtrain/first left"
+    if torch.distributed.get_rank() > 0:
+        with contextlib.suppress(RuntimeError):  # it takes too long, or is gone and the store with it
+            store.wait([key], PATIENCE)
+        return
+    try:
+        act()
+    finally:
+        store.set(key, "")
+
+
+def leave_group() -> None:
+    """Leaves the group of processes that a command has joined, while Python still runs.
+
+    A thread of gloo may hold a tensor for some milliseconds after the last collective is done. Where it lets go of it
+    when the interpreter has ended already, the process aborts ("terminate called without an active exception"). Not to
+    be called after an error: the others may be in a collective, and gloo would wait for them.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        gc.collect()  # modules that hold the group, and with it its threads
+        torch.distributed.destroy_process_group()
+
+
+def _meet(decide: Callable[[], Any], address: str, port: int, rank: int, world: int) -> Any:
+    from torch.distributed import DistNetworkError, rendezvous
+
+    try:
+        store, _, _ = next(rendezvous(f"tcp://{address}:{port}", rank, world))
+    except DistNetworkError as error:
+        text = " ".join(str(error).split())[:200]
+        raise TemporaryError(f"the first process, at {address} port {port}, does not answer: {text}") from error
     _stores.append(store)
     key = f"lrtrain/decided/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
     if rank > 0:
@@ -60,29 +125,17 @@ def decide_on_rank_zero(decide: Callable[[], Any]) -> Any:
     return decided
 
 
-def should_print(line: str) -> bool:
-    """Whether this process should print an error that others may have met too."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.distributed.is_initialized():
-        return is_first()  # configuration and data are the same for all of them
-    store = torch.distributed.distributed_c10d._get_default_store()
-    try:
-        return bool(store.add(f"lrtrain/said/{hashlib.sha256(line.encode()).hexdigest()}", 1) == 1)
-    except RuntimeError:
-        return False  # the first process, which held the store, has ended with its own line
-
-
-def leave_group() -> None:
-    """Leaves the group of processes that a command has joined, while Python still runs.
-
-    A thread of gloo may hold a tensor for some milliseconds after the last collective is done. Where it lets go of it
-    when the interpreter has ended already, the process aborts ("terminate called without an active exception"). Not to
-    be called after an error: the others may be in a collective, and gloo would wait for them.
-    """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
-        gc.collect()  # modules that hold the group, and with it its threads
-        torch.distributed.destroy_process_group()
+def _first_node(nodes: int) -> tuple[str, int, int]:
+    """Address and port of the first of several nodes, and this one's number, from what the user set on each."""
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
+        raise UserError(
+            f"trainer.num_nodes is {nodes}, and {' and '.join(missing)} not set: start under torchrun or srun, or set "
+            "on each node the address and a free port of the first one, and NODE_RANK, counted from 0"
+        )
+    address, port, rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["NODE_RANK"])
+    if rank >= nodes:
+        raise UserError(f"NODE_RANK is {rank}, but trainer.num_nodes {nodes}: nodes are counted from 0")
+    return address, port, rank
 
 
 def _launcher() -> Any:
@@ -100,5 +153,10 @@ def _launcher() -> Any:
                 launcher = kind()
             except RuntimeError as error:  # --ntasks without --ntasks-per-node
                 raise UserError(f"launcher: {' '.join(str(error).split())}") from error
+            if kind is SLURMEnvironment and launcher.world_size() > 1 and "SLURM_STEP_ID" not in os.environ:
+                raise UserError(
+                    f"launcher: the Slurm job has {launcher.world_size()} tasks, and this process is none of them: "
+                    "put srun before lrtrain"
+                )
             return launcher if launcher.world_size() > 1 else None
     return None

@@ -36,9 +36,12 @@ def provenance() -> dict[str, dict[str, Any]]:
 def git_state() -> dict[str, Any]:
     """`commit` and `dirty` (uncommitted or untracked files) of the repository one works in.
 
-    This is the repository of the working directory, else the one that holds this package; without any, `commit` is
-    None and `error` says why.
+    In an image it is the commit that the image was built from (`LRTRAIN_COMMIT`, as `git describe --dirty` says it),
+    whatever folder is mounted. Else this is the repository of the working directory, else the one that holds this
+    package; without any, `commit` is None and `error` says why.
     """
+    if built_from := os.environ.get("LRTRAIN_COMMIT"):
+        return {"commit": built_from.removesuffix("-dirty"), "dirty": built_from.endswith("-dirty")}
     error = ""
     for folder in (Path.cwd(), Path(__file__).parent):
         try:

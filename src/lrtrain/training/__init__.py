@@ -9,6 +9,7 @@ from typing import Any
 _PLACES = {
     "FSDP": "fsdp",
     "CausalLM": "causal_lm",
+    "Heartbeat": "callbacks.heartbeat",
     "NonFiniteGradients": "callbacks.nonfinite",
     "SelfGuidance": "callbacks.self_guidance",
     "SpectralConstraints": "callbacks.spectral_constraints",

@@ -23,7 +23,7 @@ from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_precision, check_strategy
 from lrtrain.training.fsdp import FSDP
 from lrtrain.training.resumed_rates import jumps, saved_rates
-from lrtrain.training.token_loss import TokenLoss
+from lrtrain.training.token_loss import TokenLoss, summaries
 from lrtrain.training.training_callbacks import training_callbacks
 
 DecoderCallable = Callable[[], Decoder]
@@ -132,6 +132,7 @@ class CausalLM(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "check"):
             data.check(self.check())
+        self.validation = TokenLoss(max(1, len(self._shares())))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What the projections need, and telemetry, except for what the configuration brings itself."""
@@ -195,10 +196,11 @@ class CausalLM(L.LightningModule):
             rates = {f"lr/{slot.pattern}": slot.optimizer.param_groups[0]["lr"] for slot in self._slots}
             self.log_dict(rates | self._epoch())
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         # A process that has no sequences left still takes part in gathering sharded weights.
         loss = self.loss(batch if len(batch) else batch.new_zeros(1, batch.shape[1]))
-        self.validation.update(loss.detach(), batch[:, 1:].numel())
+        source = dataloader_idx if self._shares() else 0
+        self.validation.update(loss.detach(), batch[:, 1:].numel(), source)
 
     def on_validation_epoch_end(self) -> None:
         self._log_summary("val")
@@ -207,21 +209,28 @@ class CausalLM(L.LightningModule):
 
     def _epoch(self) -> dict[str, float]:
         """Passes over the data, in place of Lightning's count, which an endless stream leaves at 0."""
-        seen = getattr(getattr(self.trainer, "datamodule", None), "epochs_seen", None)
-        return {} if seen is None else {"epoch": seen}
+        data = getattr(self.trainer, "datamodule", None)
+        seen = getattr(data, "epochs_seen", None)
+        by_source = {f"epoch/{name}": passes for name, passes in getattr(data, "source_epochs", {}).items()}
+        return {} if seen is None else {"epoch": seen, **by_source}
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    def _shares(self) -> dict[str, float]:
+        """The weights of the sources that the held-out data are from; none where there is one source."""
+        shares: dict[str, float] = getattr(getattr(self.trainer, "datamodule", None), "source_shares", {})
+        return shares
+
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_summary("test")
 
     def _log_summary(self, split: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
-        ratio = data.bytes_per_token() if hasattr(data, "bytes_per_token") else None
-        summary = self.validation.summary(ratio)
+        ratio = data.bytes_per_token if hasattr(data, "bytes_per_token") else lambda **_: None
+        found = summaries(self.validation.compute().reshape(-1).tolist(), self._shares(), ratio)
         self.validation.reset()
-        for name, value in summary.items():
+        for name, value in found.items():
             # The metric is reduced already: on several processes this is the mean of equal values.
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
         if self.trainer.loggers:

@@ -1,5 +1,6 @@
 """What a finished run says."""
 
+import re
 import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -35,6 +36,9 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
             figures.append(f"bits per byte {metrics['val/bits_per_byte']:.4f}")
         at = next((c.step for c in trainer.callbacks if isinstance(c, ClosingValidation)), None)  # type: ignore[attr-defined]
         rows.append(("validation", "   ".join([*figures, *([] if at is None else [f"step {at}"])])))
+    sources = [(name.split("/")[1], loss) for name, loss in metrics.items() if re.fullmatch(r"val/[^/]+/loss", name)]
+    if sources:
+        rows.append(("by source", "   ".join(f"{source} {loss:.4f}" for source, loss in sources)))
     parameters, dense = sum(p.numel() for p in decoder.parameters()), decoder.dense_equivalent()
     rows.append(("parameters", f"{parameters:,}   dense equivalent {dense:,}   ({parameters / dense:.0%})"))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -187,7 +187,8 @@ train_best([Repeated(toy, 0.01, [0], search=False) for toy in toys], 2)
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -9)]
+    ("how", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -9)],
 )
 def test_a_signal_ends_the_processes_too_and_they_save(how: signal.Signals, code: int, tmp_path: Path) -> None:
     if how == signal.SIGKILL and sys.platform != "linux":

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from commandline import RECIPE, refusal
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.cli.main import main
+from lrtrain.config.export_settings import Export
 from lrtrain.config.plan_parser import GROUPS, parse, signature
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.linalg import flops, orthonormalize, polar
@@ -87,7 +88,7 @@ def test_one_block_copied_is_the_decoder_that_training_makes() -> None:
 
 def test_the_keys_are_those_of_fit() -> None:
     for owner, place in zip(
-        (Trainer, CausalLM, TokenDataModule, Checkpoints, NonFiniteGradients), GROUPS.values(), strict=True
+        (Trainer, CausalLM, TokenDataModule, Checkpoints, NonFiniteGradients, Export), GROUPS.values(), strict=True
     ):
         wanted = inspect.signature(owner.__init__).parameters.values()
         plain = {p.name: p.default for p in wanted if p.name not in ("self", "args", "kwargs")}

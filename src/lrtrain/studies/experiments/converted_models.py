@@ -70,6 +70,8 @@ def source(run_dir: Path) -> conversion.Source:
         raise UserError(
             f"{run_dir}: a conversion reads shards, data: of this run is a class of its own: leave that out"
         )
+    if config["data"]["path"] is None:
+        raise UserError(f"{run_dir}: a conversion reads one data set, this run has data.mix: name one by data.path")
     settings = {key: config["data"][key] for key in ("path", "block_size", "batch_size", "num_workers")}
     limit = config["trainer"]["limit_val_batches"]
     held_out = TokenDataModule(**settings)

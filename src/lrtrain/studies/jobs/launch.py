@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import environment
+from lrtrain.runtime.slurm import outside_of_step
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.job_record import record_job, recorded_outcome
 from lrtrain.studies.jobs.processes import run
@@ -47,7 +48,7 @@ def run_job(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) 
 def _attempt(job: Job, metric: str, keep_checkpoints: bool) -> Outcome:
     log = job.folder / LOG
     before = log.stat().st_size if log.exists() else 0
-    variables = {**environment(), "OMP_NUM_THREADS": str(job.threads)}
+    variables = {**outside_of_step(environment()), "OMP_NUM_THREADS": str(job.threads)}
     started = time.monotonic()
     code = run([*COMMAND, *arguments(job, keep_checkpoints)], variables, log)
     seconds = time.monotonic() - started

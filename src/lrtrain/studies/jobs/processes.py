@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+TOLD = (signal.SIGTERM, signal.SIGUSR1)
 GRACE = 90.0  # seconds that a process may take to finish its step and save
 
 _running: set["subprocess.Popen[bytes]"] = set()
@@ -30,10 +31,10 @@ def workers(parallel: int) -> Iterator[ThreadPoolExecutor]:
     """Threads for calls of `run`; an exception in the block, such as Ctrl-C, ends all processes before it goes on.
 
     They get SIGTERM, upon which a fit saves, and are killed after 90 s or at a second Ctrl-C. In the main thread
-    SIGTERM leaves the block as Ctrl-C does, by SystemExit(143).
+    SIGTERM and SIGUSR1, Slurm's warning, leave the block as Ctrl-C does, by SystemExit(128 + the signal's number).
     """
     main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main else None
+    previous = {received: signal.signal(received, _leave) for received in TOLD} if main else {}
     pool = ThreadPoolExecutor(parallel)
     try:
         yield pool
@@ -46,8 +47,8 @@ def workers(parallel: int) -> Iterator[ThreadPoolExecutor]:
     finally:
         pool.shutdown()
         _ending.clear()
-        if main:
-            signal.signal(signal.SIGTERM, previous)
+        for received, handler in previous.items():
+            signal.signal(received, handler)
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
@@ -80,6 +81,10 @@ def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> in
     if _ending.is_set():
         raise EndedError
     return code
+
+
+def _leave(received: int, _: object) -> None:
+    sys.exit(128 + received)
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

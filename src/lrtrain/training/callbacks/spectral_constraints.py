@@ -22,8 +22,9 @@ class SpectralConstraints(L.Callback):
 
     Args:
         constraints: All there are, in the order they act in. Null: what the projections need, which is
-            `SpectralRenormalization` of the low-rank ones where their optimizer takes step scales, and
-            `StiefelRetraction` of the spectral ones. An empty list: none. Any other that leaves one out is warned of.
+            `SpectralRenormalization` or `PartnerMetric` of the low-rank ones, as their optimizer takes step scales or
+            roots, and `StiefelRetraction` of the spectral ones. An empty list: none. Any other that leaves one out is
+            warned of.
 
     Raises:
         UserError: at the start of training, a constraint of the list has nothing to hold, or it needs something of an

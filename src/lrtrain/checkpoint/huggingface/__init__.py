@@ -1,0 +1,1 @@
+"""Checkpoints as folders that transformers, and what reads its format, load unaided."""

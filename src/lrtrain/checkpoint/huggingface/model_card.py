@@ -1,0 +1,153 @@
+"""The README.md of an exported folder: what it is, how to load it, and where it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from lrtrain.checkpoint.huggingface.exported_folder import Written
+from lrtrain.checkpoint.huggingface.llama_layout import MODELING, factors
+from lrtrain.nn import Decoder
+from lrtrain.nn.projection import projections
+
+TRUST = f"""
+`{MODELING}.py` in the folder computes with the factors. `trust_remote_code=True` lets transformers run that file, and
+nothing else: it downloads nothing, and can be read before it is trusted. Without it transformers refuses the folder.
+"""
+KINDS = {"low_rank": "low-rank", "spectral": "spectral"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run and of the folder made of it; what is None is left out, or said to be unknown.
+
+    `metrics` has the last step up to the checkpoint's and the value there, by name; `versions` are those of packages in
+    training, `trained_at` and `exported_at` commits.
+    """
+
+    name: str
+    format: str
+    license: str | None
+    config: dict[str, Any]
+    step: int
+    tokens_seen: float | None
+    metrics: dict[str, tuple[int, float]]
+    length: int
+    end_of_text: str
+    projections: str
+    truncation: str | None
+    checkpoint: str
+    digest: str
+    versions: Mapping[str, str]
+    trained_at: str | None
+    exported_at: str | None
+    dtype: str
+
+
+def card(facts: Facts, written: Written) -> str:
+    """The page, with the metadata that a hub reads at its head."""
+    head: dict[str, Any] = {"license": facts.license} if facts.license else {}
+    head |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lrtrain"]}
+    trust = ", trust_remote_code=True" if facts.format == "factorized" else ""
+    stated = facts.license or "Not stated. Ask whoever trained it; the texts that it was trained on have licenses, too."
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False).strip()}
+---
+
+# {facts.name}, step {facts.step:,}
+
+A Llama-style language model, pre-trained with lrtrain. It continues text, and was not tuned to follow instructions.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})
+```
+{TRUST if trust else ""}
+In training a document began after `{facts.end_of_text}`: without a prompt, begin with that token.
+
+## Training
+
+{_table(_training(facts))}
+
+`recipe.yaml` is the whole configuration.
+
+## Weights and provenance
+
+{_table(_provenance(facts, written))}
+
+## License
+
+{stated}
+"""
+
+
+def projections_in_words(decoder: Decoder) -> str:
+    """`56 low-rank of rank 64 to 192`, and so on for each kind."""
+    ranks: dict[str, list[int]] = {}
+    for one in projections(decoder).values():
+        kept = factors(one)
+        kind, size = (KINDS[kept[0]], next(iter(kept[1].values())).shape[1]) if kept else (type(one).__name__, 0)
+        ranks.setdefault(kind, []).append(size)
+    words = []
+    for kind, sizes in ranks.items():
+        least, most = min(sizes), max(sizes)
+        rank = f" of rank {least}" if least == most else f" of rank {least} to {most}"
+        words.append(f"{len(sizes)} {kind}{rank if most else ''}")
+    return ", ".join(words)
+
+
+def _training(facts: Facts) -> dict[str, str]:
+    data, model = facts.config["data"], facts.config["model"]
+    rows = {"projections": facts.projections, "optimizer of the projections": _class(model["optimizers"]["hidden"])}
+    rows["optimizer of the rest"] = _class(model["optimizers"]["other"])
+    rows["data"] = _data(data)
+    rows["sequence"] = f"{facts.length:,} tokens"
+    rows["optimizer steps"] = f"{facts.step:,}"
+    rows["tokens seen"] = "unknown" if facts.tokens_seen is None else f"{facts.tokens_seen:,.0f}"
+    for split, name in (("train", "training"), ("val", "held-out")):
+        if found := facts.metrics.get(f"{split}/loss"):
+            line = f"{found[1]:.4f} nats per token, at step {found[0]:,}"
+            if (bits := facts.metrics.get(f"{split}/bits_per_byte")) and bits[0] == found[0]:
+                line += f"; {bits[1]:.4f} bits per byte"
+            rows[f"{name} loss"] = line
+        else:
+            rows[f"{name} loss"] = "unknown: the run's metrics.jsonl was not beside the checkpoint"
+    return rows
+
+
+def _provenance(facts: Facts, written: Written) -> dict[str, str]:
+    rows = {"weights": f"{written.parameters:,} numbers, {facts.dtype}, {facts.format}"}
+    if facts.truncation:
+        rows["truncated"] = facts.truncation
+    rows["checked"] = (
+        f"transformers' logits differ from lrtrain's by at most {written.difference:.1e} (bound {written.bound:.1e}) "
+        f"over {written.tokens} tokens, in float32"
+    )
+    if facts.dtype != "float32":
+        rows["rounding"] = f"{facts.dtype} moves the logits by at most {written.rounded:.1e}"
+    rows["checkpoint"] = f"{facts.checkpoint}, sha256 {facts.digest}"
+    rows["trained with"] = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    rows["commit, training"] = facts.trained_at or "unknown"
+    rows["commit, export"] = facts.exported_at or "unknown"
+    return rows
+
+
+def _data(data: dict[str, Any]) -> str:
+    if "class_path" in data:
+        return f"`{data['class_path']}`"
+    prepare = data.get("prepare") or {}
+    sources = ", ".join(f"`{source}`" for source in prepare.get("source", []))
+    return f"{sources}, prepared in `{data['path']}`" if sources else f"`{data['path']}`"
+
+
+def _class(stated: dict[str, Any]) -> str:
+    rate = stated.get("init_args", {}).get("lr")
+    return stated["class_path"].rpartition(".")[2] + (f", lr {rate:g}" if isinstance(rate, int | float) else "")
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines = [f"| {name} | {' '.join(text.replace('|', '/').split())} |" for name, text in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

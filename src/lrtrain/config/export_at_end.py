@@ -1,0 +1,51 @@
+"""The group `export` of a run: refused before the first step, or written after the last."""
+
+import torch
+import yaml
+
+from lrtrain.checkpoint.directory import FOLDER, step_path
+from lrtrain.checkpoint.huggingface.exported_folder import check_packages
+from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
+from lrtrain.config.exporting import block_size, export
+from lrtrain.config.train_parser import TrainingRun
+from lrtrain.config.trained_model import build_decoder
+from lrtrain.runtime.errors import UserError
+
+SUFFIX = ".hf"
+
+
+def export_is_possible(run: TrainingRun) -> None:
+    """Raises UserError where `export.format` asks for what could not be written at the end."""
+    settings = run.parts.export
+    if settings.format is None:
+        return
+    check_packages()
+    config = yaml.safe_load(run.as_yaml())
+    with torch.device("meta"):
+        check_exportable(build_decoder(config["model"]["decoder"]), settings.format == "factorized")
+    block_size(config["data"])
+    if not hasattr(run.datamodule, "tokenizer_json"):
+        kind = f"{type(run.datamodule).__module__}.{type(run.datamodule).__qualname__}"
+        raise UserError(f"export.format: {kind} has no tokenizer_json(), and a folder has a tokenizer; set it to null")
+
+
+def export_last(run: TrainingRun) -> None:
+    """Writes the folder beside the checkpoint of the last step, by the first process, unless it is there.
+
+    Raises:
+        UserError: on every process, where the folder cannot be written; the checkpoint is whole all the same.
+    """
+    settings, trainer = run.parts.export, run.trainer
+    if settings.format is None:
+        return
+    error = None
+    checkpoint = step_path(run.run_dir / FOLDER, trainer.global_step)
+    out = checkpoint.with_suffix(SUFFIX)
+    if trainer.is_global_zero and checkpoint.exists() and not out.exists():
+        print()
+        try:
+            export(checkpoint, out, settings)
+        except UserError as caught:
+            error = f"{caught}. The run is finished: lrtrain export {checkpoint} --out DIR writes it later"
+    if error := trainer.strategy.broadcast(error):
+        raise UserError(error)
