@@ -1,5 +1,6 @@
 """Signals at random moments to two processes that train: never a deadlock, and the run ends as if none had come."""
 
+import contextlib
 import os
 import random
 import signal
@@ -92,24 +93,25 @@ def test_no_signal_deadlocks_two_processes_or_changes_what_they_compute(strategy
         return ["fit", *arguments(tmp_path / "shards", tmp_path / runs, *more, steps=STEPS)]
 
     toy.shards(tmp_path)
-    pair, whole = Pair(tmp_path), tmp_path / "whole/x/0001"
-    draw, sent, campaign = random.Random(0), Counter[str](), 0
-    try:
-        pair.start(argv("whole"))
-        assert pair.codes(900) == [0, 0], pair.log.read_text()
-        while sent.total() < SIGNALS:
-            campaign += 1
-            run = tmp_path / f"struck-{campaign}/x/0001"
-            while max(steps_in(run / "checkpoints"), default=0) < STEPS:
-                strike(pair, argv(f"struck-{campaign}"), run, draw, sent)
-            pair.start(argv(f"struck-{campaign}"))  # nothing is left to do, or the closing validation
-            assert pair.codes(300) == [0, 0], pair.log.read_text()
-            assert points(run) == points(whole)
-            assert changes(run, whole, strategy) == []
-    finally:
-        pair.close()
+    finish(argv("whole"), tmp_path)
+    draw, sent, campaign, whole = random.Random(0), Counter[str](), 0, tmp_path / "whole/x/0001"
+    while sent.total() < SIGNALS:
+        campaign += 1
+        run, again = tmp_path / f"struck-{campaign}/x/0001", argv(f"struck-{campaign}")
+        with contextlib.closing(Pair(tmp_path)) as pair:
+            while max(steps_in(run / "checkpoints"), default=0) < STEPS and sent.total() < SIGNALS:
+                strike(pair, again, run, draw, sent)
+        finish(again, tmp_path)
+        assert points(run) == points(whole)
+        assert changes(run, whole, strategy) == []
     print(f"{strategy}: {sent.total()} signals in {campaign} runs, no deadlock: {dict(sent)}")
-    assert "Traceback" not in pair.log.read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def finish(argv: list[str], folder: Path) -> None:
+    with contextlib.closing(Pair(folder)) as pair:
+        pair.start(argv)
+        assert pair.codes(900) == [0, 0], pair.log.read_text()
 
 
 def strike(pair: Pair, argv: list[str], run: Path, draw: random.Random, sent: Counter[str]) -> None:

@@ -3,18 +3,21 @@
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 
 import toy
 from checkpoint_program import fit
 from checkpoint_state import newest, saved_steps
 from commandline import arguments, refusal
 from lrtrain.checkpoint.leaving import leave_together
-from lrtrain.checkpoint.signals import Told
+from lrtrain.checkpoint.signals import GracefulSignals, Told
 from lrtrain.cli.main import main
 from lrtrain.runtime import slurm
 from moments import At
@@ -74,6 +77,25 @@ def test_lightnings_own_handler_is_not_called(job: Path, tmp_path: Path) -> None
     assert saved_steps(tmp_path / "run") == [5]
     assert not list((tmp_path / "run").rglob("hpc_ckpt*"))
     assert not job.exists(), "whoever started the Trainer decides about the job"
+
+
+@pytest.mark.parametrize(("after", "ends"), [(9.0, False), (11.0, True)])
+def test_what_ends_a_task_twice_within_seconds_is_one_request(
+    job: Path, monkeypatch: pytest.MonkeyPatch, after: float, ends: bool
+) -> None:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    trainer.state.fn = TrainerFn.FITTING
+    signals, killed = GracefulSignals(trainer), []
+    monkeypatch.setattr(os, "kill", lambda pid, received: killed.append(received))
+    now = time.monotonic()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for moment in (now, now + after):
+            monkeypatch.setattr(time, "monotonic", lambda moment=moment: moment)
+            signals._sigterm_notifier_fn(signal.SIGTERM, None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert killed == ([signal.SIGTERM] if ends else [])
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,7 @@ print(sorted({name.rpartition(".")[2] for name in saved}), len(again.config.low_
 """
 
 
+@pytest.mark.timeout(900)
 def test_it_loads_generates_is_tuned_and_saved_where_there_is_no_lrtrain(tmp_path: Path) -> None:
     file = saved_model.save(tmp_path / "a.ckpt", decoder_config(LOW_RANK, SPECTRAL, tie_embeddings=True))
     assert main(["export", str(file), "--out", str(tmp_path / "out"), "--factorized"]) == 0
@@ -354,6 +355,7 @@ def test_it_loads_generates_is_tuned_and_saved_where_there_is_no_lrtrain(tmp_pat
 # Memory
 
 
+@pytest.mark.timeout(900)  # 100 MB written, synced, and read again, by a program of its own
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [

@@ -45,8 +45,6 @@ def test_an_output_that_cannot_be_written_gets_one_line(tmp_path: Path, source: 
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="cannot write"):
             main(["--out", str(out), "--source", *source, "--train-vocab-size", "300"])
-    with pytest.raises(UserError, match="local folder"):
-        main(["--out", "s3://bucket/data", "--source", *source, "--train-vocab-size", "300"])
 
 
 def test_the_command_says_what_it_made(tmp_path: Path, source: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from litdata.constants import _TORCH_DTYPES_MAPPING
-from litdata.streaming import downloader
 from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import checkpoint as dcp
@@ -193,11 +192,6 @@ def test_litdata_writes_chunks_and_says_their_dtype_by_number(shards: Path) -> N
     kind, _, number = content["config"]["data_format"][0].partition(":")
     assert (kind, _TORCH_DTYPES_MAPPING[int(number)]) == ("no_header_tensor", torch.uint16)
     assert torch.int32 in _TORCH_DTYPES_MAPPING.values()
-
-
-def test_litdata_reads_the_options_of_its_s3_client_from_one_dictionary() -> None:
-    assert isinstance(downloader._OBSTORE_CLIENT_OPTIONS, dict)
-    assert "client_options=_OBSTORE_CLIENT_OPTIONS" in inspect.getsource(downloader)
 
 
 def test_a_parser_lists_its_actions_and_their_types() -> None:

@@ -1,12 +1,13 @@
 """Several hosts whose processes lrtrain starts itself (MASTER_ADDR, MASTER_PORT, NODE_RANK): one decides for all."""
 
 import os
+import socket
 from multiprocessing.connection import Connection
 
 import pytest
 
 from forked import FORK
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.errors import TemporaryError, UserError
 from lrtrain.runtime.ranks import DECIDED, decide_on_rank_zero, is_first
 from ranks import PATIENCE, free_port
 
@@ -37,6 +38,17 @@ def test_several_nodes_that_cannot_meet_are_refused_at_once(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         decide_on_rank_zero(lambda: 0, nodes=2)
+
+
+def test_a_port_that_is_taken_is_said_before_anybody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "NODE_RANK": "0"}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(TemporaryError, match="is in use: set another MASTER_PORT"):
+            decide_on_rank_zero(lambda: 0, nodes=2)
 
 
 def _decide(environment: dict[str, str], sender: Connection) -> None:

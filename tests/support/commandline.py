@@ -24,7 +24,7 @@ PROGRESS = (
 )
 
 
-def arguments(shards: Path, runs: Path, *more: str, steps: int = 2, recipe: Path = RECIPE) -> list[str]:
+def arguments(shards: Path | str, runs: Path, *more: str, steps: int = 2, recipe: Path = RECIPE) -> list[str]:
     """Of `fit` or `validate`: a recipe at toy size and further flags; `--trainer.logger=true` turns tracking on."""
     return ["--config", str(recipe), *toy.flags(shards, runs, steps), "--trainer.logger=false", *more]
 

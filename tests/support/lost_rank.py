@@ -12,7 +12,7 @@ WAYS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 class LostRank(L.Callback):
     """Kills, stops or fails one process in the middle of a step: `--trainer.callbacks=lost_rank.LostRank`."""
 
-    def __init__(self, way: str, rank: int = 1, batch: int = 3) -> None:
+    def __init__(self, way: str, rank: int = 1, batch: int = 7) -> None:
         self.way, self.rank, self.batch = way, rank, batch
 
     def on_before_backward(self, trainer: L.Trainer, *_: Any) -> None:

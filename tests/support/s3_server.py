@@ -10,9 +10,11 @@ its objects while it does not listen.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,6 +78,30 @@ class S3Server:
             yield
         finally:
             self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Takes connections meanwhile and answers none."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def checking_credentials(self) -> Iterator[None]:
+        """Refuses requests whose credentials are no user's of its IAM, which are made with `client("iam")` before."""
+        self._check_credentials_after("0")
+        try:
+            yield
+        finally:
+            self._check_credentials_after("inf")
+
+    def _check_credentials_after(self, requests: str) -> None:
+        asked = urllib.request.Request(
+            f"{self.url}/moto-api/reset-auth", requests.encode(), {"Content-Type": "text/plain"}
+        )
+        urllib.request.urlopen(asked).close()
 
     def close(self) -> None:
         with suppress(OSError):

@@ -36,7 +36,7 @@ def prepare_in(folder: Path) -> Path:
     return folder / "out"
 
 
-def module(path: Path, **options: Any) -> TokenDataModule:
+def module(path: Path | str, **options: Any) -> TokenDataModule:
     made = TokenDataModule(str(path), **{"block_size": BLOCK, "batch_size": 4, **options})
     made.prepare_data()
     made.setup("fit")

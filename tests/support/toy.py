@@ -37,7 +37,7 @@ def shards(folder: Path) -> Path:
     return path
 
 
-def flags(path: Path, runs: Path, steps: int = 2) -> list[str]:
+def flags(path: Path | str, runs: Path, steps: int = 2) -> list[str]:
     """Flags that turn a recipe into a run of a second on the given shards."""
     data = [
         f"--data.path={path}",

@@ -190,7 +190,9 @@ class Checkpoints(Checkpoint):
         self.saver.close()
         if boundary.step == self._saved_step or trainer.state.fn != TrainerFn.FITTING:
             return
-        if self._updating:
+        if getattr(exception, "on_all_ranks", False):
+            self._save(trainer)
+        elif self._updating:
             rank_zero_warn(f"stopped inside the update after step {boundary.step}: nothing whole to save")
         elif trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
             if not is_lost(exception):  # whose own line names the newest checkpoint

@@ -17,8 +17,11 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SIGNUM, _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
-# `timeout` and batch systems signal a process and then its group: the same request, twice within a moment.
-_SAME_REQUEST_SECONDS = 1.0
+from lrtrain.runtime.slurm import job_id
+
+# `timeout` and batch systems signal a process and then its group: the same request, twice within a moment. Under Slurm
+# both the node and srun end a task, and on a busy cluster the one comes seconds after the other.
+_SAME_REQUEST_SECONDS, _SAME_REQUEST_SECONDS_OF_SLURM = 1.0, 10.0
 
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What a lost terminal or a batch system sends before the end, and what ends a process that does not listen."""
@@ -34,14 +37,16 @@ class Told(SystemExit):
 
 class GracefulSignals(_SignalConnector):
     """Replaces the Trainer's signal connector. The first SIGTERM, Ctrl+C, SIGHUP, SIGUSR1 or SIGUSR2 sets `caught`, and
-    the run ends at the next step boundary; a second one, over a second later, ends the process at once. Outside fit the
-    first one ends it. Earlier handlers are kept as Lightning keeps them, but for its own under Slurm.
+    the run ends at the next step boundary; a second one, over a second later (in a Slurm job ten), ends the process at
+    once. Outside fit the first one ends it. Earlier handlers are kept as Lightning keeps them, but for its own under
+    Slurm.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
         super().__init__(trainer)
         self.caught: signal.Signals | None = None
         self._caught_at = 0.0
+        self._same_request_seconds = _SAME_REQUEST_SECONDS_OF_SLURM if job_id() else _SAME_REQUEST_SECONDS
 
     def register_signal_handlers(self) -> None:
         self.caught = None
@@ -62,7 +67,7 @@ class GracefulSignals(_SignalConnector):
             if self.trainer.local_rank == 0:  # a batch system tells every process of a node
                 with contextlib.suppress(OSError):  # the terminal may be what is gone
                     os.write(2, line.encode())  # print is not reentrant, and a handler may come in the middle of one
-        elif time.monotonic() - self._caught_at > _SAME_REQUEST_SECONDS:
+        elif time.monotonic() - self._caught_at > self._same_request_seconds:
             if self.trainer.strategy.launcher is not None:
                 self.trainer.strategy.launcher.kill(signal.SIGKILL)
             signal.signal(received, signal.SIG_DFL)

@@ -36,8 +36,8 @@ def fit(argv: list[str]) -> int:
         try:
             with _one_line_for_a_lost_process(run):
                 _train(run)
-            if run.resumed is not None and not run.record.written:
-                _close(run)
+                if run.resumed is not None and not run.record.written:
+                    _close(run)
         except BaseException:
             _finish_copy_of_what_ended(run)
             raise
@@ -46,7 +46,8 @@ def fit(argv: list[str]) -> int:
         raise
     finally:
         discard_if_empty()  # a run that was refused leaves nothing that looks like one
-    print_summary(run.trainer, run.model)
+    with _one_line_for_a_lost_process(run):
+        print_summary(run.trainer, run.model)
     run.finish_copy()
     export_last(run)
     return 0
@@ -115,9 +116,7 @@ def _one_line_for_a_lost_process(run: "TrainingRun") -> Iterator[None]:
             raise
         lost = who_is_lost(error, run.roll_call.since())
         newest = next(iter(steps_in(run.run_dir / FOLDER).values()), None)
-        advice = (
-            f"restart with --ckpt_path last, from {newest}" if newest else "there is no checkpoint yet: start again"
-        )
+        advice = f"restart with --ckpt_path last, from {newest}" if newest else "no checkpoint yet: start again"
         raise LostProcessError(f"{lost}; {advice}") from error
 
 

@@ -58,7 +58,7 @@ def _parser() -> Arguments:
         "lrtrain prepare --merge --out FOLDER once. The data set is the one that a single machine would have made.",
         argument_default=argparse.SUPPRESS,  # PrepareSpec has the defaults
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the data set goes")
+    parser.add_argument("--out", required=True, metavar="FOLDER|URL", help="where the data set goes")
     parser.add_argument(
         "--source",
         nargs="+",
@@ -79,7 +79,12 @@ def _parser() -> Arguments:
         metavar="CLASS",
         help="a document format of your own, as my_format.Csv; may be repeated",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenize (one a core)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that tokenize (one a core); a part with one core does most a core",
+    )
     parser.add_argument("--part", type=int, metavar="I", help="make part I of N alone, counted from 0; needs --of")
     parser.add_argument("--of", type=positive, metavar="N", help="in how many parts the data set is made")
     parser.add_argument("--merge", action="store_true", help="make the data set of its N parts, and delete them")

@@ -11,11 +11,13 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.own_modules import VARIABLE
 from lrtrain.runtime.patience import WAIT
 from lrtrain.runtime.ranks import DECIDED
+from lrtrain.runtime.stores import CACHE_SIZE, STAGING
 from lrtrain.runtime.yaml_file import content_of
 
 ENV_PREFIX = "LRTRAIN"
 CONFIG = ("--config", "-c")
-OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", f"{ENV_PREFIX}_COMMIT", VARIABLE, DECIDED, WAIT)  # with the prefix, and no keys
+OWN_VARIABLES = (f"{ENV_PREFIX}_DEBUG", f"{ENV_PREFIX}_COMMIT", VARIABLE, DECIDED, WAIT, CACHE_SIZE, STAGING)
+"""Those with the prefix that are no keys."""
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

@@ -18,6 +18,8 @@ from lrtrain.data.shards import check_shards
 from lrtrain.data.spec import PrepareSpec
 from lrtrain.data.tokenizer import read_tokenizer
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.ranks import gathered, raise_on_all
+from lrtrain.runtime.stores import is_remote
 
 CHECKSUM_BYTES = 2**30  # local data up to this size is checked against its SHA-256 at setup, in a second or two
 
@@ -70,6 +72,7 @@ class TokenDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.prepare = prepare
+        self.prepare_data_per_node = path is None or not is_remote(path)
         least = {"block_size": 1, "batch_size": 1, "num_workers": 0, "seed": 0}
         for name, bound in least.items():
             if (value := getattr(self, name)) < bound:
@@ -77,7 +80,8 @@ class TokenDataModule(L.LightningDataModule):
         if prepare is not None:
             prepare.check()
         self._training: BlockLoader | None = None
-        self._refused: str | None = None
+        self._refused: UserError | None = None
+        self._remote = False
         self._epoch = Fraction(0)
         self._overfit = False
 
@@ -100,32 +104,27 @@ class TokenDataModule(L.LightningDataModule):
         return bool(self._named[0][0])
 
     def prepare_data(self) -> None:
-        """Prepare the data set, once a node; without `prepare`, `setup` says that it is missing.
+        """Prepare the data set, once a node, or once at a URL; without `prepare`, `setup` says that it is missing.
 
         Raises UserError for one that is there and was made from other local files or another tokenizer; among several
         processes `setup` does, on all of them.
         """
-        _, path, _ = self._named[0]
-        if self.prepare is None or "://" in path:
+        if self.prepare is None:
             return
+        _, path, _ = self._named[0]
         try:
             prepare(self.prepare, path, ask_stores=False)
         except UserError as error:
             if _rank_and_processes()[1] == 1:
                 raise
-            self._refused = str(error)  # alone it would leave the others in a collective
+            self._refused = error  # alone it would leave the others in a collective
 
     def setup(self, stage: str | None = None) -> None:
         """Check the shards against the manifests, and say what a mix is and how much of the held-out data is predicted.
 
         Raises UserError for whatever would fail or mislead later.
         """
-        if _rank_and_processes()[1] > 1 and self.trainer is not None:
-            told = self.trainer.strategy.broadcast(self._refused)
-            self._refused = self._refused or told
-        if self._refused:
-            raise UserError(self._refused)
-        assert self.manifest  # of one tokenizer
+        self._check_alike()
         for source in self.sources:
             self._check(source)
         # Not in train_dataloader: Lightning leaves every DataLoader class patched after an error there.
@@ -152,6 +151,23 @@ class TokenDataModule(L.LightningDataModule):
             for source in self.sources:
                 print(self._held_out(source, limit))
 
+    def _check_alike(self) -> None:
+        """Raise on all processes what one of them met, or that they were given different data."""
+        refused, self._refused = self._refused, None
+        digests: list[tuple[str, str]] = []
+        try:
+            if refused is None:
+                assert self.manifest  # of one tokenizer
+                digests = [(s.manifest.train.digest, s.manifest.val.digest) for s in self.sources]
+        except UserError as error:
+            refused = error
+        raise_on_all(refused)
+        told = gathered((self._where(), digests, any(is_remote(path) for _, path, _ in self._named)))
+        self._remote = any(remote for _, _, remote in told)
+        other = next((where for where, theirs, _ in told if theirs != digests), None)
+        if other is not None:
+            raise UserError(f"data.path: the processes were given different data, {self._where()} and {other}")
+
     def _check(self, source: Source) -> None:
         splits = {name: source.manifest.split(name) for name in SPLITS}
         contents = sum(chunk.bytes for split in splits.values() for chunk in split.chunks) <= CHECKSUM_BYTES
@@ -161,7 +177,7 @@ class TokenDataModule(L.LightningDataModule):
                     f"the {name} split of {source.path} has {split.tokens} tokens, less than one block of "
                     f"{self.block_size} + 1: lower data.block_size or prepare more text"
                 )
-            if "://" not in source.path:
+            if not is_remote(source.path):
                 check_shards(Path(source.path) / name, split, source.manifest.dtype, contents)
 
     def _held_out(self, source: Source, limit: int | float) -> str:
@@ -241,11 +257,11 @@ class TokenDataModule(L.LightningDataModule):
         rank, processes = _rank_and_processes()
         pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         workers = {"num_workers": self.num_workers, "pin_memory": pinned}
-        return {"seed": self.seed, **workers, "rank": rank, "processes": processes}
+        return {"seed": self.seed, **workers, "rank": rank, "processes": processes, "agree": self._remote}
 
 
 def _spelled(path: str) -> str:
-    return path.rstrip("/") if "://" in path else str(Path(path).expanduser())
+    return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser())
 
 
 def _rank_and_processes() -> tuple[int, int]:

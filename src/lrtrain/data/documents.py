@@ -14,7 +14,8 @@ import pyarrow as pa
 from lrtrain.data.formats import BUFFER_BYTES
 from lrtrain.data.listing import Part
 from lrtrain.data.messages import shown, unreadable
-from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.errors import TemporaryError, UserError
+from lrtrain.runtime.stores import register_s3
 
 RETRY_SECONDS = (1.0, 5.0, 25.0)  # pauses before a remote file is opened again
 
@@ -45,6 +46,8 @@ def read_documents(part: Part, text_column: str = "text", start: int = 0) -> Ite
                 start, failures = document.position, 0
                 yield document
             return
+        except TemporaryError:
+            raise
         except UserError as error:
             raise UserError(shown(f"{part.url}: {error}")) from error
         except Exception as error:  # whatever a format, its library or a file system meets in the file
@@ -61,6 +64,7 @@ def _read(part: Part, text_column: str, start: int) -> Iterator[Document]:
     with ExitStack() as opened:
         raw: BinaryIO
         if "://" in part.url:
+            register_s3()
             raw = opened.enter_context(fsspec.open(part.url, "rb"))
         else:  # a local name may hold what a URL gives a meaning
             raw = opened.enter_context(Path(part.url).open("rb"))

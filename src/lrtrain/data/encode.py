@@ -61,6 +61,8 @@ def encode_batches(
     """Each batch, in order, with the tokens of its documents, the end-of-text token after each."""
     # Our threads are the parallelism: `workers` would mean nothing if each call took every core besides.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if workers == 1:
+        encoder.remember_words()
     with ThreadPoolExecutor(workers, "encode") as pool:
         submitted = ((batch, pool.submit(encoder.documents, batch.texts)) for batch in batches)
         ahead = deque(islice(submitted, 2 * workers))

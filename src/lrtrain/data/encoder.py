@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from lrtrain.data.tokenizer import PIECE, end_of_text, vocabulary_size
+from lrtrain.data.words import Words
 from lrtrain.runtime.errors import UserError
 
 WINDOW = 256  # characters on either side in which a cut must make no difference
@@ -42,11 +43,31 @@ class Encoder:
         self._control[self.separator] = True
         self._byte = np.zeros_like(self._control)  # `<0x0A>`, which a model falls back to for what it does not know
         self._byte[[i for i in map(tokenizer.token_to_id, BYTES) if i is not None]] = True
+        self._words: Words | None = None
         self._known: set[str] = set()
         self._loses = vanishes and any(map(self._lost, EVERY_BYTE))
 
+    def remember_words(self) -> None:
+        """From now on take words from memory where the tokenizer allows it; for one thread alone (`Words`)."""
+        self._words = None if self._loses else Words.of(self.tokenizer)
+
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text and their separator."""
+        remembered = [self._remembered(text) for text in texts]
+        others = [text for text, ids in zip(texts, remembered, strict=True) if ids is None]
+        if texts and remembered[0] is not None:
+            others.append(texts[0])  # the first is done in both ways
+        by_library = iter(self._by_library(others))
+        found = [next(by_library) if ids is None else self._joined([ids]) for ids in remembered]
+        for check in by_library:
+            assert np.array_equal(check, found[0]), f"words from memory make other tokens of {texts[0][:80]!r} …"
+        return found
+
+    def _remembered(self, text: str) -> np.ndarray | None:
+        ids = self._words.encode(text, self.dtype) if self._words is not None else None
+        return None if ids is None or self._control[ids].any() or self._byte[ids].any() else ids
+
+    def _by_library(self, texts: Sequence[str]) -> list[np.ndarray]:
         arrays: list[list[np.ndarray]] = [[] for _ in texts]
         for group in _groups((number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)):
             for (number, piece), encoding in zip(group, self._encoded([piece for _, piece in group]), strict=True):

@@ -16,6 +16,7 @@ from fsspec.core import url_to_fs
 from lrtrain.data.formats import DocumentFormat, Unknown, formats_by_suffix
 from lrtrain.data.messages import shown, some, unreadable
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.stores import register_s3
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 # Not prose and not code that one would learn from: test suites hold files with broken encodings on purpose.
@@ -104,6 +105,7 @@ def _expand(
 ) -> list[tuple[Any, Part]]:
     """The files of one entry, each with what tells it from others."""
     here = os.path.abspath(os.path.expanduser(entry))
+    register_s3()
     try:
         # A name that is here is taken as it is, also where a URL would give a meaning to what it holds.
         fs, path = (None, here) if os.path.lexists(here) else url_to_fs(entry)

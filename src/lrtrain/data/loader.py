@@ -1,26 +1,25 @@
 """The streaming loader of one split: shards read by LitData, an order of our own, a broken shard named."""
 
-import os
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import suppress
-from functools import cached_property
-from itertools import pairwise
+from bisect import bisect
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from litdata import StreamingDataset, TokensLoader
-from litdata.streaming import downloader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrtrain.data.loader_workers import heed_parent_only
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.order import dealt, shuffled
+from lrtrain.data.shard_cache import ShardCache
 from lrtrain.data.shards import check_shards
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.ranks import raise_on_all
+from lrtrain.runtime.stores import is_remote
 
 ENDLESS = 2**48
 """The length of the training stream for a Trainer: more batches than any run has, and exact as a float.
@@ -41,6 +40,10 @@ class BlockLoader:
     Of other splits every `iter()` gives every block once, in order. The last batches may be shorter; that of a process
     which has no blocks left has shape (0, block), so that all processes have equally many.
 
+    Of a remote data set each shard is fetched before its first block is read, ahead of that where the order allows, by
+    the process that trains and not by its workers. All processes of a run come to that place in the same batch and
+    agree there, so that a store that cannot be read ends all of them at once and they can still save together.
+
     A failure to read, or an id outside the vocabulary, becomes a UserError that names the broken shard. The state
     holds which data it was for; a state of other data is passed over with a line, and the stream begins anew.
 
@@ -56,6 +59,7 @@ class BlockLoader:
         rank: Which of the `processes` this one is.
         processes: How many processes share the batches.
         limit: An epoch is so many blocks, the first of the split; None: all.
+        agree: Whether any of the processes reads a remote data set: then all meet where a shard begins.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class BlockLoader:
         rank: int = 0,
         processes: int = 1,
         limit: int | None = None,
+        agree: bool = False,
     ) -> None:
         self.position = 0
         self._path, self._manifest, self._split, self._seed = path, manifest, split, seed
@@ -82,15 +87,13 @@ class BlockLoader:
         self.identity = {"shards": manifest.split(split).digest, "block_size": block - 1, "seed": seed}
         self.identity |= {"blocks": sum(self._sizes)}
         self._block = block
+        self._cache = ShardCache(path, manifest, split) if is_remote(path) else None
+        self._agree = agree and processes > 1
         # A generator of its own: a DataLoader draws a number at every start, which training's must not depend on.
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._options["generator"] = torch.Generator()
         self._options["worker_init_fn"] = heed_parent_only
         self._stream: Iterator[Tensor] | None = None
-
-    @cached_property
-    def _shards(self) -> Any:
-        return _Blocks(self._path, self._block)
 
     @property
     def blocks(self) -> int:
@@ -102,12 +105,16 @@ class BlockLoader:
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._split != "train":
-            yield from self._read(iter(range(sum(self._sizes))))
+            yield from self._read(self._in_order())
             return
         while True:
             if self._stream is None:
                 self._stream = self._read(self._shuffled())
-            batch = next(self._stream)
+            try:
+                batch = next(self._stream)
+            except BaseException:
+                self.close()  # so that another `iter` goes on here
+                raise
             self.position += self._global_batch
             yield batch
 
@@ -135,18 +142,51 @@ class BlockLoader:
         if self._rank == 0:
             print(line)
 
+    def _in_order(self) -> Iterator[int]:
+        ends = [*accumulate(self._sizes, initial=0)]
+        for shard, (first, end) in enumerate(pairwise(ends)):
+            if first < end:
+                self._fetch(shard)
+                yield from range(first, end)
+
     def _shuffled(self) -> Iterator[int]:
-        """Numbers of the training blocks from `position` on."""
+        """Numbers of the training blocks from `position` on; what is yielded next is on this machine."""
+        ends = [*accumulate(self._sizes)]
         for blocks, following in pairwise(shuffled(self._sizes, self._seed, self.position)):
-            self._shards.fetch(following[0])
+            self._fetch(bisect(ends, blocks[0]))
+            if self._cache is not None:
+                self._cache.fetch_ahead(bisect(ends, following[0]))
             yield from blocks
+
+    def _fetch(self, shard: int) -> None:
+        cache = self._cache
+        self._together(lambda: cache.fetch(shard) if cache is not None else None)
+
+    def _together(self, act: Callable[[], None]) -> None:
+        """Acts, and where one of the processes cannot, raises its UserError on all of them."""
+        if not self._agree:
+            return act()
+        refused = None
+        try:
+            act()
+        except UserError as error:
+            refused = error
+        raise_on_all(refused)
+
+    def _open(self) -> Dataset[Tensor]:
+        """The blocks by their number; of a remote data set those of the shards that were fetched."""
+        cache = self._cache
+        self._together(lambda: cache.begin() if cache is not None else None)
+        return _Blocks(self._path if cache is None else str(cache.folder), self._block)
 
     def _read(self, blocks: Iterator[int]) -> Iterator[Tensor]:
         batches = dealt(blocks, self._batch_size, self._rank, self._processes)
-        read = iter(DataLoader(self._shards, batch_sampler=batches, collate_fn=_as_it_is, **self._options))
+        read = iter(DataLoader(self._open(), batch_sampler=batches, collate_fn=_as_it_is, **self._options))
         while True:
             try:
                 batch = next(read, None)
+            except UserError:
+                raise
             except Exception:
                 self._name_the_broken_shard()
                 raise
@@ -162,33 +202,17 @@ class BlockLoader:
 
     def _name_the_broken_shard(self) -> None:
         """Raise UserError if a local shard is not what the manifest says; LitData reports such as a time-out."""
-        if "://" not in self._path:
+        if self._cache is None:
             check_shards(Path(self._path), self._manifest.split(self._split), self._manifest.dtype, contents=True)
 
 
 class _Blocks(Dataset[Tensor]):
-    """The blocks of the shards in `path` by their number, a list of them at once as int64 (blocks, tokens)."""
+    """The blocks of the shards in a local folder by their number, a list of them at once as int64 (blocks, tokens)."""
 
-    def __init__(self, path: str, block: int) -> None:
-        self._path, self._block = path, block
-        self._remote = "://" in path
-        if self._remote:
-            _allow_plain_http()
-        self._shards = self._open()
-
-    def _open(self) -> StreamingDataset:
+    def __init__(self, folder: str, block: int) -> None:
+        self._block = block
         # Only read by number: LitData's own order and its place in it are not used.
-        cache = _cache_folder() if self._remote else None
-        return StreamingDataset(self._path, cache_dir=cache, item_loader=TokensLoader(block_size=self._block))
-
-    def fetch(self, number: int) -> None:
-        """Begin to download the shard of a block, as LitData would only when the block is read."""
-        if self._remote:
-            threading.Thread(target=self._fetch, args=(number,), daemon=True).start()
-
-    def _fetch(self, number: int) -> None:
-        with suppress(Exception):  # who reads the block will say it
-            self._open()[number]
+        self._shards = StreamingDataset(folder, item_loader=TokensLoader(block_size=block))
 
     def __getitems__(self, numbers: list[int]) -> Tensor:
         rows = [self._shards[number].long() for number in numbers]
@@ -197,16 +221,3 @@ class _Blocks(Dataset[Tensor]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _cache_folder() -> str:
-    """Where chunks of a remote data set are kept, instead of LitData's ~/.lightning."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.environ.get("LITDATA_CACHE_DIR") or os.path.join(base, "lrtrain", "chunks")
-
-
-def _allow_plain_http() -> None:
-    """Let LitData's S3 client speak to an http:// endpoint (MinIO in a cluster); it has no public switch for this."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint.startswith("http://"):
-        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from lrtrain.runtime import stores
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
 
@@ -94,13 +93,11 @@ class Manifest:
         """The manifest in the folder `path`, local or any fsspec URL. Raises UserError if it is absent or unusable."""
         where = f"{path.rstrip('/')}/{MANIFEST}"
         try:
-            with fsspec.open(where, "rb") as file:
-                text = file.read()
+            text = stores.read(where) if stores.is_remote(path) else Path(where).read_bytes()
         except FileNotFoundError as error:
             raise _absent(path) from error
-        except Exception as error:  # each file system has errors of its own
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot read {where}: {reason} ({type(error).__name__})") from error
+        except OSError as error:
+            raise UserError(f"cannot read {where}: {error.strerror or error}") from error
         try:
             content = json.loads(text)
             if "format" not in content:

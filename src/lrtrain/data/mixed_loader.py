@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -39,9 +38,8 @@ class MixedLoader(BlockLoader):
         self.identity |= {key: [one[key] for one in each] for key in ("shards", "blocks")}
         self.identity["weights"] = [str(source.share) for source in sources]
 
-    @cached_property
-    def _shards(self) -> Dataset[Tensor]:
-        return _MixedBlocks([loader._shards for loader in self._alone], self._firsts)
+    def _open(self) -> Dataset[Tensor]:
+        return _MixedBlocks([loader._open() for loader in self._alone], self._firsts)
 
     @property
     def epochs(self) -> list[float]:

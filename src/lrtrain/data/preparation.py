@@ -25,13 +25,14 @@ from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_e
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
 from lrtrain.runtime.liveness import beat
+from lrtrain.runtime.stores import is_remote
 
 SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
 SAVE_SECONDS = 10.0
 
 
 def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
-    """Make the data set of `spec` in the local folder `path`, or go on with one that was interrupted there.
+    """Make the data set of `spec` in the folder or at the URL `path`, or go on with one that was interrupted there.
 
     Writes `tokenizer.json`, `train/`, `val/` and last `manifest.json`. A data set of the same request is returned as
     it is if the files that the request names are those it was made from; without `ask_stores` URLs are not compared,
@@ -40,8 +41,10 @@ def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
     with the request, the sources, the tokenizer, the folder or the disk.
     """
     spec.check()
-    if "://" in path:
-        raise UserError(f"cannot prepare into {path}: prepare into a local folder, then copy it there")
+    if is_remote(path):
+        from lrtrain.data.remote_preparation import prepare_remote  # which prepares here first
+
+        return prepare_remote(spec, path.rstrip("/"), ask_stores)
     folder = Path(path).expanduser()
     if not (folder / MANIFEST).exists():
         if (folder / PARTS).exists():
@@ -55,7 +58,7 @@ def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
                 if not (folder / MANIFEST).exists():
                     return _prepare(spec, folder)
     manifest = existing(spec, str(folder))
-    _refuse_stale(spec, manifest, folder, ask_stores)
+    refuse_stale(spec, manifest, folder, ask_stores)
     return manifest
 
 
@@ -67,8 +70,14 @@ def existing(spec: PrepareSpec, path: str) -> Manifest:
     return manifest
 
 
-def _refuse_stale(spec: PrepareSpec, manifest: Manifest, folder: Path, ask_stores: bool) -> None:
-    """Raise UserError if the request names other files, or another tokenizer, than when the data set was made."""
+def refuse_stale(
+    spec: PrepareSpec, manifest: Manifest, folder: Path, ask_stores: bool, where: str | None = None
+) -> None:
+    """Raise UserError if the request names other files, or another tokenizer, than when the data set was made.
+
+    `folder` has its tokenizer; `where` is how it is called if not by that.
+    """
+    where = where or str(folder)
     source = [entry for entry in spec.source if ask_stores or "://" not in entry]
     made = [file for file in manifest.files if ask_stores or "://" not in file[0]]
     try:
@@ -78,11 +87,11 @@ def _refuse_stale(spec: PrepareSpec, manifest: Manifest, folder: Path, ask_store
     except UserError as error:
         if ask_stores:
             raise
-        print(f"{folder} is taken as it is, without comparing it with its sources: {error}", flush=True)
+        print(f"{where} is taken as it is, without comparing it with its sources: {error}", flush=True)
         return
     if changed:
         raise UserError(
-            f"{folder} was made from other sources: {changed}; delete it to prepare it again, name another folder, or "
+            f"{where} was made from other sources: {changed}; delete it to prepare it again, name another folder, or "
             "train on it as it is with --data.prepare null"
         )
 

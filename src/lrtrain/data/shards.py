@@ -20,6 +20,7 @@ from lrtrain.runtime.files import write_atomically
 
 CHUNK_TOKENS = 2**25  # 64 MiB of uint16
 CHUNK_BYTES_LIMIT = 4 * CHUNK_TOKENS + 64
+AGAIN = "delete the folder and prepare it again, or copy this file again"
 
 
 def token_dtype(vocabulary: int) -> np.dtype[Any]:
@@ -125,28 +126,38 @@ def check_shards(folder: Path, split: Split, dtype: str, contents: bool) -> None
 
     Raises UserError that names the first file that is missing, truncated or altered.
     """
-    again = "delete the folder and prepare it again, or copy this file again"
+    check_index(folder, split, dtype)
+    for chunk in split.chunks:
+        if fault := shard_fault(folder / chunk.file, chunk, contents):
+            raise UserError(f"shard {folder / chunk.file} {fault}: {AGAIN}")
+
+
+def shard_fault(file: Path, chunk: Chunk, contents: bool = True) -> str | None:
+    """What is wrong with a shard's file, with `contents` also by its SHA-256; None if it is what the manifest says."""
+    if not file.is_file():
+        return "is missing"
+    if (size := file.stat().st_size) != chunk.bytes:
+        return f"is truncated or corrupt, {size} bytes instead of {chunk.bytes}"
+    if contents and _sha256(file) != chunk.sha256:
+        return "is corrupt, its SHA-256 is not the manifest's"
+    return None
+
+
+def check_index(folder: Path, split: Split, dtype: str) -> None:
+    """Compare LitData's index in `folder` with the manifest. Raises UserError if it is another."""
     index = folder / "index.json"
     try:
         content = json.loads(index.read_bytes())
         listed = [(entry["filename"], entry["dim"]) for entry in content["chunks"]]
         kind = _TORCH_DTYPES_MAPPING[int(content["config"]["data_format"][0].partition(":")[2])]
     except FileNotFoundError as error:
-        raise UserError(f"{index} is missing: {again}") from error
+        raise UserError(f"{index} is missing: {AGAIN}") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{index} is corrupt ({type(error).__name__}: {error}): {again}") from error
+        raise UserError(f"{index} is corrupt ({type(error).__name__}: {error}): {AGAIN}") from error
     if kind != getattr(torch, dtype):
-        raise UserError(f"{index} says {kind} and the manifest torch.{dtype}: {again}")
+        raise UserError(f"{index} says {kind} and the manifest torch.{dtype}: {AGAIN}")
     if listed != [(chunk.file, chunk.tokens) for chunk in split.chunks]:
-        raise UserError(f"{index} lists other shards than the manifest: {again}")
-    for chunk in split.chunks:
-        file = folder / chunk.file
-        if not file.is_file():
-            raise UserError(f"shard {file} is missing: {again}")
-        if (size := file.stat().st_size) != chunk.bytes:
-            raise UserError(f"shard {file} is truncated or corrupt, {size} bytes instead of {chunk.bytes}: {again}")
-        if contents and _sha256(file) != chunk.sha256:
-            raise UserError(f"shard {file} is corrupt, its SHA-256 is not the manifest's: {again}")
+        raise UserError(f"{index} lists other shards than the manifest: {AGAIN}")
 
 
 def _sha256(file: Path) -> str:

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import fsspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lrtrain.runtime import stores
 from lrtrain.runtime.errors import UserError
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
@@ -65,9 +65,8 @@ def read_tokenizer(path: str, sha256: str) -> str:
     """
     file = f"{path}/tokenizer.json"
     try:
-        with fsspec.open(file, "rb") as stream:
-            content: bytes = stream.read()
-    except Exception as error:  # each file system has errors of its own
+        content = stores.read(file) if stores.is_remote(path) else Path(file).read_bytes()
+    except OSError as error:
         raise UserError(
             f"cannot read {file} ({type(error).__name__}): copy it there, or prepare the data again"
         ) from error

@@ -10,6 +10,9 @@ class UserError(Exception):
 
     exit_code = 2
 
+    on_all_ranks = False
+    """Whether every process of the run raises it at the same place, so that they may still save together."""
+
 
 class TemporaryError(UserError):
     """What the same command may get past when it is started again: storage that does not answer, a host that is gone.

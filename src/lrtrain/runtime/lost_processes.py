@@ -77,6 +77,9 @@ def who_is_lost(error: BaseException, since: str) -> LostProcessError:
     """
     from torch import distributed
 
+    if not distributed.is_initialized():
+        return LostProcessError(f"the processes of the run did not come together: {_reason(error)}")
+    sign()
     rank, world = distributed.get_rank(), distributed.get_world_size()
     answers = _within(2 * SECONDS_TO_SIGN, lambda: _answers(rank, world))
     if answers is None:  # the store is where the lost process was

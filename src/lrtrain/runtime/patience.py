@@ -4,7 +4,9 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from lrtrain.runtime.errors import TemporaryError, UserError
@@ -19,6 +21,7 @@ DEFAULT_WAIT = 300.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 Result = TypeVar("Result")
+_begun: ContextVar[float | None] = ContextVar("begun", default=None)
 Lasting = Callable[[Exception], str | Exception | None]
 _jitter = random.Random()  # of its own: a pause must not change what a run draws from the global one
 
@@ -49,7 +52,7 @@ def persist(action: Callable[[], Result], what: str, lasting: Lasting) -> Result
         UserError: trying again cannot mend it.
         TemporaryError: it still fails after `LRTRAIN_STORE_WAIT` seconds.
     """
-    wait, pause, begun = store_wait(), FIRST_PAUSE, time.monotonic()
+    wait, pause, begun = store_wait(), FIRST_PAUSE, _begun.get() or time.monotonic()
     while True:
         try:
             return action()
@@ -70,6 +73,17 @@ def persist(action: Callable[[], Result], what: str, lasting: Lasting) -> Result
                 ) from error
         seconds = min(pause * _jitter.uniform(0.75, 1.25), left)
         beat()
-        print(f"{what}: {reason}; trying again in {seconds:.1f} s, up to {left:.0f} s", file=sys.stderr, flush=True)
+        print(f"{what}: {reason}; trying again in {seconds:.1f} s (for {left:.0f} s more)", file=sys.stderr, flush=True)
         time.sleep(seconds)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+@contextmanager
+def waiting_since(moment: float) -> Iterator[None]:
+    """Counts the time of requests inside `with` from `moment` (`time.monotonic`), as of one who has waited for another
+    process that made the same request."""
+    token = _begun.set(moment)
+    try:
+        yield
+    finally:
+        _begun.reset(token)

@@ -16,8 +16,8 @@ from lrtrain.runtime.errors import TemporaryError, UserError
 DECIDED = "LRTRAIN_DECIDED"
 """Hands what was decided to the processes that Lightning starts."""
 
-PATIENCE = timedelta(seconds=120)
-"""How long the other processes wait for the first one's last act."""
+PATIENCE = timedelta(minutes=30)
+"""How long the other processes wait for the first one, which may still bring a checkpoint to a store."""
 
 _calls = itertools.count()
 _stores: list[Any] = []
@@ -100,13 +100,24 @@ def leave_group() -> None:
 
 
 def _meet(decide: Callable[[], Any], address: str, port: int, rank: int, world: int) -> Any:
-    from torch.distributed import DistNetworkError, rendezvous
+    from torch.distributed import DistNetworkError, DistStoreError
 
     try:
-        store, _, _ = next(rendezvous(f"tcp://{address}:{port}", rank, world))
-    except DistNetworkError as error:
+        return _decided(decide, f"tcp://{address}:{port}", rank, world)
+    except (DistNetworkError, DistStoreError) as error:
         text = " ".join(str(error).split())[:200]
-        raise TemporaryError(f"the first process, at {address} port {port}, does not answer: {text}") from error
+        if "EADDRINUSE" in text:
+            raise TemporaryError(
+                f"port {port} of this host is in use: set another MASTER_PORT, the same for all"
+            ) from None
+        who = "others do" if rank == 0 else f"first process, at {address} port {port}, does"
+        raise TemporaryError(f"the {who} not answer: {text}") from error
+
+
+def _decided(decide: Callable[[], Any], where: str, rank: int, world: int) -> Any:
+    from torch.distributed import rendezvous
+
+    store, _, _ = next(rendezvous(where, rank, world))
     _stores.append(store)
     key = f"lrtrain/decided/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
     if rank > 0:
@@ -123,6 +134,29 @@ def _meet(decide: Callable[[], Any], address: str, port: int, rank: int, world: 
         store.set(key, json.dumps([decided, failed]))
         store.wait([f"{key}/taken by all"])  # the store ends with this process
     return decided
+
+
+def gathered(value: Any) -> list[Any]:
+    """The `value` of every process by rank, in a collective of the group that they have joined; alone its own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    values = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def raise_on_all(error: UserError | None) -> None:
+    """Raises the error of the first process that has one, on all of them, which call this at the same place.
+
+    One that left alone would leave the others in a collective.
+    """
+    found = next((told for told in gathered(error and (type(error), str(error))) if told is not None), None)
+    if found is not None:
+        kind, line = found
+        raised = kind(line)
+        raised.on_all_ranks = True
+        raise raised from error
 
 
 def _first_node(nodes: int) -> tuple[str, int, int]:

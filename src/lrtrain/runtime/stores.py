@@ -13,6 +13,7 @@ An object is whole or absent: it appears with its last byte. A folder is not: se
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -23,6 +24,12 @@ from typing import Any, TypeVar
 from lrtrain.runtime.errors import TemporaryError, UserError
 from lrtrain.runtime.files import NO_ROOM, fsync_folder
 from lrtrain.runtime.patience import persist
+
+CACHE_SIZE = "LRTRAIN_CACHE_SIZE"
+"""Environment variable: how much of remote data sets is kept on this machine, as 100GB."""
+
+STAGING = "LRTRAIN_STAGING"
+"""Environment variable: the folder in which a data set is prepared before it is uploaded."""
 
 Result = TypeVar("Result")
 
@@ -36,7 +43,9 @@ class Stored:
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether this is a URL and not a local name."""
+    """Whether this is a URL and not a local name. Raises UserError for what is neither (`s3:/bucket`)."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", str(path)):
+        raise UserError(f"{path}: a URL has two slashes after the colon, as s3://bucket/folder: correct it")
     return "://" in str(path)
 
 
@@ -46,14 +55,10 @@ def joined(url: str, name: str) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Raises UserError for one that cannot be used here.
-
-    From the first call on, fsspec opens s3:// by boto3 everywhere in this process: `fsspec.open`, pyarrow, pandas.
-    """
+    """The fsspec file system of a URL and the path in it. Raises UserError for one that cannot be used here."""
     import fsspec
 
-    for protocol in ("s3", "s3a"):
-        fsspec.register_implementation(protocol, "lrtrain.runtime.s3.S3FileSystem", clobber=True)
+    register_s3()
     try:
         fs, path = fsspec.url_to_fs(url)
     except ImportError as error:
@@ -61,6 +66,14 @@ def file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UserError(f"{url} is no URL of a store: {error}") from error
     return fs, path
+
+
+def register_s3() -> None:
+    """Makes fsspec open s3:// by `runtime/s3.py` everywhere in this process: `fsspec.open`, pyarrow, pandas."""
+    import fsspec
+
+    for protocol in ("s3", "s3a"):
+        fsspec.register_implementation(protocol, "lrtrain.runtime.s3.S3FileSystem", clobber=True)
 
 
 def read(url: str) -> bytes:
@@ -126,6 +139,16 @@ def stored(url: str) -> dict[str, Stored]:
         }
 
     return _on("listing", url, listed)
+
+
+def version(url: str) -> str:
+    """The version of one object, as `stored` tells it."""
+
+    def ask(fs: Any, path: str) -> str:
+        fs.invalidate_cache()
+        return _version(fs.info(path))
+
+    return _on("looking for", url, ask)
 
 
 def delete(url: str) -> None:

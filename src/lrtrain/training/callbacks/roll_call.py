@@ -18,10 +18,11 @@ class RollCall(L.Callback):
     def __init__(self) -> None:
         self._begun = time.monotonic()
         self._step = 0
+        self._failed: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         introduce()
-        self._begun, self._step = time.monotonic(), trainer.global_step
+        self._begun, self._step, self._failed = time.monotonic(), trainer.global_step, None
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._begun, self._step = time.monotonic(), trainer.global_step
@@ -36,4 +37,5 @@ class RollCall(L.Callback):
 
     def since(self) -> str:
         """How long after which step a collective failed."""
-        return f"{self._failed - self._begun:.0f} s after step {self._step}"
+        seconds = (self._failed or time.monotonic()) - self._begun
+        return f"{seconds:.0f} s after step {self._step}"
