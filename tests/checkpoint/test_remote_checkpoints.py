@@ -263,6 +263,18 @@ def test_what_is_being_copied_is_not_removed_here_and_the_newest_goes_next(
     assert checkpoints(store, "x/0001") == [step(4)]
 
 
+def test_of_two_processes_that_go_on_with_a_run_the_one_that_began_later_has_the_copy(
+    shards: Path, store: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = Uploads(Path("elsewhere"), f"{store}/quickstart/0001", 2, lambda: None)
+    step_actions.ACTIONS[3] = lambda: (until(lambda: step(2) in checkpoints(store)), other.begin(2))
+    assert main(fit(shards, store, ACTING)) == 2
+    told = capfd.readouterr().err.splitlines()
+    assert "another process, on " in told[-1]
+    assert "has taken its copy over; it is in runs/quickstart/0001/checkpoints/step-00000006.ckpt" in told[-1]
+    assert checkpoints(store) == [step(2)]
+
+
 def test_the_shards_of_several_processes_go_there_and_come_back(shards: Path, store: str) -> None:
     fsdp = ["--config", str(RECIPE.parent / "parallel/fsdp.yaml"), "--checkpoints.keep=1"]
     outcomes = command_on_ranks(2, fit(shards, store, *fsdp, steps=4))

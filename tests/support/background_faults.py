@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,9 @@ class NoRoom(L.Callback):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         if trainer.global_step == 3:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint-writer":  # of step 2
+                    thread.join()
             if trainer.is_global_zero:
                 single_file.replacing = refuse
             if trainer.global_rank == trainer.world_size - 1:

@@ -77,6 +77,7 @@ def _run(sender: Connection, environment: dict[str, str], function: Callable[...
     import torch
 
     torch.set_num_threads(1)
+    os.environ.pop("LRTRAIN_DECIDED", None)  # of a command that a test ran before: Lightning would have started us
     os.environ.pop("PL_GLOBAL_SEED", None)  # of a test that ran before: Lightning would seed several processes with it
     os.environ.update(environment)
     try:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
+from lrtrain.runtime.liveness import beat
+
 _COPIED = (dict, list, tuple, set)
 
 
@@ -48,7 +50,9 @@ class BackgroundWriter:
     def wait(self) -> Exception | None:
         """Waits for the checkpoint in flight, if there is one, and returns what went wrong with it."""
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(1)
+                beat()
             self._thread = None
         error, self._error = self._error, None
         return error

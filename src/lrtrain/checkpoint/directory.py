@@ -90,8 +90,8 @@ def set_aside(folder: Path, step: int) -> list[tuple[Path, Path]]:
 
 
 def remove_partial(folder: Path) -> list[Path]:
-    """Removes what a killed process left half written, and returns it."""
-    leftovers = sorted(folder.glob(f"*{PARTIAL}"))
+    """Removes what a killed process left half written or half downloaded, and returns it."""
+    leftovers = sorted([*folder.glob(f"*{PARTIAL}"), *folder.glob(".step-*.tmp")])
     for path in leftovers:
         remove(path)
     return leftovers

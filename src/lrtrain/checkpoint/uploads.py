@@ -1,7 +1,10 @@
 """Copies a run's checkpoints and record into a store, in a thread, while training goes on."""
 
+import json
+import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,10 @@ from lrtrain.checkpoint.remote_runs import ASIDE, METRICS, RECORD, checkpoint_na
 from lrtrain.checkpoint.shard_folder import META
 from lrtrain.runtime import stores
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.liveness import beat
+
+SESSION = "session.json"
+"""Which session of the run copies it: the newest that began."""
 
 
 class Uploads:
@@ -32,6 +39,7 @@ class Uploads:
         self._waiting: tuple[int, Path] | None = None
         self._current: tuple[int, Path] | None = None
         self._failed: UserError | None = None
+        self._session: str | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -41,7 +49,10 @@ class Uploads:
             return {entry[1] for entry in (self._waiting, self._current) if entry is not None}
 
     def begin(self, step: int) -> None:
-        """Sets checkpoints ahead of the step, from which the run goes on, aside in the store."""
+        """Takes the copy over from earlier sessions, and sets checkpoints ahead of the step, where this one goes on,
+        aside there."""
+        self._session = json.dumps({"session": uuid.uuid4().hex, "host": socket.gethostname()})
+        stores.write(stores.joined(self.url, SESSION), self._session.encode())
         stores.abort_uploads(self.url)
         for ahead in steps_among(stores.stored(self.url)):
             if ahead > step:
@@ -68,8 +79,9 @@ class Uploads:
             TemporaryError: it does not answer.
         """
         trying = self._thread is not None and self._thread.is_alive()
-        if self._thread is not None:
-            self._thread.join()
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(1)
+            beat()  # a liveness probe is not to end a run that waits for its last upload
         newest, _ = newest_whole(self._run_dir / FOLDER)
         try:
             if self._failed is not None and trying:
@@ -122,6 +134,11 @@ class Uploads:
             stores.clear_folder(stores.joined(self.url, name), META)
 
     def _send_record(self) -> None:
+        if self._session is not None:
+            held = stores.read(stores.joined(self.url, SESSION)).decode()
+            if held != self._session:
+                host = json.loads(held)["host"]
+                raise UserError(f"another process, on {host}, goes on with this run and has taken its copy over")
         for name in RECORD:
             file = self._run_dir / name
             if file.is_file():
