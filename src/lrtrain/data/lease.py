@@ -28,6 +28,7 @@ class Lease:
         self._beats = 0
         self._lost = False
         self._ended = threading.Event()
+        self._keeping = threading.Thread(target=self._keep, daemon=True)
 
     def take(self, what: str) -> None:
         """Wait for another holder, saying once `what` that is, or take over from one that is gone."""
@@ -49,7 +50,7 @@ class Lease:
                 print(f"{what} by {_named(found)}: waiting for it", file=sys.stderr, flush=True)
                 told = True
             time.sleep(BEAT_SECONDS)
-        threading.Thread(target=self._keep, daemon=True).start()
+        self._keeping.start()
 
     def check(self) -> None:
         """Raise UserError if another machine has taken the lease over, as when this one was suspended for minutes."""
@@ -61,6 +62,7 @@ class Lease:
 
     def give_back(self) -> None:
         self._ended.set()
+        self._keeping.join()  # a beat after the deletion would leave it behind
         with suppress(UserError, FileNotFoundError), waiting_since(float("-inf")):
             self.check()
             stores.delete(self.url)
