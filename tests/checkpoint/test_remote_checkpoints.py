@@ -178,6 +178,8 @@ def test_a_checkpoint_is_named_by_its_url(shards: Path, store: str, capfd: pytes
     assert main(fit(shards, None, f"--ckpt_path={url}", command="validate")) == 0
     for what in (url, f"{store}/quickstart/0001", store):
         assert main(["generate", what, "--prompt=step", "--max-new-tokens=2"]) == 0
+    assert main(["export", store, "--out", "exported"]) == 0
+    assert f"| {step(6)}, sha256 " in Path("exported/README.md").read_text()
     assert not Path("runs").exists()
     capfd.readouterr()
     assert main(fit(shards, store, f"--ckpt_path={url}", steps=5)) == 0  # the run goes on, from an earlier step

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments, announce, positive
+from lrtrain.runtime.stores import is_remote
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +21,10 @@ def main(argv: list[str]) -> int:
         "trust_remote_code=True.",
     )
     parser.add_argument(
-        "checkpoint", nargs="?", default="runs", help="a .ckpt, a run directory, or a folder of runs (its newest)"
+        "checkpoint",
+        nargs="?",
+        default="runs",
+        help="a .ckpt, a run directory, or a folder of runs (its newest), or the URL of one of these in a store",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; it must not be there yet")
     parser.add_argument("--factorized", action="store_true", help="keep the factors: fewer numbers and fewer FLOPs")
@@ -55,14 +59,15 @@ def main(argv: list[str]) -> int:
         "factorized" if arguments.factorized else "merged", arguments.dtype, arguments.shard_size, arguments.license
     )
     path, out = Path(arguments.checkpoint), Path(arguments.out)
-    if path.exists():
-        announce(f"export: reading {path} …")
+    if path.exists() or is_remote(arguments.checkpoint):
+        announce(f"export: reading {arguments.checkpoint} …")
 
+    from lrtrain.checkpoint.remote_runs import cached
     from lrtrain.config.exporting import check_export, export
     from lrtrain.config.trained_model import newest_checkpoint
 
     check_export(out, arguments.truncate_rank, arguments.energy)
-    checkpoint = newest_checkpoint(path)
+    checkpoint = cached(arguments.checkpoint) if is_remote(arguments.checkpoint) else newest_checkpoint(path)
     print(f"{'checkpoint':<15} {checkpoint}")
     export(checkpoint, out, settings, arguments.truncate_rank, arguments.energy, arguments.data, arguments.context)
     return 0
