@@ -19,7 +19,7 @@ from lrtrain.checkpoint import shard_folder, single_file
 from lrtrain.checkpoint.directory import steps_in
 from lrtrain.checkpoint.signals import WARNINGS
 from lrtrain.cli.main import main
-from ranks import torchrun
+from ranks import torchrun_environment
 from run_record import points, statuses
 
 STEPS, SIGNALS = 160, 20
@@ -33,7 +33,7 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
         self.processes, self.pipes = [], []
-        for environment in torchrun(2):
+        for environment in torchrun_environment(2):
             here, there = FORK.Pipe()
             process = FORK.Process(target=_serve, args=(there, environment, self.log), daemon=True)
             process.start()
