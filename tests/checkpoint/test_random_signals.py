@@ -98,8 +98,8 @@ def test_no_signal_deadlocks_two_processes_or_changes_what_they_compute(strategy
     while sent.total() < SIGNALS:
         campaign += 1
         run, again = tmp_path / f"struck-{campaign}/x/0001", argv(f"struck-{campaign}")
-        with contextlib.closing(Pair(tmp_path)) as pair:
-            while max(steps_in(run / "checkpoints"), default=0) < STEPS and sent.total() < SIGNALS:
+        while max(steps_in(run / "checkpoints"), default=0) < STEPS and sent.total() < SIGNALS:
+            with contextlib.closing(Pair(tmp_path)) as pair:
                 strike(pair, again, run, draw, sent)
         finish(again, tmp_path)
         assert points(run) == points(whole)
