@@ -24,8 +24,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(shards: Path, runs: Path, *more: str) -> list[str]:
-    """Four steps with a checkpoint and a validation of two batches after the second and the fourth."""
-    tracked = ["--trainer.logger=true", "--name=x", "--checkpoints.every_n_steps=2"]
+    """Four steps with a checkpoint and then a validation of two batches after the second and the fourth."""
+    tracked = ["--trainer.logger=true", "--name=x", "--checkpoints.every_n_steps=2", "--checkpoints.asynchronous=false"]
     return ["fit", *arguments(shards, runs, *tracked, *more, steps=STEPS)]
 
 

@@ -76,7 +76,7 @@ def test_requirements_are_those_of_the_project_with_hugging_face_and_s3(tmp_path
     subprocess.run(["sh", "-c", command.replace("python3", sys.executable)], cwd=tmp_path, check=True)
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     assert {"torch>=2.11", "transformers>=5.0"} <= {*lines}
-    assert any(line.startswith("obstore") for line in lines)
+    assert any(line.startswith("boto3") for line in lines)
     assert not any(line.startswith(("pytest", "lrtrain")) for line in lines)
 
 

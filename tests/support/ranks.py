@@ -14,6 +14,9 @@ from forked import FORK
 
 PATIENCE = 120.0
 
+OF_EARLIER_TESTS = ("LRTRAIN_DECIDED", "PL_GLOBAL_SEED")
+"""Left in the environment by a command: Lightning would have started us; it would seed several processes with it."""
+
 
 def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What a function of a test module returns on each of `count` processes; one alone knows of no launcher.
@@ -21,7 +24,8 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
     Raises:
         AssertionError: with the traceback of the first process that failed.
     """
-    environment = torchrun_environment(count) if count > 1 else [{}]
+    own = {name: value for name, value in os.environ.items() if name not in OF_EARLIER_TESTS}
+    environment = [own | more for more in (torchrun_environment(count) if count > 1 else [{}])]
     started = []
     for rank in range(count):
         receiver, sender = FORK.Pipe(duplex=False)
@@ -77,9 +81,8 @@ def _run(sender: Connection, environment: dict[str, str], function: Callable[...
     import torch
 
     torch.set_num_threads(1)
-    os.environ.pop("LRTRAIN_DECIDED", None)  # of a command that a test ran before: Lightning would have started us
-    os.environ.pop("PL_GLOBAL_SEED", None)  # of a test that ran before: Lightning would seed several processes with it
-    os.environ.update(environment)
+    os.environ.clear()
+    os.environ.update(environment)  # the server's may be of before a fixture
     try:
         outcome = (function(*arguments), None)
     except BaseException:

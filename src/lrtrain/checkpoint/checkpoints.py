@@ -6,7 +6,7 @@ half accumulated batch, an exception in a forward pass) the boundary can still b
 data position and the random state that were noted there. A resume then repeats no batch and skips none.
 
 A boundary is saved once what was logged of its step has reached the loggers, and before a validation that begins there.
-Whoever is killed in that validation has the checkpoint, and the next run does the validation first.
+Whoever is killed in that validation, once the checkpoint is written, has it, and the next run validates first.
 """
 
 import importlib.metadata

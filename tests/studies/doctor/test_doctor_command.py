@@ -63,7 +63,7 @@ def test_a_run_that_would_work_has_no_failure(shards: Path, tmp_path: Path, caps
         (["--trainer.num_nodes=2"], "launcher", "MASTER_ADDR, MASTER_PORT, NODE_RANK not set"),
         (["--trainer.maxsteps=3"], "configuration", "maxsteps"),
         (["--runs=/dev/null/runs"], "disk", "is a file"),
-        (["--data.path=nowhere://bucket/shards"], "data", "cannot read nowhere://bucket/shards"),
+        (["--data.path=nowhere://bucket/shards"], "data", "nowhere://bucket/shards/manifest.json is no URL of a store"),
         (["--trainer.precision=int8"], "configuration", "a plan knows"),
     ],
 )

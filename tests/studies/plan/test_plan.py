@@ -28,6 +28,7 @@ from lrtrain.studies.plan.parameters_and_flops import parameters_by_kind
 from lrtrain.studies.plan.plan_settings import Layout, layouts, read_run
 from lrtrain.studies.plan.planned_model import model_of
 from lrtrain.studies.plan.sct_memory import PUBLISHED, sct_memory
+from lrtrain.training.callbacks.heartbeat import Heartbeat
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.causal_lm import CausalLM
 
@@ -88,7 +89,9 @@ def test_one_block_copied_is_the_decoder_that_training_makes() -> None:
 
 def test_the_keys_are_those_of_fit() -> None:
     for owner, place in zip(
-        (Trainer, CausalLM, TokenDataModule, Checkpoints, NonFiniteGradients, Export), GROUPS.values(), strict=True
+        (Trainer, CausalLM, TokenDataModule, Checkpoints, NonFiniteGradients, Heartbeat, Export),
+        GROUPS.values(),
+        strict=True,
     ):
         wanted = inspect.signature(owner.__init__).parameters.values()
         plain = {p.name: p.default for p in wanted if p.name not in ("self", "args", "kwargs")}
