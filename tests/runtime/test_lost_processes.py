@@ -98,6 +98,7 @@ def test_a_process_that_fails_by_itself_is_not_called_lost(
 def test_only_a_connection_that_ended_is_a_lost_process() -> None:
     gloo = "[/x/gloo/transport/tcp/pair.cc:1] "
     assert is_lost(RuntimeError(gloo + "Connection closed by peer [10.0.0.1]:1"))
+    assert is_lost(RuntimeError("Application timeout caused pair closure"))
     assert is_lost(torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"))
     assert not is_lost(
         RuntimeError("[enforce fail at /x/gloo/transport/tcp/pair.cc:4] op.preamble.length <= op.nbytes")

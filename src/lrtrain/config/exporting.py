@@ -94,8 +94,10 @@ def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | 
     run without validation has.
     """
     loader = data.val_dataloader()
-    count = limit if isinstance(limit, int) else max(1, int((limit or 1.0) * len(loader)))
-    count = count or len(loader)
+    if not limit:
+        count = len(loader)
+    else:  # as the Trainer reads it
+        count = int(limit) if isinstance(limit, int) or limit > 1 else max(1, int(limit * len(loader)))
     total, tokens = 0.0, 0
     with torch.no_grad():
         for batch in islice(iter(loader), count):

@@ -46,7 +46,8 @@ def is_lost(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, RuntimeError):
         return False
-    known = isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+    marks = ("gloo", "NCCL", "pair closure")  # the last is gloo's, too
+    known = isinstance(error, torch.distributed.DistError) or any(mark in str(error) for mark in marks)
     return known and _OF_A_CONNECTION.search(str(error)) is not None
 
 
