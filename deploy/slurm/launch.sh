@@ -59,12 +59,17 @@ finish() {
   *) # Slurm does not start these again if the job ends before it is preempted, or before the node is known to be down.
     if [[ $job =~ \ PreemptTime=[0-9] ]]; then
       requeue "preempted"
-    elif [[ $job != *JobState=CANCELLED* ]] && ! nodes_answer; then
+    elif running && ! nodes_answer && running; then # CANCELLED or COMPLETING: somebody has ended it
       requeue "a node is gone"
     fi
     ;;
   esac
   exit "$status"
+}
+
+running() {
+  job=$(scontrol show job -o "$SLURM_JOB_ID")
+  [[ $job == *JobState=RUNNING* ]]
 }
 
 nodes_answer() {

@@ -217,6 +217,16 @@ def test_a_job_that_lost_a_node_goes_back_before_slurm_knows(job: Job) -> None:
     assert job.calls("scontrol") == [["requeue", "12"]]
 
 
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING"])
+def test_a_job_that_was_cancelled_has_no_node_that_answers_and_does_not_go_back(job: Job, state: str) -> None:
+    show = f'case $1 in show) echo "JobState={state} PreemptTime=None";; *) echo "$@" >> $STUBS/scontrol;; esac'
+    job.stub("scontrol", show)
+    job.stub("srun", f'case "$*" in *true) exit 1;; esac; exec {sys.executable} {SRUN} ', '"$@"')
+    job.lrtrain("exit 143")
+    assert job.run(FIT, SLURM_NNODES="2")[0] == 143
+    assert job.calls("scontrol") == []
+
+
 def test_a_job_that_cannot_go_back_is_said_unless_lrtrain_has_put_it_there(job: Job) -> None:
     job.lrtrain("exit 138")
     job.stub("scontrol", "echo Job is pending execution for job 12; exit 1")
