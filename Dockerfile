@@ -1,7 +1,7 @@
 # One image for a laptop, for Slurm (Apptainer, pyxis) and for Kubernetes:
 #
 #   docker build --build-arg COMMIT="$(git describe --always --dirty --abbrev=40 --exclude '*')" --tag lrtrain .
-#   docker run --rm --gpus all -v "$PWD:/work" lrtrain fit --config quickstart
+#   docker run --rm --gpus all -v "$PWD:/workspace" lrtrain fit --config quickstart
 #
 # Without CUDA: --build-arg TORCH_INDEX=URL of the package index with PyTorch's CPU builds (pytorch.org names it).
 
@@ -22,7 +22,7 @@ extras = project['optional-dependencies']; \
 print(*project['dependencies'], *extras['hf'], *extras['s3'], sep='\n')" > requirements.txt
 # torch from another index is held to that build. torchvision comes with litdata, for images, and would have to match it.
 RUN if [ -n "$TORCH_INDEX" ]; then \
-      pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)" && \
+      PIP_INDEX_URL="$TORCH_INDEX" pip install --no-deps "$(grep '^torch==' constraints.txt)" && \
       pip freeze >> constraints.txt; \
     fi && \
     pip install --constraint constraints.txt --requirement requirements.txt && \
@@ -43,8 +43,8 @@ RUN apt-get update && \
 # Any user may run it, whatever its numbers and with a root file system that is read-only: these folders take what is
 # written. As process 1 a program ignores SIGTERM until it has a handler of its own, so tini takes that place.
 RUN useradd --uid 1000 --gid 0 --create-home lrtrain && \
-    mkdir -p /work/runs /work/data && \
-    chmod 1777 /home/lrtrain /work /work/runs /work/data && \
+    mkdir -p /workspace/runs /workspace/data && \
+    chmod 1777 /home/lrtrain /workspace /workspace/runs /workspace/data && \
     printf '#!/bin/sh\n[ $$ = 1 ] && exec tini -- /opt/lrtrain/bin/lrtrain "$@"\nexec /opt/lrtrain/bin/lrtrain "$@"\n' \
       > /usr/local/bin/lrtrain && \
     chmod 755 /usr/local/bin/lrtrain
@@ -55,8 +55,8 @@ ENV HOME=/home/lrtrain \
     USER=lrtrain \
     PATH=/usr/local/bin:/opt/lrtrain/bin:$PATH \
     PYTHONUNBUFFERED=1
-WORKDIR /work
-VOLUME ["/work", "/home/lrtrain", "/tmp"]
+WORKDIR /workspace
+VOLUME ["/workspace", "/home/lrtrain", "/tmp"]
 USER 1000:0
 ARG COMMIT=
 ENV LRTRAIN_COMMIT=$COMMIT

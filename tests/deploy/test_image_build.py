@@ -196,8 +196,8 @@ def test_the_services_of_compose_work_together(image: Image, network: str, tmp_p
         running.wait(60)
         log.close()
     assert "at http://mlflow:5000" not in said  # what a record that waits would say
-    assert _tag(tmp_path / "server/work/mlflow.db", "git.commit") == COMMIT
-    assert list((tmp_path / "server/work/artifacts").rglob("config.yaml"))
+    assert _tag(tmp_path / "server/workspace/mlflow.db", "git.commit") == COMMIT
+    assert list((tmp_path / "server/workspace/artifacts").rglob("config.yaml"))
 
 
 def until(condition: Callable[[], bool], seconds: float = 300) -> None:

@@ -93,8 +93,8 @@ def test_the_last_stage_has_a_compiler_a_numeric_user_volumes_and_the_entry_poin
     assert any(re.search(r"apt-get install .*\bg\+\+", arguments) for arguments in final("RUN"))
     assert final("USER") == ["1000:0"]
     assert final("ENTRYPOINT") == ['["lrtrain"]']
-    assert final("VOLUME") == ['["/work", "/home/lrtrain", "/tmp"]']
-    assert final("WORKDIR") == ["/work"]
+    assert final("VOLUME") == ['["/workspace", "/home/lrtrain", "/tmp"]']
+    assert final("WORKDIR") == ["/workspace"]
 
 
 def test_the_commit_is_a_label_and_comes_last_so_that_it_spares_the_layers() -> None:

@@ -95,7 +95,7 @@ def test_pods_need_no_rights_and_write_to_volumes_alone(folder: str) -> None:
             assert limits["capabilities"] == {"drop": ["ALL"]}
             assert container["image"].startswith("registry.example.org/lrtrain:")
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-            assert {*mounts} >= {"/work", "/tmp", "/home/lrtrain"}, "what the image writes to"
+            assert {*mounts} >= {"/workspace", "/tmp", "/home/lrtrain"}, "what the image writes to"
             assert {*mounts.values()} == volumes
 
 
@@ -177,7 +177,7 @@ def test_mlflow_answers_under_the_name_of_its_service_and_to_its_probes(tmp_path
     line = [*container["command"], *container["args"]]
     variables = {
         "$(DATABASE)": f"sqlite:///{tmp_path}/mlflow.db",
-        "/work/": f"{tmp_path}/",
+        "/workspace/": f"{tmp_path}/",
         "--port=5000": f"--port={port}",
     }
     for name, value in variables.items():

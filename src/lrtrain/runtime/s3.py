@@ -1,5 +1,6 @@
 """S3 as an fsspec file system, on boto3: its credentials, its endpoints, and errors that a retry can tell apart."""
 
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -149,7 +150,7 @@ class S3FileSystem(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> "S3File":
         if mode != "rb":
-            raise NotImplementedError(f"s3://{path}: objects are written whole, with pipe_file or put_file")
+            raise io.UnsupportedOperation(f"s3://{path}: objects are written whole, with pipe_file or put_file")
         return S3File(self, path, mode, **options)
 
 
