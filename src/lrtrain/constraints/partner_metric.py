@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints.constraint import THAW, Constraint, NothingToHoldError
-from lrtrain.constraints.factors import find_factors
+from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.factors import pairs_taken
 from lrtrain.linalg import inverse_root, norm_bound
 from lrtrain.linalg.flops import metric_flops
 from lrtrain.optim.protocol import holders, stated
@@ -32,17 +32,7 @@ class PartnerMetric(Constraint):
                 "no optimizer takes the metric of a factor; use lrtrain.optim.LoRAMuon for model.optimizers.hidden or "
                 "leave it out"
             )
-        pairs, _ = find_factors(model)
-        if not pairs:
-            raise NothingToHoldError("the model has no pair A, B; use lrtrain.nn.LowRankLinear or leave it out")
-        held = {name: pair for name, pair in pairs.items() if any(factor in taking for factor in pair)}
-        for name, pair in held.items():
-            for side, factor in zip("AB", pair, strict=True):
-                if factor not in taking and not factor.requires_grad:
-                    raise ValueError(f"{side} of {name} is frozen: {THAW}")
-            if not all(factor in taking for factor in pair):
-                raise ValueError(f"A and B of {name} need one optimizer; change model.optimizers.overrides")
-        self.hold(held)
+        self.hold(pairs_taken(model, taking))
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Sets the optimizer's roots.

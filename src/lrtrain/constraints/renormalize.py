@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrtrain.constraints.constraint import THAW, Constraint, NothingToHoldError
-from lrtrain.constraints.factors import find_factors
+from lrtrain.constraints.constraint import Constraint, NothingToHoldError
+from lrtrain.constraints.factors import pairs_taken
 from lrtrain.linalg import norm_bound, spectral_norm
 from lrtrain.linalg.flops import norm_bound_flops, power_iteration_flops
 from lrtrain.optim.protocol import holders, stated
@@ -36,17 +36,7 @@ class SpectralRenormalization(Constraint):
         self._sigma: dict[str, Tensor] = {}
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
-        pairs, _ = find_factors(model)
-        if not pairs:
-            raise NothingToHoldError("the model has no pair A, B; use lrtrain.nn.LowRankLinear or leave it out")
-        scaled = holders(optimizer, "step_scale")
-        held = {name: pair for name, pair in pairs.items() if any(factor in scaled for factor in pair)}
-        for name, pair in held.items():
-            for side, factor in zip("AB", pair, strict=True):
-                if factor not in scaled and not factor.requires_grad:
-                    raise ValueError(f"{side} of {name} is frozen: {THAW}")
-            if not all(factor in scaled for factor in pair):
-                raise ValueError(f"A and B of {name} need one optimizer; change model.optimizers.overrides")
+        held = pairs_taken(model, holders(optimizer, "step_scale"))
         if not held:
             raise NothingToHoldError(
                 "the factors' optimizer takes no step scales; use lrtrain.optim.Spectron for model.optimizers.hidden "
