@@ -6,6 +6,7 @@ from lrtrain.nn.factorized import FactorizedProjection
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection, as_projections, projections
+from lrtrain.nn.rope_scaling import RopeScaling
 from lrtrain.nn.sampling import sample, text_after
 from lrtrain.nn.self_guided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
@@ -19,6 +20,7 @@ __all__ = [
     "LossCallable",
     "LowRankLinear",
     "Projection",
+    "RopeScaling",
     "SelfGuidedLinear",
     "SpectralLinear",
     "as_projections",

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrtrain.nn.loss import LossCallable, next_token_loss
-from lrtrain.nn.projection import LinearCallable, as_projections, projections
+from lrtrain.nn.projection import LinearCallable, as_projections, override, projections
+from lrtrain.nn.rope_scaling import RopeScaling
 
 KVCache = list[tuple[Tensor, Tensor] | None]
 """For each block the keys and values (B, K, S, E) of the tokens seen so far; `[None] * depth` to begin with."""
@@ -40,9 +41,12 @@ class Decoder(nn.Module):
         rope_base: Base of the rotary frequencies.
         norm_eps: ε of RMSNorm.
         embedding_std: Standard deviation of the embedding's and the head's normal initialization.
+        rope_scaling: How the rotary frequencies are lowered, in a model whose context was lengthened; null leaves them.
+        overrides: Makers of projections by a pattern of their names (`blocks.0.mlp.*`, `*.attention.key`), for those
+            that differ from `attention` and `mlp`; the first that matches wins.
 
     Raises:
-        ValueError: sizes that do not fit one another.
+        ValueError: sizes that do not fit one another, or a pattern that no projection's name matches.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class Decoder(nn.Module):
         rope_base: float = 10000.0,
         norm_eps: float = 1e-5,
         embedding_std: float = 0.02,
+        rope_scaling: RopeScaling | None = None,
+        overrides: dict[str, LinearCallable] | None = None,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -76,11 +82,13 @@ class Decoder(nn.Module):
         attention, mlp = as_projections(attention), as_projections(mlp)
         self.width = width
         self.rope_base = rope_base
+        self.rope_scaling = rope_scaling
         self.head_width = width // heads
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, kv_heads, ffn_width, attention, mlp, norm_eps) for _ in range(depth)
         )
+        override(self, overrides or {})
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         nn.init.normal_(self.embedding.weight, std=embedding_std)
         if tie_embeddings:
@@ -103,7 +111,9 @@ class Decoder(nn.Module):
         if past and tokens_BT.shape[1] != 1:
             raise ValueError("a filled cache takes one new token at a time")
         x_BTD = self.embedding(tokens_BT)
-        rope_TE = rotary_angles(past, tokens_BT.shape[1], self.head_width, self.rope_base, x_BTD.device)
+        rope_TE = rotary_angles(
+            past, tokens_BT.shape[1], self.head_width, self.rope_base, x_BTD.device, self.rope_scaling
+        )
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope_TE, cache, index)
         return self.norm(x_BTD)
@@ -235,9 +245,16 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
-def rotary_angles(start: int, tokens: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, E/2) of position · base^(−2i/E), in float32, for positions start … start + tokens − 1."""
+def rotary_angles(
+    start: int, tokens: int, width: int, base: float, device: torch.device, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, E/2) of position · base^(−2i/E), in float32, for positions start … start + tokens − 1.
+
+    With a scaling the frequencies base^(−2i/E) are lowered by it.
+    """
     frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    if scaling is not None:
+        frequencies = scaling.scaled(frequencies)
     angles = torch.arange(start, start + tokens, device=device, dtype=torch.float32)[:, None] * frequencies
     return angles.cos(), angles.sin()
 
