@@ -45,7 +45,8 @@ def export(
         rank: Lower the projections to this rank; or give energy, a share of Σσ² that they are to hold.
         energy: In (0, 1].
         data: Shards on whose held-out split the loss is told before and after that; those of the run when None.
-        context: Tokens of the longest sequence; `data.block_size` of the run when None.
+        context: Tokens of the longest sequence; `data.block_size` of the run, or what an imported model was made for,
+            when None.
         say: Takes each line.
 
     Raises:
@@ -55,7 +56,7 @@ def export(
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
-    length = context or block_size(trained.config["data"])
+    length = context or (trained.imported.context if trained.imported else block_size(trained.config["data"]))
     facts = _facts(trained, settings, length)
     if rank is not None or energy is not None:
         truncation = _truncated(trained, rank, energy, data, length)
@@ -68,7 +69,9 @@ def export(
         return {"README.md": card(facts, written), RECIPE: trained.recipe}
 
     shard_bytes, dtype = settings.shard_bytes, settings.dtype
-    written = write_folder(trained.decoder, trained.tokenizer, target, length, keep, dtype, shard_bytes, texts)
+    written = write_folder(
+        trained.decoder, trained.tokenizer, target, length, keep, dtype, shard_bytes, texts, trained.imported
+    )
     for name, text in _report(written, settings):
         say(f"{name:<15} {text}")
     say(f"{'wrote':<15} {out}")
@@ -164,7 +167,7 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
     return Facts(
         name=trained.config["name"] + (f"/{run_dir.name}" if run is not None else ""),
         format=settings.format or "merged",
-        license=settings.license,
+        license=settings.license or (trained.imported.license if trained.imported else None),
         config=trained.config,
         step=trained.step,
         tokens_seen=trained.callbacks.get("Throughput", {}).get("tokens_seen"),
@@ -175,10 +178,11 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
         truncation=None,
         checkpoint=trained.path.name,
         digest=digest(trained.path),
-        versions=versions or {"lrtrain": trained.version},
+        versions=trained.imported.versions if trained.imported else versions or {"lrtrain": trained.version},
         trained_at=tags.get("git.commit"),
         exported_at=git_state().get("commit"),
         dtype=settings.dtype,
+        imported=trained.imported,
     )
 
 
