@@ -10,12 +10,13 @@ import torch
 
 from lrtrain.checkpoint.checkpoint_io import check_tokenizer
 from lrtrain.checkpoint.huggingface.compressed import check_truncation, truncate
-from lrtrain.checkpoint.huggingface.exported_folder import Written, check_packages, check_target, write_folder
+from lrtrain.checkpoint.huggingface.exported_folder import Written, check_packages, write_folder
 from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
 from lrtrain.checkpoint.huggingface.model_card import Facts, card, projections_in_words
 from lrtrain.checkpoint.huggingface.tokenizer_files import end_of_text_token
 from lrtrain.checkpoint.shard_folder import digest
 from lrtrain.config.export_settings import Export
+from lrtrain.config.export_target import check_out, folder_for
 from lrtrain.config.trained_model import TrainedModel, read_trained
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.nn import Decoder
@@ -28,7 +29,7 @@ RECIPE = "recipe.yaml"
 
 def export(
     checkpoint: Path,
-    out: Path,
+    out: str | Path,
     settings: Export,
     rank: int | None = None,
     energy: float | None = None,
@@ -40,7 +41,7 @@ def export(
 
     Args:
         checkpoint: A file or a folder of shards.
-        out: The folder, which is not there yet.
+        out: The folder, which is not there yet, or the URL of one in a store.
         settings: Its format, the weights' dtype and the shards' size.
         rank: Lower the projections to this rank; or give energy, a share of Σσ² that they are to hold.
         energy: In (0, 1].
@@ -50,9 +51,10 @@ def export(
         say: Takes each line.
 
     Raises:
-        UserError: whatever cannot be exported, or not whole.
+        UserError: whatever cannot be exported, or not whole; nothing is left then.
+        TemporaryError: the store does not answer.
     """
-    target = check_export(out, rank, energy)
+    check_export(out, rank, energy)
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
@@ -69,25 +71,21 @@ def export(
         return {"README.md": card(facts, written), RECIPE: trained.recipe}
 
     shard_bytes, dtype = settings.shard_bytes, settings.dtype
-    written = write_folder(
-        trained.decoder, trained.tokenizer, target, length, keep, dtype, shard_bytes, texts, trained.imported
-    )
+    model = trained.decoder, trained.tokenizer
+    with folder_for(out) as folder:
+        written = write_folder(*model, folder, length, keep, dtype, shard_bytes, texts, trained.imported)
     for name, text in _report(written, settings):
         say(f"{name:<15} {text}")
     say(f"{'wrote':<15} {out}")
     return written
 
 
-def check_export(out: Path, rank: int | None = None, energy: float | None = None) -> Path:
-    """What can be refused before anything is read: a missing package, a target that is there, a rank out of range.
-
-    Returns:
-        The target's absolute path.
-    """
+def check_export(out: str | Path, rank: int | None = None, energy: float | None = None) -> None:
+    """Refuses what can be refused before a model is read: a missing package, a target that is there, a bad rank."""
     check_packages()
     if rank is not None or energy is not None:
         check_truncation(rank, energy)
-    return check_target(out)
+    check_out(out)
 
 
 def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | None) -> tuple[float, int]:

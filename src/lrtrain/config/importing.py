@@ -29,6 +29,7 @@ from lrtrain.nn import Decoder
 from lrtrain.runtime.allocator import give_back_freed_memory
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.stores import is_remote
 
 SUFFIX = ".ckpt"
 
@@ -100,6 +101,8 @@ def check_import(out: str, asked: Factorization) -> Target:
     """
     check_packages("import")
     asked.check()
+    if is_remote(out):
+        raise UserError(f"--out {out}: name a file of this machine; it can be copied to a store")
     path = Path(out).expanduser().resolve()
     if path.suffix != SUFFIX:
         raise UserError(f"--out {out}: name a file that ends in {SUFFIX}; the recipe and the tokenizer go beside it")
