@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lrtrain.nn import Decoder, LossCallable
-from lrtrain.nn.decoder import Block, rotary_angles
+from lrtrain.nn.decoder import Block
 from lrtrain.nn.loss import CHUNK_LOGITS
+from lrtrain.nn.rotary import rotary_angles
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
