@@ -111,6 +111,11 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         own = checkpoint.get("lrtrain", {})
+        if own.get("imported") and trainer.state.fn == TrainerFn.FITTING:
+            raise UserError(
+                f"--ckpt_path {trainer.ckpt_path}: lrtrain import wrote it, and it holds weights alone, no run that "
+                "could go on: begin with them by --init_from"
+            )
         data: Any = getattr(trainer, "datamodule", None)
         if own.get("tokenizer") is not None and hasattr(data, "tokenizer_json"):
             check_tokenizer(own["tokenizer"], data.tokenizer_json(), trainer.ckpt_path or "in memory")

@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--context", type=positive, metavar="TOKENS", help="longest sequence (default: data.block_size of the run)"
     )
-    parser.add_argument("--license", metavar="ID", help="what the model card says, as apache-2.0 (default: not stated)")
+    parser.add_argument(
+        "--license", metavar="ID", help="what the model card says, as apache-2.0 (default: that of an imported model)"
+    )
     arguments: argparse.Namespace = parser.parse_args(argv)
 
     from lrtrain.config.export_settings import Export, read_shard_size

@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": ("lrtrain.cli.prepare:main", "turn documents into a tokenizer and token shards"),
     "generate": ("lrtrain.cli.generate:main", "continue a text with a trained checkpoint"),
     "export": ("lrtrain.cli.export:main", "write a checkpoint as a folder that transformers loads"),
+    "import": ("lrtrain.cli.import_model:main", "make a checkpoint of a Llama that transformers loads"),
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
     "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),

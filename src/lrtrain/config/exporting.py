@@ -46,7 +46,8 @@ def export(
         rank: Lower the projections to this rank; or give energy, a share of Σσ² that they are to hold.
         energy: In (0, 1].
         data: Shards on whose held-out split the loss is told before and after that; those of the run when None.
-        context: Tokens of the longest sequence; `data.block_size` of the run when None.
+        context: Tokens of the longest sequence; `data.block_size` of the run, or what an imported model was made for,
+            when None.
         say: Takes each line.
 
     Raises:
@@ -57,7 +58,7 @@ def export(
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
-    length = context or block_size(trained.config["data"])
+    length = context or (trained.imported.context if trained.imported else block_size(trained.config["data"]))
     facts = _facts(trained, settings, length)
     if rank is not None or energy is not None:
         truncation = _truncated(trained, rank, energy, data, length)
@@ -70,8 +71,9 @@ def export(
         return {"README.md": card(facts, written), RECIPE: trained.recipe}
 
     shard_bytes, dtype = settings.shard_bytes, settings.dtype
+    model = trained.decoder, trained.tokenizer
     with folder_for(out) as folder:
-        written = write_folder(trained.decoder, trained.tokenizer, folder, length, keep, dtype, shard_bytes, texts)
+        written = write_folder(*model, folder, length, keep, dtype, shard_bytes, texts, trained.imported)
     for name, text in _report(written, settings):
         say(f"{name:<15} {text}")
     say(f"{'wrote':<15} {out}")
@@ -163,7 +165,7 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
     return Facts(
         name=trained.config["name"] + (f"/{run_dir.name}" if run is not None else ""),
         format=settings.format or "merged",
-        license=settings.license,
+        license=settings.license or (trained.imported.license if trained.imported else None),
         config=trained.config,
         step=trained.step,
         tokens_seen=trained.callbacks.get("Throughput", {}).get("tokens_seen"),
@@ -174,10 +176,11 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
         truncation=None,
         checkpoint=trained.path.name,
         digest=digest(trained.path),
-        versions=versions or {"lrtrain": trained.version},
+        versions=trained.imported.versions if trained.imported else versions or {"lrtrain": trained.version},
         trained_at=tags.get("git.commit"),
         exported_at=git_state().get("commit"),
         dtype=settings.dtype,
+        imported=trained.imported,
     )
 
 

@@ -8,6 +8,7 @@ from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection, as_projections, projections
+from lrtrain.nn.rope_scaling import RopeScaling
 from lrtrain.nn.self_guided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
 
@@ -21,6 +22,7 @@ __all__ = [
     "LossCallable",
     "LowRankLinear",
     "Projection",
+    "RopeScaling",
     "Sampling",
     "SelfGuidedLinear",
     "SpectralLinear",

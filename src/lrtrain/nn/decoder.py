@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
-from lrtrain.nn.projection import LinearCallable, as_projections, projections
+from lrtrain.nn.projection import LinearCallable, as_projections, override, projections
+from lrtrain.nn.rope_scaling import RopeScaling
 from lrtrain.nn.rotary import rotary_angles, rotate
 
 
@@ -39,9 +40,12 @@ class Decoder(nn.Module):
         rope_base: Base of the rotary frequencies.
         norm_eps: ε of RMSNorm.
         embedding_std: Standard deviation of the embedding's and the head's normal initialization.
+        rope_scaling: How the rotary frequencies are lowered, in a model whose context was lengthened; null leaves them.
+        overrides: Makers of projections by a pattern of their names (`blocks.0.mlp.*`, `*.attention.key`), for those
+            that differ from `attention` and `mlp`; the first that matches wins.
 
     Raises:
-        ValueError: sizes that do not fit one another.
+        ValueError: sizes that do not fit one another, or a pattern that no projection's name matches.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class Decoder(nn.Module):
         rope_base: float = 10000.0,
         norm_eps: float = 1e-5,
         embedding_std: float = 0.02,
+        rope_scaling: RopeScaling | None = None,
+        overrides: dict[str, LinearCallable] | None = None,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -75,11 +81,13 @@ class Decoder(nn.Module):
         attention, mlp = as_projections(attention), as_projections(mlp)
         self.width = width
         self.rope_base = rope_base
+        self.rope_scaling = rope_scaling
         self.head_width = width // heads
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, kv_heads, ffn_width, attention, mlp, norm_eps) for _ in range(depth)
         )
+        override(self, overrides or {})
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         nn.init.normal_(self.embedding.weight, std=embedding_std)
         if tie_embeddings:
@@ -99,16 +107,17 @@ class Decoder(nn.Module):
         The cache is extended in place.
         """
         x_BTD = self.embedding(tokens_BT)
-        tokens, width, base = tokens_BT.shape[1], self.head_width, self.rope_base
-        if cache is None:
-            rope_TE = rotary_angles(0, tokens, width, base, x_BTD.device)
-        else:
-            rope_TE = cache.begin(tokens, width, base, x_BTD.device)
+        tokens, device = tokens_BT.shape[1], x_BTD.device
+        rope_TE = self.angles(tokens, device) if cache is None else cache.begin(tokens, self.angles, device)
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope_TE, cache, index)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x_BTD)
+
+    def angles(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, E/2) of the rotary angles at the positions 0 … T − 1."""
+        return rotary_angles(tokens, self.head_width, self.rope_base, device, self.rope_scaling)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, own: LossCallable | None = None) -> Tensor:
         """Mean next-token loss, in nats, of int64 tokens and the tokens that follow them, both (B, T).

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -108,6 +109,24 @@ def as_projections(linear: LinearCallable) -> LinearCallable:
         return module
 
     return make
+
+
+def override(module: nn.Module, makers: Mapping[str, LinearCallable]) -> None:
+    """Replaces each projection whose name a pattern matches by one of the pattern's maker; the first that matches wins.
+
+    Raises:
+        ValueError: a pattern is the first for no projection.
+    """
+    unused = set(makers)
+    for name, old in projections(module).items() if makers else ():
+        if (pattern := next((p for p in makers if fnmatchcase(name, p)), None)) is not None:
+            parent, _, last = name.rpartition(".")
+            setattr(
+                module.get_submodule(parent), last, as_projections(makers[pattern])(old.in_features, old.out_features)
+            )
+            unused.discard(pattern)
+    if unused:
+        raise ValueError(f"overrides: the pattern {min(unused)!r} matches no projection that is still free")
 
 
 def _counted_flops(module: nn.Module, name: str, in_features: int, out_features: int) -> int:
