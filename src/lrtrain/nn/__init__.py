@@ -2,6 +2,7 @@
 
 from lrtrain.nn.decoder import Decoder, KVCache
 from lrtrain.nn.dense import DenseLinear
+from lrtrain.nn.factorize import Factorization, factorize_, merge_
 from lrtrain.nn.factorized import FactorizedProjection
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
@@ -13,6 +14,7 @@ from lrtrain.nn.spectral import SpectralLinear
 __all__ = [
     "Decoder",
     "DenseLinear",
+    "Factorization",
     "FactorizedProjection",
     "KVCache",
     "LinearCallable",
@@ -22,6 +24,8 @@ __all__ = [
     "SelfGuidedLinear",
     "SpectralLinear",
     "as_projections",
+    "factorize_",
+    "merge_",
     "next_token_loss",
     "projections",
     "sample",
