@@ -2,6 +2,7 @@
 
 from lrtrain.nn.decoder import Decoder
 from lrtrain.nn.dense import DenseLinear
+from lrtrain.nn.factorize import Factorization, factorize_, merge_
 from lrtrain.nn.factorized import FactorizedProjection
 from lrtrain.nn.generation import Continuation, Sampling, TextStream, feed, generate, text_after
 from lrtrain.nn.kv_cache import KVCache
@@ -16,6 +17,7 @@ __all__ = [
     "Continuation",
     "Decoder",
     "DenseLinear",
+    "Factorization",
     "FactorizedProjection",
     "KVCache",
     "LinearCallable",
@@ -28,8 +30,10 @@ __all__ = [
     "SpectralLinear",
     "TextStream",
     "as_projections",
+    "factorize_",
     "feed",
     "generate",
+    "merge_",
     "next_token_loss",
     "projections",
     "text_after",
