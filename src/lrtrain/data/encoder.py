@@ -48,7 +48,7 @@ class Encoder:
         self._loses = vanishes and any(map(self._lost, EVERY_BYTE))
 
     def remember_words(self) -> None:
-        """From now on take words from memory where the tokenizer allows it; for one thread alone (`Words`)."""
+        """From now on take words from memory where the tokenizer allows it (`Words`), which pays from a megabyte on."""
         self._words = None if self._loses else Words.of(self.tokenizer)
 
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Text to the tokens of a byte-level BPE from memory, a word at a time, in half the library's processor time.
 
 The library spends most of it on cutting a text into words, which it does anew for each; `re` and a dictionary do it in
-less. They hold Python's lock meanwhile, so that threads gain nothing by it: it is for one thread a process.
+less. They hold Python's lock meanwhile, so that threads gain nothing by it: processes do (`data/encoder_processes.py`).
 """
 
 import json
