@@ -105,7 +105,8 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     files = origin(parts, spec.formats)
     progress = Progress(spec.request(), files)
     saved = Progress.load(folder)
-    going_on = saved is not None and bool(saved.writers)
+    # What is left of a merge whose parts were deleted is nothing to go on with.
+    going_on = saved is not None and bool(saved.writers) and not saved.plan
     if saved is None:
         refuse_foreign(folder)
     elif going_on:
