@@ -17,6 +17,7 @@ from lrtrain.checkpoint.single_file import read_whole, write_whole
 from lrtrain.cli.main import main
 from lrtrain.config import trained_model
 from lrtrain.config.trained_model import load
+from lrtrain.nn import Continuation
 
 Generate = Callable[..., str]
 
@@ -88,7 +89,7 @@ def test_words_keep_their_space_and_a_spelled_end_of_text_is_text(
         assert re.fullmatch(r"( word\d+|[/<>eos]| )+", text if prompt else f" {text}"), text
         assert " word" in text
     asked: list[list[int]] = []
-    monkeypatch.setattr("lrtrain.nn.sample", lambda decoder, tokens, *rest: asked.append(tokens) or [])
+    monkeypatch.setattr("lrtrain.nn.generate", lambda decoder, given, *_, **__: asked.extend(given) or [Continuation()])
     assert generate("--prompt", "see<eos>s") == "see<eos>s"
     assert 1 not in asked[0]
     assert len(asked[0]) >= 10

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from lrtrain.nn import Decoder, DenseLinear, RopeScaling
-from lrtrain.nn.decoder import rotary_angles
+from lrtrain.nn import Decoder, DenseLinear, KVCache, RopeScaling
+from lrtrain.nn.rotary import rotary_angles
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_the_angles_are_those_of_transformers(width: int, base: float, stated: d
     torch.testing.assert_close(scaling.scaled(plain), theirs, rtol=1e-5, atol=0)
     assert (theirs < 0.9 * plain).any()
     expected = (torch.arange(100)[:, None] * theirs).cos()
-    torch.testing.assert_close(rotary_angles(0, 100, width, base, CPU, scaling)[0], expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(rotary_angles(100, width, base, CPU, scaling)[0], expected, rtol=0, atol=2e-4)
 
 
 def test_llama3_leaves_short_waves_and_divides_long_ones() -> None:
@@ -55,7 +55,7 @@ def test_a_decoder_computes_with_it_also_from_its_cache() -> None:
     x = torch.randint(0, 50, (2, 9))
     whole = model(x)
     assert (whole - plain(x)).abs().max() > 1e-2
-    cache = [None] * 2
+    cache = KVCache(2, 9)
     parts = [model(x[:, :4], cache), *(model(x[:, i : i + 1], cache) for i in range(4, 9))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
 

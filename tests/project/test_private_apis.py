@@ -339,6 +339,16 @@ def test_fsspec_opens_files_by_what_a_file_system_overrides() -> None:
         assert file.read(3) == b"456"
 
 
+def test_transformers_asks_a_quantizer_before_and_after_it_loads_weights() -> None:
+    from transformers.quantizers.base import HfQuantizer
+
+    for around, asked in (
+        (HfQuantizer.preprocess_model, "self._process_model_before_weight_loading(model, **kwargs)"),
+        (HfQuantizer.postprocess_model, "return self._process_model_after_weight_loading(model, **kwargs)"),
+    ):
+        assert asked in inspect.getsource(around)
+
+
 def test_transformers_asks_a_model_how_weights_begin_that_no_file_holds(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -39,27 +39,32 @@ def main(argv: list[str]) -> int:
         announce(f"generate: reading {arguments.checkpoint} …")
 
     import numpy as np
-    import torch
 
     from lrtrain.checkpoint.remote_runs import cached
     from lrtrain.config.trained_model import load, newest_checkpoint
     from lrtrain.data.encoder import Encoder
     from lrtrain.data.tokenizer import end_of_text
-    from lrtrain.nn import sample, text_after
+    from lrtrain.nn import Sampling, generate, text_after
 
     checkpoint = cached(arguments.checkpoint) if is_remote(arguments.checkpoint) else newest_checkpoint(path)
     decoder, tokenizer = load(checkpoint)
     stop = end_of_text(tokenizer)
     # What the prompt spells is text, as it was in training.
     tokens = Encoder(tokenizer, np.dtype(np.int64)).documents([prompt])[0][:-1].tolist()
-    generator = torch.Generator().manual_seed(arguments.seed)
-    limits = arguments.max_new_tokens, arguments.temperature, arguments.top_p
+    sampling = Sampling(temperature=arguments.temperature, top_p=arguments.top_p)
     try:
         # A document begins after an end-of-text token, so an empty prompt is the beginning of one.
-        continuation = sample(decoder, tokens or [stop], *limits, generator, stop)
+        (found,) = generate(
+            decoder,
+            [tokens or [stop]],
+            arguments.max_new_tokens,
+            sampling,
+            seeds=[arguments.seed],
+            stop_tokens=[stop],
+        )
     except FloatingPointError as error:
         raise UserError(f"checkpoint {checkpoint}: {error}; name an earlier checkpoint") from error
-    print(prompt + text_after(tokens, continuation, tokenizer.decode))
+    print(prompt + text_after(tokens, found.tokens, tokenizer.decode))
     return 0
 
 
