@@ -39,7 +39,7 @@ class Projection(nn.Module, ABC):
         training_callback: Class path of the Lightning callback that it trains with; `CausalLM` attaches it.
         deletable: Names of parameters that training may delete.
         not_compiled: Why `model.compile` is refused; empty where it is not.
-        own_scale: Whether the initial weight has a scale of its own, which the decoder's `initial_scale` may not change.
+        own_scale: Whether the initial weight has a scale of its own, which a decoder's `initial_scale` may not change.
     """
 
     training_callback: ClassVar[str] = ""
