@@ -20,19 +20,21 @@ def decoder_config(fields: dict[str, Any], asked: Factorization, outcome: Outcom
         asked: How they were factorized.
         outcome: What became of each; of none before.
     """
+    kind = KINDS[asked.kind]
     makers = {part: _projection(DenseLinear) for part in PARTS}
     overrides: dict[str, Any] = {}
-    if outcome.ranks and asked.energy is None:
-        makers |= {
-            part: _projection(KINDS[asked.kind], rank=asked.rank, rank_ratio=asked.rank_ratio) for part in asked.parts
-        }
+    ranks = {name: rank for name, rank in outcome.ranks.items() if rank is not None}
     if asked.energy is not None:
-        ranks = {name: rank for name, rank in outcome.ranks.items() if rank is not None}
-        overrides = {name: _Line(_projection(KINDS[asked.kind], rank=rank)) for name, rank in ranks.items()}
-    elif asked.rank is not None:
-        for name, rank in outcome.ranks.items():
-            if rank != asked.rank:  # all blocks are alike
-                overrides[f"blocks.*.{name.split('.', 2)[2]}"] = _projection(KINDS[asked.kind], rank=rank)
+        overrides = {name: _projection(kind, rank=rank) for name, rank in ranks.items()}
+    elif asked.rank_ratio is not None:
+        makers |= {part: _projection(kind, rank_ratio=asked.rank_ratio) for part in asked.parts}
+    elif ranks:
+        for part in asked.parts:  # a smaller side makes for a smaller rank, the same in all blocks
+            inside = {name: rank for name, rank in ranks.items() if name.split(".")[2] == part}
+            least = min(inside.values())
+            makers[part] = _projection(kind, rank=least)
+            larger = {f"blocks.*.{name.split('.', 2)[2]}": rank for name, rank in inside.items() if rank > least}
+            overrides |= {name: _projection(kind, rank=rank) for name, rank in larger.items()}
     stated = {key: value for key, value in fields.items() if value is not None}
     return {
         "class_path": f"lrtrain.nn.{Decoder.__name__}",
@@ -56,8 +58,11 @@ def recipe(
     content: dict[str, Any] = {"name": name, "seed_everything": 0}
     if checkpoint is not None:
         content["init_from"] = str(checkpoint)
+    arguments = dict(decoder["init_args"])
+    if overrides := arguments.get("overrides"):
+        arguments["overrides"] = {pattern: _Line(maker) for pattern, maker in overrides.items()}
     content["model"] = {
-        "decoder": decoder,
+        "decoder": {**decoder, "init_args": arguments},
         "optimizers": _optimizers(decoder["init_args"]),
         "schedule": _made("lrtrain.optim.WarmupCosine", warmup=0.05, final=0.0),
     }
