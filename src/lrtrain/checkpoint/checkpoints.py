@@ -85,6 +85,11 @@ class Checkpoints(Checkpoint):
         self._due = self._validating = self._validation_owed = False
         self._at_boundary = self._updating = self._leaving = self._alone = False
 
+    @property
+    def told(self) -> bool:
+        """Whether this process was signalled to end the run: what takes long should stop."""
+        return self._signals.caught is not None
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if "://" in str(trainer.default_root_dir):
             raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: checkpoints need a local folder")
