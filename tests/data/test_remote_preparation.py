@@ -150,6 +150,16 @@ def test_of_two_that_prepare_at_once_one_waits_and_takes_what_the_other_made(
     assert f"Preparing {url} was left by process 1 on elsewhere: taking over" in said
 
 
+def test_a_process_that_is_not_in_this_container_is_not_taken_for_gone() -> None:
+    mine = lease.Lease("s3://bucket/lease")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = {**json.loads(mine._content()), "process": gone.pid}
+    assert mine._was_here(json.dumps(left).encode())
+    for other in ({"container": "pid:[1]"}, {"host": "elsewhere"}, {"process": os.getpid()}):
+        assert not mine._was_here(json.dumps({**left, **other}).encode())
+
+
 def test_one_that_was_taken_over_does_not_finish(spec: PrepareSpec, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = stores.upload
 
