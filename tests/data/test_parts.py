@@ -92,6 +92,7 @@ def test_what_is_not_of_the_same_preparation_is_a_line_for_each_part_and_for_the
     for number in (0, 2):
         prepare_share(spec, str(out), number, 3)
     refused(lambda: merge.merge(str(out), {"max_tokens": 7}), "max_tokens is None there and 7")
+    refused(lambda: merge.merge(str(out), {}, workers=-1), "workers is -1: give at least 1")
     with (text / "3.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     for call in (lambda: prepare_share(spec, str(out), 1, 3), lambda: merge.merge(str(out), {})):

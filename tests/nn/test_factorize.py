@@ -127,7 +127,10 @@ def test_half_precision_and_device_stay() -> None:
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(layer[0].projection.materialize(), before, rtol=0.05, atol=0.01)
     with pytest.raises(ValueError, match="0: its weight is on the meta device"):
-        factorize_(nn.Sequential(nn.Linear(4, 4, device="meta")), rank=2)
+        factorize_(nn.Sequential(nn.Linear(4, 4, device="meta"), nn.Linear(4, 4)), rank=2)
+    planned = nn.Sequential(nn.Linear(4, 4, device="meta"))
+    assert factorize_(planned, rank=2).layers[0].rank == 2
+    assert sum(p.numel() for p in planned.parameters()) == 20
 
 
 def test_projections_of_ours_change_their_kind_and_the_head_of_a_decoder_stays() -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "test": ("lrtrain.cli.fit:test", "the same on the test split"),
     "prepare": ("lrtrain.cli.prepare:main", "turn documents into a tokenizer and token shards"),
     "generate": ("lrtrain.cli.generate:main", "continue a text with a trained checkpoint"),
+    "evaluate": ("lrtrain.cli.evaluate:main", "ask lm-eval's tasks of a checkpoint or an exported folder"),
     "export": ("lrtrain.cli.export:main", "write a checkpoint as a folder that transformers loads"),
     "import": ("lrtrain.cli.import_model:main", "make a checkpoint of a Llama that transformers loads"),
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),

@@ -141,13 +141,13 @@ def _held_out(trained: TrainedModel, path: str | None, length: int) -> TokenData
     return data
 
 
-def block_size(stated: dict[str, Any]) -> int:
+def block_size(stated: dict[str, Any], command: str = "export") -> int:
     """Tokens of a sequence, of a configuration's `data`. Raises UserError where an own class names none."""
     found = stated.get("init_args", stated).get("block_size")
     if not isinstance(found, int):
         raise UserError(
-            f"export: data is {stated['class_path']}, which has no block_size: lrtrain export --context gives the "
-            "tokens of the longest sequence"
+            f"{command}: data is {stated['class_path']}, which has no block_size: lrtrain {command} --context gives "
+            "the tokens of the longest sequence"
         )
     return found
 

@@ -108,16 +108,21 @@ def read_trained(path: Path) -> TrainedModel:
 
 def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Decoder:
     """The decoder with the very tensors that were read."""
-    decoder = _made(config, path, "meta")
+    decoder = made_decoder(config, path, "meta")
     if not all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
-        decoder = _made(config, path, "cpu")  # it may keep tensors that no checkpoint holds
+        decoder = made_decoder(config, path, "cpu")  # it may keep tensors that no checkpoint holds
     before_load(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights, assign=True)
     return decoder.eval()
 
 
-def _made(config: dict[str, Any], path: Path, device: str) -> Decoder:
+def made_decoder(config: dict[str, Any], path: Path, device: str) -> Decoder:
+    """The decoder of a checkpoint's configuration, with fresh weights.
+
+    Raises:
+        UserError: a class of it is not here, or takes other arguments.
+    """
     try:
         with torch.device(device):
             return build_decoder(config)
@@ -131,6 +136,17 @@ def _made(config: dict[str, Any], path: Path, device: str) -> Decoder:
 
 def build_decoder(config: dict[str, Any]) -> Decoder:
     """The decoder of a configuration's `model.decoder`, with fresh weights."""
+    parser = _parser()
+    return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()
+
+
+def resolved_decoder(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's `model.decoder` with the defaults of what it leaves out."""
+    resolved: dict[str, Any] = _parser().parse_object({"decoder": config}).as_dict()["decoder"]
+    return resolved
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--decoder", type=DecoderCallable)
-    return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()
+    return parser

@@ -63,6 +63,7 @@ def merge(path: str, given: Mapping[str, Any], workers: int | None = None) -> Ma
 def _merge(folder: Path, given: Mapping[str, Any], workers: int | None) -> None:
     plan = Plan.load(folder)
     spec = PrepareSpec(**plan.request, workers=workers)
+    spec.check()
     parts = list_sources(spec.source, spec.formats, folder).parts
     files = origin(parts, spec.formats)
     plan.check(folder, plan.of, {**plan.request, **given}, files)

@@ -5,6 +5,7 @@ one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrtrain.nn.initial_scale import InitialScale, check_initial_scale, rescale
 from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.projection import LinearCallable, as_projections, override, projections
@@ -43,6 +45,8 @@ class Decoder(nn.Module):
         rope_scaling: How the rotary frequencies are lowered, in a model whose context was lengthened; null leaves them.
         overrides: Makers of projections by a pattern of their names (`blocks.0.mlp.*`, `*.attention.key`), for those
             that differ from `attention` and `mlp`; the first that matches wins.
+        initial_scale: Standard deviation of the entries of every W: `fan_in` is 1/√in_features, `width` √2 / width,
+            `gpt2` 0.02 and, where the output is added to the residual stream, 0.02/√(2 · depth); or a number.
 
     Raises:
         ValueError: sizes that do not fit one another, or a pattern that no projection's name matches.
@@ -64,6 +68,7 @@ class Decoder(nn.Module):
         embedding_std: float = 0.02,
         rope_scaling: RopeScaling | None = None,
         overrides: dict[str, LinearCallable] | None = None,
+        initial_scale: InitialScale = "fan_in",
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -78,6 +83,7 @@ class Decoder(nn.Module):
             raise ValueError(f"width must be a multiple of 2 · heads, got width {width} with {heads} heads")
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+        check_initial_scale(initial_scale)
         attention, mlp = as_projections(attention), as_projections(mlp)
         self.width = width
         self.rope_base = rope_base
@@ -88,6 +94,9 @@ class Decoder(nn.Module):
             Block(width, heads, kv_heads, ffn_width, attention, mlp, norm_eps) for _ in range(depth)
         )
         override(self, overrides or {})
+        blocks: Any = self.blocks
+        residual = [one for block in blocks for one in (block.attention.output, block.mlp.down)]
+        rescale(self, initial_scale, width, depth, residual)
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         nn.init.normal_(self.embedding.weight, std=embedding_std)
         if tie_embeddings:

@@ -1,5 +1,6 @@
 """The linear layers of any model as low-rank or spectral projections, in place, and back."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -52,7 +53,8 @@ def factorize_(
 
     Taken are `nn.Linear`s, also those with a bias, and this package's projections of another kind. Left are the output
     head, unless `include` has its name in full; weights that are shared; and subclasses of `nn.Linear`, which compute
-    something else or are read from outside. Device, dtype, training mode and `requires_grad` stay.
+    something else or are read from outside. Device, dtype, training mode and `requires_grad` stay. A model that is on the
+    meta device as a whole, for planning, gets factors there, and no energies.
 
     A transformers model notes its ranks in `config.quantization_config`, so that `save_pretrained` writes them and,
     after `lrtrain.checkpoint.huggingface.factorized_models.register()`, `from_pretrained` makes the same layers. Each
@@ -83,9 +85,10 @@ def factorize_(
         raise ValueError("the model is quantized: load its weights as they were before that")
     names, left = _chosen(model, kind, _patterns(include), _patterns(exclude) or [])
     made: dict[str, tuple[nn.Module, Factorized]] = {}
+    nothing_there = all(parameter.is_meta for parameter in model.parameters())
     for name in names:
         try:
-            made[name] = _factorized(name, model.get_submodule(name), kind, rank_ratio, rank, energy)
+            made[name] = _factorized(name, model.get_submodule(name), kind, rank_ratio, rank, energy, nothing_there)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     for name, (layer, _) in made.items():
@@ -184,13 +187,24 @@ def _output_head(model: Any) -> nn.Module | None:
 
 
 def _factorized(
-    name: str, old: Any, kind: str, rank_ratio: float | None, rank: int | None, energy: float | None
+    name: str,
+    old: Any,
+    kind: str,
+    rank_ratio: float | None,
+    rank: int | None,
+    energy: float | None,
+    nothing_there: bool,
 ) -> tuple[nn.Module, Factorized]:
     first = next(old.parameters())
-    if first.is_meta:
+    if first.is_meta and (energy is not None or not nothing_there):
         raise ValueError("its weight is on the meta device: load the model first, without device_map")
     if energy is None:
         rank = resolve_rank(old.in_features, old.out_features, rank, rank_ratio)
+    if first.is_meta:
+        assert rank is not None
+        with torch.device("meta"):
+            empty = KINDS[kind](old.in_features, old.out_features, rank=rank).to(first.dtype)
+        return _like(empty, old), Factorized(name, rank, math.nan)
     source = old.weight if isinstance(old, nn.Linear) else old.projection if isinstance(old, Biased) else old
     found, kept = triplets(source, rank, energy)
     assert kept.rank is not None
@@ -198,8 +212,13 @@ def _factorized(
         layer: FactorizedProjection = KINDS[kind](old.in_features, old.out_features, rank=kept.rank)
     layer.to_empty(device=first.device).to(first.dtype)
     layer.set_triplets(*found)
-    layer.requires_grad_(any(p.requires_grad for n, p in old.named_parameters() if n != "bias"))
-    return with_bias(layer, old).train(old.training), Factorized(name, kept.rank, kept.energy)
+    return _like(layer, old), Factorized(name, kept.rank, kept.energy)
+
+
+def _like(layer: nn.Module, old: nn.Module) -> nn.Module:
+    """A projection with the bias, the mode and the gradients of the layer that it replaces."""
+    layer.requires_grad_(any(p.requires_grad for name, p in old.named_parameters() if name != "bias"))
+    return with_bias(layer, old).train(old.training)
 
 
 def _patterns(given: str | Sequence[str] | None) -> Any:

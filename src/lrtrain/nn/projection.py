@@ -39,11 +39,13 @@ class Projection(nn.Module, ABC):
         training_callback: Class path of the Lightning callback that it trains with; `CausalLM` attaches it.
         deletable: Names of parameters that training may delete.
         not_compiled: Why `model.compile` is refused; empty where it is not.
+        own_scale: Whether the initial weight has a scale of its own, which a decoder's `initial_scale` may not change.
     """
 
     training_callback: ClassVar[str] = ""
     deletable: ClassVar[tuple[str, ...]] = ()
     not_compiled: ClassVar[str] = ""
+    own_scale: bool = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -69,6 +71,14 @@ class Projection(nn.Module, ABC):
     def spectral_triples(self) -> list[tuple[nn.Parameter, nn.Parameter, nn.Parameter]]:
         """Triples (U, s, V) with U (in, r), s (r), V (out, r) whose product V diag(s) Uᵀ is the weight."""
         return []
+
+    def scale_(self, factor: float) -> None:
+        """Multiplies the initial weight: W ← factor · W.
+
+        Raises:
+            ValueError: a subclass that does not say how.
+        """
+        raise ValueError(f"{type(self).__name__} has no method scale_(factor), which another initial scale needs")
 
     def before_load(self, saved: Collection[str]) -> None:
         """Prepares for loading a state; `saved` has its names of this projection, which may lack deleted parameters."""

@@ -135,7 +135,7 @@ def _product(source: Any) -> tuple[Tensor, Tensor] | None:
     triples: list[tuple[nn.Parameter, ...]] = getattr(source, "spectral_triples", list)()
     if len(triples) == 1 and own == {id(parameter) for parameter in triples[0]}:
         u, s, v = triples[0]
-        return v * s, u
+        return _at_least_float32(v) * s, u
     return None
 
 

@@ -47,6 +47,7 @@ def generate(
     stop_tokens: Collection[int] = (),
     context: int | None = None,
     watch: Watch | None = None,
+    on_end: Callable[[int, Continuation], None] | None = None,
 ) -> list[Continuation]:
     """Continues all prompts at once; row p · samples + s is the sample s of prompt p.
 
@@ -63,6 +64,7 @@ def generate(
         stop_tokens: Tokens that end a row.
         context: Tokens that the decoder is given at most, a prompt's among them; any number when None.
         watch: Sees each token, and may end its row.
+        on_end: Takes each row and what was found of it as soon as it has ended.
 
     Raises:
         ValueError: an empty prompt, one longer than the context, a value out of range, or a decoder of one's own that
@@ -107,6 +109,8 @@ def generate(
                 elif limit < max_new_tokens:
                     one.ending = "context"
             ended.add(row)
+            if on_end is not None:
+                on_end(row, one)
         going = [place for place, row in enumerate(places) if row not in ended]
         if not going:
             return found
