@@ -244,36 +244,75 @@ def test_the_export_of_factors_says_where_they_are_from(source: Path, tmp_path: 
 # Beside the checkpoint
 
 
-def test_it_holds_weights_alone_which_validation_takes_and_a_run_does_not_resume(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def shards(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared as the recipe of an import says, of other text."""
     from lrtrain.data.preparation import PrepareSpec, prepare
 
+    folder = tmp_path_factory.mktemp("shards")
+    imported(source, folder)
+    lines = [f'{{"text": "{" ".join(saved_model.WORDS.split()[i % 7 :])} {i}"}}\n' for i in range(200)]
+    (folder / "text.jsonl").write_text("".join(lines))
+    recipe = yaml.safe_load((folder / "model.yaml").read_text())
+    assert recipe["data"]["prepare"].pop("source") == ["stdlib"]
+    prepare(PrepareSpec([f"{folder}/text.jsonl"], val_fraction=0.2, **recipe["data"]["prepare"]), f"{folder}/data")
+    return folder / "data"
+
+
+def of_recipe(folder: Path, shards: Path, *flags: str) -> list[str]:
+    """Arguments of a run of the recipe beside `model.ckpt`, on these shards."""
+    run = ["--config", f"{folder}/model.yaml", f"--data.path={shards}", "--data.prepare=null", f"--runs={folder}/runs"]
+    run += ["--trainer.logger=false", "--trainer.precision=32-true", "--trainer.max_steps=2"]
+    return [*run, "--trainer.limit_val_batches=2", "--trainer.enable_progress_bar=false", *flags]
+
+
+@pytest.mark.parametrize(
+    ("flags", "optimizer"),
+    [((), "AdamW"), (("--energy", "0.88"), "Spectron"), (("--rank", "8", "--kind", "spectral"), "AdamW")],
+    ids=["dense", "some low-rank", "spectral"],
+)
+def test_a_run_of_the_recipe_begins_with_the_weights(
+    flags: tuple[str, ...],
+    optimizer: str,
+    source: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ours = imported(source, tmp_path, *flags)
+    assert main(["fit", *of_recipe(tmp_path, shards)]) == 0
+    said = capsys.readouterr().out
+    count = len(ours.state_dict())
+    assert f"init_from {tmp_path}/model.ckpt (step 0): {count} tensors as they are, 0 projections rewritten" in said
+    assert re.search(rf"^hidden .* {optimizer} ", said, re.MULTILINE)
+    dense = sum(isinstance(one, DenseLinear) for one in projections(ours).values())
+    others = sum(map(int, re.findall(r"^\*\.\w+\.\*\.weight +(\d+) .* AdamW ", said, re.MULTILINE)))
+    assert others == (dense if optimizer == "Spectron" else 0)
+    trained, _ = load(tmp_path / "runs/model/0001/checkpoints/step-00000002.ckpt")
+    moved = [not torch.equal(a, b) for a, b in zip(ours.parameters(), trained.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_a_run_of_factors_begins_with_the_dense_weights_too(
+    source: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dense").mkdir()
+    imported(source, tmp_path / "dense")
+    imported(source, tmp_path, "--energy", "0.6")
+    assert main(["fit", *of_recipe(tmp_path, shards, f"--init_from={tmp_path}/dense/model.ckpt")]) == 0
+    assert ", 14 projections rewritten" in capsys.readouterr().out
+
+
+def test_it_holds_weights_alone_which_validation_takes_and_a_run_does_not_resume(
+    source: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     imported(source, tmp_path)
-    (tmp_path / "text.jsonl").write_text(
-        "".join(f'{{"text": "{" ".join(saved_model.WORDS.split()[i % 7 :])} {i}"}}\n' for i in range(200))
-    )
-    spec = PrepareSpec(
-        source=[f"{tmp_path}/text.jsonl"], tokenizer=f"{tmp_path}/model.tokenizer.json", val_fraction=0.2
-    )
-    prepare(spec, f"{tmp_path}/data")
-    recipe = yaml.safe_load((tmp_path / "model.yaml").read_text())
-    assert recipe["init_from"] == f"{tmp_path}/model.ckpt"
-    assert recipe["data"]["prepare"]["tokenizer"] == f"{tmp_path}/model.tokenizer.json"
-    assert recipe["data"]["block_size"] == 128
-    del recipe["init_from"]
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump(recipe))
-    flags = ["--config", f"{tmp_path}/model.yaml", f"--data.path={tmp_path}/data", "--data.prepare=null"]
-    flags += [
-        f"--runs={tmp_path}/runs",
-        "--trainer.logger=false",
-        "--trainer.precision=32-true",
-        f"--ckpt_path={tmp_path}/model.ckpt",
-    ]
+    recipe = (tmp_path / "model.yaml").read_text()
+    flags = of_recipe(tmp_path, shards, f"--ckpt_path={tmp_path}/model.ckpt")
+    (tmp_path / "model.yaml").write_text(recipe.replace(f"init_from: {tmp_path}/model.ckpt\n", ""))
     assert main(["validate", *flags]) == 0
     assert "val/loss" in capsys.readouterr().out
-    line = refusal(["fit", *flags], capsys)
-    assert line == (
+    assert refusal(["fit", *flags], capsys) == (
         f"--ckpt_path {tmp_path}/model.ckpt: lrtrain import wrote it, and it holds weights alone, no run that could go "
         "on: begin with them by --init_from"
     )

@@ -157,7 +157,7 @@ def _numbers(arguments: dict[str, Any]) -> dict[str, Any]:
     found = {
         name: value
         for name, value in arguments.items()
-        if name not in ONLY_AT_FIRST and not (isinstance(value, dict) and "class_path" in value)
+        if name not in (*ONLY_AT_FIRST, "overrides") and not (isinstance(value, dict) and "class_path" in value)
     }
     if "kv_heads" in found and found["kv_heads"] is None:
         found["kv_heads"] = found.get("heads")
