@@ -53,8 +53,8 @@ def factorize_(
 
     Taken are `nn.Linear`s, also those with a bias, and this package's projections of another kind. Left are the output
     head, unless `include` has its name in full; weights that are shared; and subclasses of `nn.Linear`, which compute
-    something else or are read from outside. Device, dtype, training mode and `requires_grad` stay. A model that is on the
-    meta device as a whole, for planning, gets factors there, and no energies.
+    something else or are read from outside. Device, dtype, training mode and `requires_grad` stay. A model that is on
+    the meta device as a whole, for planning, gets factors there, and no energies.
 
     A transformers model notes its ranks in `config.quantization_config`, so that `save_pretrained` writes them and,
     after `lrtrain.checkpoint.huggingface.factorized_models.register()`, `from_pretrained` makes the same layers. Each
