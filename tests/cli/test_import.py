@@ -487,3 +487,25 @@ def test_an_interrupted_import_leaves_nothing_half_written(
     monkeypatch.setattr("lrtrain.config.importing.write_atomically", interrupted)
     assert main(["import", str(source), "--out", str(tmp_path / "model.ckpt")]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+# Memory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("arguments", "copies"),
+    [(("float32",), 1.1), (("bfloat16",), 1.3), (("gguf",), 1.5), (("bfloat16", "64"), 6.0)],
+    ids=["mapped", "bfloat16", "gguf", "factorized"],
+)
+def test_no_more_than_a_copy_of_the_weights_is_in_memory(
+    arguments: tuple[str, ...], copies: float, tmp_path: Path
+) -> None:
+    kind, *rank = arguments
+    program = Path(__file__).parents[1] / "support/measured_import.py"
+    command = [sys.executable, str(program), kind, str(tmp_path), *rank]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["peak"] < copies * measured["copy"]

@@ -96,7 +96,7 @@ def _rope(decoder: Decoder) -> dict[str, Any]:
     stated = {} if scaling is None else {name: value for name, value in asdict(scaling).items() if value is not None}
     return {
         "rope_theta": decoder.rope_base,
-        "rope_scaling": stated or None,
+        **({"rope_scaling": stated} if stated else {}),
         "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_base, **stated},
     }
 
