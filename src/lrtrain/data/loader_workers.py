@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-_SENT_TO_ALL = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+SENT_TO_ALL = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 def heed_parent_only(_: int) -> None:
@@ -15,12 +15,12 @@ def heed_parent_only(_: int) -> None:
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS, where nothing says who sent a signal
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
     threading.Thread(target=_end_when_told, daemon=True).start()
 
 
 def _end_when_told() -> None:
     while True:
-        received = signal.sigwaitinfo(_SENT_TO_ALL)
+        received = signal.sigwaitinfo(SENT_TO_ALL)
         if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
             os._exit(0)
