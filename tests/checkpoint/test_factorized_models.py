@@ -193,3 +193,59 @@ def test_half_precision_weights_are_refused_with_what_to_do(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
         spectron_for(model)
     spectron_for(AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32))
+
+
+def test_accelerate_does_what_a_plain_loop_does(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a Trainer before, which may have computed in bfloat16
+    model = llama()
+    plain = copy.deepcopy(model)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    wrapped, optimizer = accelerator.prepare(model, spectron_for(model, lr=0.1))
+    by_hand = spectron_for(plain, lr=0.1)
+    data = Sequences()
+    for number in range(8):
+        batch = {key: torch.stack([data[2 * number + i][key] for i in range(2)]) for key in data[0]}
+        with accelerator.accumulate(wrapped):
+            accelerator.backward(wrapped(**batch).loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(wrapped.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+        (plain(**batch).loss / 2).backward()
+        if number % 2:
+            nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+            by_hand.step()
+            by_hand.zero_grad()
+    for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert not torch.equal(logits(model), logits(llama()))
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "qwen2", "t5"])
+def test_models_of_other_families_are_factorized_too(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **heads}
+    if kind == "t5":
+        sizes = {"d_model": 32, "d_ff": 48, "num_layers": 1, "num_heads": 4, "d_kv": 8, "dropout_rate": 0.0}
+        sizes["decoder_start_token_id"] = 0
+    names = {"gpt_neox": "AutoModelForCausalLM", "qwen2": "AutoModelForCausalLM", "t5": "AutoModelForSeq2SeqLM"}
+    maker = getattr(transformers, names[kind])
+    config = transformers.AutoConfig.for_model(kind, vocab_size=60, tie_word_embeddings=True, **sizes)
+    model = maker.from_config(config)
+    inputs = {"input_ids": TOKENS, "labels": TOKENS}
+    factorize_(model, rank=4)
+    optimizer = spectron_for(model, lr=0.01)
+    loss = model(**inputs).loss
+    loss.backward()
+    optimizer.step()
+    model.eval().save_pretrained(tmp_path)
+    again = maker.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+        assert model(**inputs).loss < loss

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
         raise UserError(f"--out {options.out}: name a file in a folder that is there")
 
-    from lrtrain.studies.evaluation.harness_tasks import check_harness, check_names, load_tasks
+    from lrtrain.studies.evaluation.harness_tasks import check_harness, check_names, load_tasks, own_sources
 
     check_harness()
     announce(f"evaluate: starting with {', '.join(names)}; the harness's list of tasks takes seconds …")
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
         path = cached(options.model) if remote else newest_checkpoint(path)
     print(f"{'model':<12} {path}", flush=True)
     tasks = load_tasks(names, manager)  # before the model: a task without data is the likelier mistake
+    for line in own_sources(tasks):
+        print(f"{'task':<12} {line}", flush=True)
     settings = (path, options.batch_size, options.context, options.device)
     model = exported_model(*settings, options.trust_remote_code) if exported else trained_model(*settings, not remote)
     found = run_harness(model.lm, tasks, options.num_fewshot, options.limit, options.context, bars=sys.stderr.isatty())

@@ -53,8 +53,8 @@ def factorize_(
 
     Taken are `nn.Linear`s, also those with a bias, and this package's projections of another kind. Left are the output
     head, unless `include` has its name in full; weights that are shared; and subclasses of `nn.Linear`, which compute
-    something else or are read from outside. Device, dtype, training mode and `requires_grad` stay. A model that is on the
-    meta device as a whole, for planning, gets factors there, and no energies.
+    something else or are read from outside. Device, dtype, training mode and `requires_grad` stay. A model that is as a
+    whole on the meta device, for planning, gets factors there, and no energies.
 
     A transformers model notes its ranks in `config.quantization_config`, so that `save_pretrained` writes them and,
     after `lrtrain.checkpoint.huggingface.factorized_models.register()`, `from_pretrained` makes the same layers. Each
@@ -85,10 +85,10 @@ def factorize_(
         raise ValueError("the model is quantized: load its weights as they were before that")
     names, left = _chosen(model, kind, _patterns(include), _patterns(exclude) or [])
     made: dict[str, tuple[nn.Module, Factorized]] = {}
-    nothing_there = all(parameter.is_meta for parameter in model.parameters())
+    planned = all(parameter.is_meta for parameter in model.parameters())
     for name in names:
         try:
-            made[name] = _factorized(name, model.get_submodule(name), kind, rank_ratio, rank, energy, nothing_there)
+            made[name] = _factorized(name, model.get_submodule(name), kind, rank_ratio, rank, energy, planned)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     for name, (layer, _) in made.items():
@@ -193,10 +193,10 @@ def _factorized(
     rank_ratio: float | None,
     rank: int | None,
     energy: float | None,
-    nothing_there: bool,
+    planned: bool,
 ) -> tuple[nn.Module, Factorized]:
     first = next(old.parameters())
-    if first.is_meta and (energy is not None or not nothing_there):
+    if first.is_meta and (energy is not None or not planned):
         raise ValueError("its weight is on the meta device: load the model first, without device_map")
     if energy is None:
         rank = resolve_rank(old.in_features, old.out_features, rank, rank_ratio)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,15 @@ class Evaluation(L.Callback):
         from lrtrain.studies.evaluation.harness_tasks import check_names, leaves, load_tasks
 
         names, include = list(self.tasks), [Path(self.include_path)] if self.include_path else []
-        self._loaded = load_tasks(names, check_names(names, include))
+        with _own_random():
+            self._loaded = load_tasks(names, check_names(names, include))
+            texts = [name for name, task in leaves(self._loaded).items() if task.OUTPUT_TYPE == "generate_until"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         kind = f"{type(data).__module__}.{type(data).__qualname__}"
         if not hasattr(data, "tokenizer_json"):
             raise UserError(f"Evaluation: {kind} has no tokenizer_json(), and tasks are texts; leave the callback out")
         if self.context is None and not hasattr(data, "block_size"):
             raise UserError(f"Evaluation: {kind} has no block_size: set the callback's context")
-        texts = [name for name, task in leaves(self._loaded).items() if task.OUTPUT_TYPE == "generate_until"]
         if texts and _sharded(trainer):
             raise UserError(
                 f"Evaluation: {texts[0]} generates text, and the weights are sharded: leave it to lrtrain evaluate, "
@@ -182,11 +183,22 @@ def _undisturbed(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[N
     try:
         # Compiled blocks would be compiled again for every length of a sequence.
         eager, precision = torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context()
-        with isolate_rng(), torch.no_grad(), eager, precision:
+        with _own_random(), torch.no_grad(), eager, precision:
             yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _own_random() -> Iterator[None]:
+    """Leaves the random numbers of training as they were, also after an error; even a task's name may draw one."""
+    with ExitStack() as random:
+        random.enter_context(isolate_rng())
+        try:
+            yield
+        finally:
+            random.close()
 
 
 def _sharded(trainer: L.Trainer) -> bool:

@@ -75,6 +75,15 @@ def leaves(tasks: Sequence[Any]) -> dict[str, Any]:
     return found
 
 
+def own_sources(tasks: Sequence[Any]) -> list[str]:
+    """`name: file` of every task that is not the harness's own, whatever it is called."""
+    import lm_eval
+
+    harness = str(Path(str(lm_eval.__file__)).parent)
+    files = {name: (task.config.metadata or {}).get("config_source", "") for name, task in leaves(tasks).items()}
+    return [f"{name}: {file}" for name, file in files.items() if file and not file.startswith(harness)]
+
+
 def _known(name: str, manager: Any) -> bool:
     if WILD & {*name}:
         return bool(manager.match_tasks([name]))
