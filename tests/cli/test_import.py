@@ -81,9 +81,18 @@ def broken(source: Path, tmp_path: Path) -> Path:
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
         {"dtype": "bfloat16", "size": "20KB"},
         {"kind": "Mistral", "sliding_window": None},
-        {"vocab_size": 384},
+        {"vocab_size": 384, "max_position_embeddings": 4096},
     ],
-    ids=["grouped", "tied, other ε", "one head, other base", "llama3", "linear", "bf16, shards", "mistral", "padded"],
+    ids=[
+        "grouped",
+        "tied, other ε",
+        "one head, other base",
+        "llama3",
+        "linear",
+        "bf16, shards",
+        "mistral",
+        "padded, long",
+    ],
 )
 def test_the_checkpoint_computes_what_transformers_does_and_so_does_its_export(
     changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -110,6 +119,10 @@ def test_generate_takes_the_tokens_that_transformers_takes(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     imported(source, tmp_path)
+    recipe = yaml.safe_load((tmp_path / "model.yaml").read_text())
+    assert recipe["data"]["block_size"] == 128
+    long = ["--prompt", "a " * 150, "--max-new-tokens", "1"]
+    assert " and the context has 128, " in refusal(["generate", str(tmp_path / "model.ckpt"), *long], capsys)
     capsys.readouterr()
     flags = ["--prompt", "a weather station", "--temperature", "0", "--max-new-tokens", "12"]
     assert main(["generate", str(tmp_path / "model.ckpt"), *flags]) == 0

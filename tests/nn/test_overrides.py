@@ -1,5 +1,6 @@
 """Projections of a decoder that differ from those of their part."""
 
+import re
 from functools import partial
 
 import pytest
@@ -63,6 +64,10 @@ def test_a_run_trains_and_resumes_with_them_and_refuses_a_wrong_pattern(
     assert weights["decoder.blocks.1.mlp.down.A"].shape == (64, 3)
     assert weights["decoder.blocks.1.mlp.up.A"].shape == (96, 16)
     assert main(["fit", *settings("*.mlp.down"), "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
+    capsys.readouterr()
+    assert main(["plan", *settings("*.mlp.down")]) == 0
+    assert re.search(r"^mlp +LowRankLinear", capsys.readouterr().out, re.MULTILINE)
+    assert "has blocks that differ" in refusal(["plan", *settings("blocks.1.mlp.down")], capsys)
     refused = refusal(["fit", *settings("*.mlp.dawn")], capsys)
     assert refused == "model.decoder: overrides: the pattern '*.mlp.dawn' matches no projection that is still free"
     overlay.write_text(

@@ -58,7 +58,7 @@ def export(
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
-    length = context or (trained.imported.context if trained.imported else block_size(trained.config["data"]))
+    length = context or trained.context or block_size(trained.config["data"])
     facts = _facts(trained, settings, length)
     if rank is not None or energy is not None:
         truncation = _truncated(trained, rank, energy, data, length)

@@ -1,6 +1,8 @@
 """A Llama of transformers as a checkpoint of ours, with its recipe and its tokenizer beside it."""
 
 import importlib.metadata
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,6 +34,8 @@ from lrtrain.runtime.files import write_atomically
 from lrtrain.runtime.stores import is_remote
 
 SUFFIX = ".ckpt"
+QUIET = 10.0
+"""Seconds without a word while matrices are decomposed."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def import_model(
     numbers = sum(p.numel() for p in decoder.parameters())
     outcome = Outcome()
     if asked:
-        outcome = factorize(decoder, asked)
+        outcome = factorize(decoder, asked, _progress(len(decoder.blocks)))
         origin = replace(origin, factorized=_in_words(asked, outcome))
         say(
             "\nshare of each projection's energy (Σσ²) that is lost, by layer"
@@ -91,6 +95,19 @@ def import_model(
     _write(decoder, made, tokenizer, origin, target)
     for name, file in zip(("wrote", "recipe", "tokenizer"), target.files(), strict=True):
         say(f"{name:<15} {file}")
+
+
+def _progress(blocks: int) -> Callable[[str], None]:
+    """Says on stderr, every ten seconds at most, at which projection a factorization is."""
+    last = time.monotonic()
+
+    def begin(name: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > QUIET:
+            last = time.monotonic()
+            print(f"import: factorizing {name} of {blocks} blocks …", file=sys.stderr, flush=True)
+
+    return begin
 
 
 def check_import(out: str, asked: Factorization) -> Target:

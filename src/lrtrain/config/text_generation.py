@@ -78,9 +78,8 @@ class TextGenerator:
 
     def __init__(self, checkpoint: Path, device: str | None, dtype: torch.dtype, context: int | None) -> None:
         trained = read_trained(checkpoint)
-        data = trained.config["data"]
         self.checkpoint = checkpoint
-        self.context = context or data.get("init_args", data).get("block_size")
+        self.context = context or trained.context
         self.tokenizer = trained.tokenizer
         self._end = end_of_text(trained.tokenizer)
         self._encoder = Encoder(trained.tokenizer, np.dtype(np.int64))

@@ -72,6 +72,15 @@ class TrainedModel:
     callbacks: dict[str, Any]
     imported: Imported | None
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest sequence that the model was made for; None where its data names no block_size."""
+        if self.imported is not None:
+            return self.imported.context
+        data = self.config["data"]
+        found = data.get("init_args", data).get("block_size")
+        return found if isinstance(found, int) else None
+
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
     """The decoder, in evaluation, and the tokenizer that a checkpoint holds. Raises what `read_trained` does."""

@@ -1,5 +1,6 @@
 """Dense projections of an imported decoder as factors, and what of their energy is lost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +78,10 @@ class Outcome:
 
 
 @torch.no_grad()
-def factorize(decoder: Decoder, asked: Factorization) -> Outcome:
+def factorize(decoder: Decoder, asked: Factorization, begin: Callable[[str], None]) -> Outcome:
     """Replaces dense projections of a decoder by their best approximations, one after another.
+
+    `begin` is called with the name of each before it is decomposed.
 
     Raises:
         UserError: no projection would change, or the rank is larger than any smaller side.
@@ -90,6 +93,7 @@ def factorize(decoder: Decoder, asked: Factorization) -> Outcome:
     outcome = Outcome()
     before = lost = 0.0
     for name in found:
+        begin(name)
         parent, _, last = name.rpartition(".")
         dense: Any = decoder.get_submodule(name)
         weight = dense.weight.detach()

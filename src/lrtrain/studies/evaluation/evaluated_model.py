@@ -41,7 +41,7 @@ def trained_model(
         UserError: it is no whole checkpoint of lrtrain, holds no tokenizer, or the device is not there.
     """
     trained = read_trained(checkpoint)
-    length = context or block_size(trained.config["data"], "evaluate")
+    length = context or trained.context or block_size(trained.config["data"], "evaluate")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         decoder = trained.decoder.to(where)

@@ -33,7 +33,8 @@ class PlannedModel:
 def model_of(parser: Any, config: Any) -> PlannedModel:
     """The decoder and the optimizers of a parsed configuration, on the meta device."""
     decoder = config.model.decoder
-    depth = decoder.init_args.depth if decoder.class_path == "lrtrain.nn.Decoder" else None
+    alike = decoder.class_path == "lrtrain.nn.Decoder" and not decoder.init_args.overrides
+    depth = decoder.init_args.depth if alike else None
     made = parser.instantiate(config).model
     return planned_model(made.decoder, depth, made.optimizers, made.loss)
 
