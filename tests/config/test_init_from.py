@@ -195,7 +195,7 @@ def test_a_sharded_checkpoint_begins_a_sharded_run_and_one_on_a_single_process(s
 
 
 def test_fine_tuning_of_a_base_model_on_documents(base: Path, tmp_path: Path) -> None:
-    """The example of docs/warmstart.md: prepare with the base's tokenizer, begin with its weights."""
+    """The example of docs/warm_start.md: prepare with the base's tokenizer, begin with its weights."""
     words = "treaty clause party notice court remedy"
     text = [f"the {a} of the {b} and a {c}" for a in words.split() for b in words.split() for c in words.split()]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": " ".join([one] * 3)}) + "\n" for one in text))
@@ -208,3 +208,14 @@ def test_fine_tuning_of_a_base_model_on_documents(base: Path, tmp_path: Path) ->
     assert main(["fit", *config, *own, *tuned, f"--init_from={base / 'low_rank'}"]) == 0
     course = losses(tmp_path / "tuned/0001")
     assert course[30] < course[0] - 1
+
+
+def test_the_doctor_looks_at_the_checkpoint(
+    shards: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, status in ([], "pass"), (["--model.decoder.heads=4"], "fail"):
+        main(["doctor", *arguments(shards, tmp_path, f"--init_from={base / 'dense'}", *more), "--json"])
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        (found,) = [one for one in findings if one["check"] == "init_from"]
+        assert found["status"] == status, found
+    assert "heads is 4, its 2" in found["found"]
