@@ -349,6 +349,29 @@ def test_transformers_asks_a_quantizer_before_and_after_it_loads_weights() -> No
         assert asked in inspect.getsource(around)
 
 
+def test_lm_eval_asks_a_model_for_the_tokens_of_pairs() -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+
+    class Bytes(TemplateLM):
+        eot_token_id = 0
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            return list(string.encode())
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+            return [(request[1:], False) for request in requests]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any: ...
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any: ...
+
+    pairs = [("a ", "b"), ("", "b")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    answers = Bytes().loglikelihood(requests, disable_tqdm=True)
+    assert [asked for asked, _ in answers] == [([97], [32, 98]), ([0], [98])]
+
+
 def test_transformers_asks_a_model_how_weights_begin_that_no_file_holds(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import LlamaConfig, LlamaForCausalLM

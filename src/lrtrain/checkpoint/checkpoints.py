@@ -85,6 +85,11 @@ class Checkpoints(Checkpoint):
         self._due = self._validating = self._validation_owed = False
         self._at_boundary = self._updating = self._leaving = self._alone = False
 
+    @property
+    def told(self) -> bool:
+        """Whether this process was signalled to end the run: what takes long should stop."""
+        return self._signals.caught is not None
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if "://" in str(trainer.default_root_dir):
             raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: checkpoints need a local folder")
@@ -112,6 +117,11 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         own = checkpoint.get("lrtrain", {})
+        if own.get("imported") and trainer.state.fn == TrainerFn.FITTING:
+            raise UserError(
+                f"--ckpt_path {trainer.ckpt_path}: lrtrain import wrote it, and it holds weights alone, no run that "
+                "could go on: begin with them by --init_from"
+            )
         data: Any = getattr(trainer, "datamodule", None)
         if own.get("tokenizer") is not None and hasattr(data, "tokenizer_json"):
             check_tokenizer(own["tokenizer"], data.tokenizer_json(), trainer.ckpt_path or "in memory")

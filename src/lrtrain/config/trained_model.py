@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
+from lrtrain.checkpoint.huggingface.imported import Imported
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
@@ -58,6 +59,7 @@ class TrainedModel:
         step: Optimizer steps done.
         version: Of lrtrain, when it was saved.
         callbacks: The states of Lightning's callbacks, by their keys.
+        imported: Where `lrtrain import` had it from, if no step has changed it since.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class TrainedModel:
     step: int
     version: str
     callbacks: dict[str, Any]
+    imported: Imported | None
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -99,6 +102,7 @@ def read_trained(path: Path) -> TrainedModel:
         step=checkpoint["global_step"],
         version=own.get("version", ""),
         callbacks=checkpoint.get("callbacks", {}),
+        imported=Imported(**own["imported"]) if own.get("imported") else None,
     )
 
 

@@ -64,6 +64,11 @@ class SelfGuidedLinear(LowRankLinear):
             self._begin()
 
     @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        super().scale_(factor)
+        self._begin()
+
+    @torch.no_grad()
     def _begin(self) -> None:
         assert self.W is not None
         assert self.alpha is not None

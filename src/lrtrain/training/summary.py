@@ -6,12 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
-import torch
 from tokenizers import Tokenizer
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.checkpoint.directory import FOLDER, steps_in
-from lrtrain.nn import Decoder, sample, text_after
+from lrtrain.nn import Decoder, Sampling, generate, text_after
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.callbacks.throughput import Throughput
@@ -90,9 +89,11 @@ def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
         return None
     try:
         with context:
-            tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
-    except FloatingPointError as error:
+            (found,) = generate(decoder.eval(), [ids], SAMPLE_TOKENS, Sampling(temperature=0.8, top_p=0.95))
+    except (FloatingPointError, ValueError) as error:
         return f"none: {error}"
     if not trainer.is_global_zero:
         return None
-    return "\n" + "\n".join(f"    {line}" for line in (prompt + text_after(ids, tokens, tokenizer.decode)).splitlines())
+    return "\n" + "\n".join(
+        f"    {line}" for line in (prompt + text_after(ids, found.tokens, tokenizer.decode)).splitlines()
+    )
