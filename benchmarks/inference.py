@@ -7,7 +7,8 @@ others; in float32 its tokens must be those of `merged`. `transformers-factors` 
 
 Each form is loaded in a process of its own, and they take turns: one text of `--new` tokens for every prompt in the
 batch. Prefill is the time to the first token, decode the median time of each further one. Peak memory is what the
-process has resident at most, above what it had before the model was loaded; on disk is what export writes.
+process has resident at most, above what it had before the model was loaded; on disk is what export writes. On a machine
+that does other work meanwhile `--threads 1 --clock processor` counts the time in which the process computed, alone.
 
 Required: `merged` decodes at least as fast as transformers; at batch 1 `low-rank` is faster than `merged` by at least
 0.8 × the ratio of the bytes that a token reads: all weights but the embedding, of which it reads a row.
@@ -105,7 +106,8 @@ def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, i
                 at_token()
             return False
 
-        found = generate(model, prompts.tolist(), new, Sampling(temperature=0), watch=watch)
+        with torch.inference_mode():  # as `lrtrain generate`
+            found = generate(model, prompts.tolist(), new, Sampling(temperature=0), watch=watch)
         return [one.tokens for one in found]
 
     return write, weights, weights - model.embedding.weight.nbytes
@@ -138,8 +140,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
 def serve(
-    connection: Connection, form: str, folder: str, size: str, rank_ratio: float, dtype: str, threads: int
+    connection: Connection, form: str, folder: str, size: str, rank_ratio: float, dtype: str, threads: int, clock: str
 ) -> None:
     """A form's process: loads, then writes a text for every batch size that it is sent."""
     torch.set_num_threads(threads)
@@ -162,9 +167,9 @@ def serve(
 
         def at_token(times: list[float] = times) -> None:
             synchronize()
-            times.append(time.perf_counter())
+            times.append(CLOCKS[clock]())
 
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         tokens = write(prompts, new, at_token)
         further = median(after - one for one, after in pairwise(times))
         connection.send((Text(times[0] - start, further, tokens), resident("VmHWM") - before))
@@ -180,7 +185,7 @@ def measure(size: str, dtype: str, args: Any) -> list[dict[str, Any]]:
     """The rows of a size and a dtype: each form's process is there from the first batch to the last."""
     context = multiprocessing.get_context("spawn")
     rows: list[dict[str, Any]] = []
-    model = size, args.rank_ratio, dtype, args.threads
+    model = size, args.rank_ratio, dtype, args.threads, args.clock
     with tempfile.TemporaryDirectory() as scratch:
         folders = {form: str(Path(scratch, form)) for form in args.forms}
         with context.Pool(1) as apart:  # its memory goes with it
@@ -275,6 +280,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens that follow [%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, help="texts of each form and batch [%(default)s]")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process [%(default)s]")
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall", help="what is measured [%(default)s]")
     args = parser.parse_args()
     if args.dtypes is None:
         from lrtrain.config.train_parser import fastest_precision
@@ -287,7 +293,15 @@ def main() -> None:
     import transformers
 
     text = f"{args.repeats} texts of each, {args.prompt} tokens and {args.new} more, prompts of seed = batch"
-    report(rows, "inference", args.out, texts=text, rank_ratio=args.rank_ratio, transformers=transformers.__version__)
+    report(
+        rows,
+        "inference",
+        args.out,
+        texts=text,
+        clock=args.clock,
+        rank_ratio=args.rank_ratio,
+        transformers=transformers.__version__,
+    )
 
 
 if __name__ == "__main__":

@@ -147,18 +147,19 @@ class TextGenerator:
             on_end(row, Text(streams[row].text, found.tokens, found.log_probabilities, ending))
 
         try:
-            generate(
-                self.decoder,
-                [prompt.tokens or [self._end] for prompt in prompts],
-                settings.max_new_tokens,
-                settings.sampling,
-                samples=settings.samples,
-                seeds=[f"{settings.seed} {prompt.place}" for prompt in prompts],
-                stop_tokens=self._ends,
-                context=self.context,
-                watch=watch,
-                on_end=end,
-            )
+            with torch.inference_mode():
+                generate(
+                    self.decoder,
+                    [prompt.tokens or [self._end] for prompt in prompts],
+                    settings.max_new_tokens,
+                    settings.sampling,
+                    samples=settings.samples,
+                    seeds=[f"{settings.seed} {prompt.place}" for prompt in prompts],
+                    stop_tokens=self._ends,
+                    context=self.context,
+                    watch=watch,
+                    on_end=end,
+                )
         except FloatingPointError as error:
             raise UserError(f"checkpoint {self.checkpoint}: {error}; name an earlier checkpoint") from error
         except torch.OutOfMemoryError as error:
