@@ -19,7 +19,7 @@ from lrtrain.runtime.stores import is_remote
 from lrtrain.training.warm_start import WarmStart
 
 _NOTED = re.compile(r"(.+)#step=(\d+),sha256=([0-9a-f]{64})")
-ONLY_AT_FIRST = ("embedding_std",)
+ONLY_AT_FIRST = ("embedding_std", "initial_scale")
 """Arguments of a decoder that say how its weights begin, and nothing that is computed later."""
 
 
@@ -157,7 +157,7 @@ def _numbers(arguments: dict[str, Any]) -> dict[str, Any]:
     found = {
         name: value
         for name, value in arguments.items()
-        if name not in ONLY_AT_FIRST and not (isinstance(value, dict) and "class_path" in value)
+        if name not in (*ONLY_AT_FIRST, "overrides") and not (isinstance(value, dict) and "class_path" in value)
     }
     if "kv_heads" in found and found["kv_heads"] is None:
         found["kv_heads"] = found.get("heads")
