@@ -31,13 +31,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import command_line, report, synchronize
-from benchmarks.shapes import DECODERS, RANK_RATIO
+from benchmarks.shapes import DECODERS, RANK_RATIO, Size
 
 VOCABULARY = 32000
 FORMS = ("transformers", "transformers-factors", "merged", "dense", "low-rank", "spectral")
 LEAST_OF_TRANSFORMERS = 1.0
 LEAST_OF_BYTES = 0.8
 HEAD_WIDTH = 64
+SIZES = {"quickstart": Size(256, 4, 768), **DECODERS}
+"""The first is what a machine computes beside the weights: they are few."""
 
 
 class Text(NamedTuple):
@@ -57,7 +59,7 @@ def decoder(form: str, size: str, rank_ratio: float) -> Any:
         linear = partial(SpectralLinear, rank_ratio=rank_ratio)
     if form == "dense":
         linear = DenseLinear
-    width, depth, ffn_width = DECODERS[size]
+    width, depth, ffn_width = SIZES[size]
     torch.manual_seed(0)
     made = Decoder(VOCABULARY, width, depth, width // HEAD_WIDTH, ffn_width, linear, linear)
     return made.eval().requires_grad_(False)
@@ -269,7 +271,7 @@ def rows_of(
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=[*DECODERS], default=["S", "L"])
+    parser.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["S", "L"])
     parser.add_argument(
         "--dtypes", nargs="+", choices=["float32", "bfloat16"], help="[what the hardware computes with]"
     )
