@@ -96,7 +96,8 @@ def ours(blocks: int) -> tuple[nn.Module, Callable[[], Step]]:
 
 
 def attention(blocks: int) -> tuple[nn.Module, Callable[[], Step]]:
-    from lrtrain.nn.decoder import Block, rotary_angles
+    from lrtrain.nn.decoder import Block
+    from lrtrain.nn.rotary import rotary_angles
 
     model = nn.ModuleList(
         Block(WIDTH, HEADS, KV_HEADS, FFN_WIDTH, _spectral, _spectral, norm_eps=1e-6) for _ in range(blocks)

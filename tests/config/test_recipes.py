@@ -14,7 +14,9 @@ from ranks import on_ranks
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 SCALES = sorted(CONFIGS.glob("parallel/*.yaml"))
-STUDIES = [path for kind in ("experiments", "scaling_laws", "sweeps") for path in CONFIGS.glob(f"{kind}/*.yaml")]
+STUDIES = [
+    path for kind in ("experiments", "scaling_laws", "sweeps", "tasks") for path in CONFIGS.glob(f"{kind}/*.yaml")
+]
 OVERLAYS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path not in [*SCALES, *STUDIES]]
 MILLIONS = {
     "spectron_S": "93.60",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear, sample
+from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear
 
 VOCAB = 97
 
@@ -80,72 +80,6 @@ def test_no_position_sees_a_later_token(linear: object) -> None:
         before, after = model(x), model(changed)
     torch.testing.assert_close(after[:, :6], before[:, :6], rtol=0, atol=1e-6)
     assert (after[:, 6:] - before[:, 6:]).abs().amax(dim=(0, 2)).min() > 1e-4
-
-
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("prompt", [1, 5])
-@torch.no_grad()
-def test_the_cache_gives_the_same_hidden_states_token_by_token(kv_heads: int, prompt: int) -> None:
-    model, x = decoder(kv_heads=kv_heads), tokens()
-    cache = [None] * 3
-    parts = [model(x[:, :prompt], cache)]
-    parts += [model(x[:, i : i + 1], cache) for i in range(prompt, x.shape[1])]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(x), rtol=0, atol=1e-5)
-    assert [tuple(keys.shape) for keys, _ in cache] == [(2, kv_heads, 11, 12)] * 3
-
-
-@torch.no_grad()
-def test_a_filled_cache_takes_one_token_at_a_time() -> None:
-    model, cache = decoder(), [None] * 3
-    model(tokens(), cache)
-    with pytest.raises(ValueError, match="one new token"):
-        model(tokens(length=2), cache)
-
-
-@torch.no_grad()
-def test_greedy_sampling_takes_the_most_likely_token_of_the_whole_text() -> None:
-    model, text = decoder(), [3, 1, 4]
-    for _ in range(8):
-        text.append(int(model.logits(model(torch.tensor([text])))[0, -1].argmax()))
-    assert sample(model, [3, 1, 4], 8, temperature=0) == sample(model, [3, 1, 4], 8, temperature=1e-42) == text[3:]
-    assert sample(model, [3, 1, 4], 8, top_p=1e-6) == text[3:]
-    assert sample(model, [3, 1, 4], 8, temperature=1e-42) == text[3:]
-    first = text.index(text[6], 3)
-    assert sample(model, [3, 1, 4], 8, temperature=0, stop=text[6]) == text[3:first]
-
-
-def test_sampling_is_repeatable_and_draws_from_the_nucleus_alone() -> None:
-    model = decoder()
-    with torch.no_grad():
-        probabilities = torch.softmax(model.logits(model(torch.tensor([[7]])))[0, -1] / 2, dim=-1)
-    ordered = probabilities.sort(descending=True)
-    smallest = int((ordered.values.cumsum(0) < 0.5).sum()) + 1
-    nucleus = ordered.indices[:smallest].tolist()
-    assert 3 < smallest < VOCAB
-
-    def draws() -> list[int]:
-        generator = torch.Generator().manual_seed(2)
-        return [sample(model, [7], 1, temperature=2, top_p=0.5, generator=generator)[0] for _ in range(400)]
-
-    drawn = draws()
-    assert drawn == draws()
-    assert set(drawn) <= set(nucleus)
-    expected = float(probabilities[nucleus[0]] / probabilities[nucleus].sum())
-    assert drawn.count(nucleus[0]) / 400 == pytest.approx(expected, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prompt": []}, "prompt"),
-        ({"temperature": -1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"top_p": 2}, "top_p"),
-    ],
-)
-def test_sampling_refuses_values_out_of_range(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        sample(decoder(), **{"prompt": [1], "max_new_tokens": 1, **changes})
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,39 @@ def test_fsspec_opens_files_by_what_a_file_system_overrides() -> None:
         assert file.read(3) == b"456"
 
 
+def test_transformers_asks_a_quantizer_before_and_after_it_loads_weights() -> None:
+    from transformers.quantizers.base import HfQuantizer
+
+    for around, asked in (
+        (HfQuantizer.preprocess_model, "self._process_model_before_weight_loading(model, **kwargs)"),
+        (HfQuantizer.postprocess_model, "return self._process_model_after_weight_loading(model, **kwargs)"),
+    ):
+        assert asked in inspect.getsource(around)
+
+
+def test_lm_eval_asks_a_model_for_the_tokens_of_pairs() -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+
+    class Bytes(TemplateLM):
+        eot_token_id = 0
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            return list(string.encode())
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+            return [(request[1:], False) for request in requests]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any: ...
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any: ...
+
+    pairs = [("a ", "b"), ("", "b")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    answers = Bytes().loglikelihood(requests, disable_tqdm=True)
+    assert [asked for asked, _ in answers] == [([97], [32, 98]), ([0], [98])]
+
+
 def test_transformers_asks_a_model_how_weights_begin_that_no_file_holds(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import LlamaConfig, LlamaForCausalLM

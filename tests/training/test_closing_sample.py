@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from lrtrain.nn import Continuation
 from lrtrain.training import summary
 
 
@@ -16,11 +17,11 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The sample of a run whose tokenizer knows these words, and the prompts that the model was given."""
     prompts: list[list[int]] = []
 
-    def sample(decoder: object, prompt: list[int], *rest: object) -> list[int]:
-        prompts.append(prompt)
-        return [2, 3]
+    def generate(decoder: object, given: list[list[int]], *rest: object) -> list[Continuation]:
+        prompts.extend(given)
+        return [Continuation([2, 3])]
 
-    monkeypatch.setattr(summary, "sample", sample)
+    monkeypatch.setattr(summary, "generate", generate)
 
     def draw(words: list[str]) -> tuple[str | None, list[list[int]]]:
         tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))

@@ -1,6 +1,5 @@
 """`lrtrain sync`: send to MLflow what waits in the run directories, after a tracking server was down."""
 
-import os
 import socket
 from collections import Counter
 from contextlib import closing
@@ -8,7 +7,8 @@ from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments
 from lrtrain.runtime.errors import UserError
-from lrtrain.tracking.delivery import Delivery, load_state
+from lrtrain.tracking.afterwards import tracked_at
+from lrtrain.tracking.delivery import Delivery
 from lrtrain.tracking.destination import reason, redact, resolve_uri
 from lrtrain.tracking.spool import SPOOL_NAME, Spool, SpoolBusyError
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     waiting: Counter[str] = Counter()  # where -> points
     run_dirs = _run_dirs([Path(folder) for folder in arguments.folders])
     for run_dir in run_dirs:
-        delivery = Delivery(run_dir, uri or _tracked_at(run_dir))
+        delivery = Delivery(run_dir, uri or tracked_at(run_dir))
         where = redact(delivery.uri)
         try:
             spool = Spool(run_dir)
@@ -63,19 +63,6 @@ def _run_dirs(folders: list[Path]) -> list[Path]:
             raise UserError(f"no folder {folder}: give a run directory or a folder that holds some")
         found.update(dict.fromkeys(sorted(path.parent for path in folder.rglob(SPOOL_NAME))))
     return list(found)
-
-
-def _tracked_at(run_dir: Path) -> str:
-    """The URI that the run was tracked with; its password, which is not kept, comes from MLFLOW_TRACKING_URI."""
-    state = load_state(run_dir)
-    if state is None:
-        return resolve_uri(None, run_dir.absolute().parent.parent)
-    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if redact(environment) == state.tracking_uri:
-        return environment
-    if ":***@" in state.tracking_uri:
-        raise UserError(f"{run_dir} needs the password of {state.tracking_uri}: give --tracking-uri with it")
-    return state.tracking_uri
 
 
 def _mark_killed(spool: Spool) -> None:

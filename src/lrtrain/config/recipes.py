@@ -10,6 +10,7 @@ KINDS = {
     "experiments": "experiment",
     "sweeps": "search space",
     "scaling_laws": "isoFLOP grid",
+    "tasks": "task of lm-eval",
 }
 """Folder below `configs/` -> what its files are; `""` for those that `--config` takes."""
 

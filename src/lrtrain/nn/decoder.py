@@ -1,10 +1,11 @@
 """A Llama-style decoder: RMSNorm, rotary positions, causal attention, SwiGLU, no biases.
 
-Shape suffixes: B batch, T tokens (S with the cached ones), D model width, H query heads, K key-value heads, E width of
+Shape suffixes: B batch, T tokens, D model width, H query heads, K key-value heads, E width of
 one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, width).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrtrain.nn.initial_scale import InitialScale, check_initial_scale, rescale
+from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
-from lrtrain.nn.projection import LinearCallable, as_projections, projections
-
-KVCache = list[tuple[Tensor, Tensor] | None]
-"""For each block the keys and values (B, K, S, E) of the tokens seen so far; `[None] * depth` to begin with."""
+from lrtrain.nn.projection import LinearCallable, as_projections, override, projections
+from lrtrain.nn.rope_scaling import RopeScaling
+from lrtrain.nn.rotary import rotary_angles, rotate
 
 
 class Decoder(nn.Module):
@@ -40,9 +42,14 @@ class Decoder(nn.Module):
         rope_base: Base of the rotary frequencies.
         norm_eps: ε of RMSNorm.
         embedding_std: Standard deviation of the embedding's and the head's normal initialization.
+        rope_scaling: How the rotary frequencies are lowered, in a model whose context was lengthened; null leaves them.
+        overrides: Makers of projections by a pattern of their names (`blocks.0.mlp.*`, `*.attention.key`), for those
+            that differ from `attention` and `mlp`; the first that matches wins.
+        initial_scale: Standard deviation of the entries of every W: `fan_in` is 1/√in_features, `width` √2 / width,
+            `gpt2` 0.02 and, where the output is added to the residual stream, 0.02/√(2 · depth); or a number.
 
     Raises:
-        ValueError: sizes that do not fit one another.
+        ValueError: sizes that do not fit one another, or a pattern that no projection's name matches.
     """
 
     def __init__(
@@ -59,6 +66,9 @@ class Decoder(nn.Module):
         rope_base: float = 10000.0,
         norm_eps: float = 1e-5,
         embedding_std: float = 0.02,
+        rope_scaling: RopeScaling | None = None,
+        overrides: dict[str, LinearCallable] | None = None,
+        initial_scale: InitialScale = "fan_in",
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -73,14 +83,20 @@ class Decoder(nn.Module):
             raise ValueError(f"width must be a multiple of 2 · heads, got width {width} with {heads} heads")
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+        check_initial_scale(initial_scale)
         attention, mlp = as_projections(attention), as_projections(mlp)
         self.width = width
         self.rope_base = rope_base
+        self.rope_scaling = rope_scaling
         self.head_width = width // heads
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, kv_heads, ffn_width, attention, mlp, norm_eps) for _ in range(depth)
         )
+        override(self, overrides or {})
+        blocks: Any = self.blocks
+        residual = [one for block in blocks for one in (block.attention.output, block.mlp.down)]
+        rescale(self, initial_scale, width, depth, residual)
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         nn.init.normal_(self.embedding.weight, std=embedding_std)
         if tie_embeddings:
@@ -97,16 +113,20 @@ class Decoder(nn.Module):
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Hidden states (B, T, D) of int64 tokens (B, T); with a cache, of the tokens that follow the cached ones.
 
-        The cache is extended in place. Several new tokens are allowed only while it is empty.
+        The cache is extended in place.
         """
-        past = 0 if cache is None or cache[0] is None else cache[0][0].shape[2]
-        if past and tokens_BT.shape[1] != 1:
-            raise ValueError("a filled cache takes one new token at a time")
         x_BTD = self.embedding(tokens_BT)
-        rope_TE = rotary_angles(past, tokens_BT.shape[1], self.head_width, self.rope_base, x_BTD.device)
+        tokens, device = tokens_BT.shape[1], x_BTD.device
+        rope_TE = self.angles(tokens, device) if cache is None else cache.begin(tokens, self.angles, device)
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope_TE, cache, index)
+        if cache is not None:
+            cache.advance(tokens)
         return self.norm(x_BTD)
+
+    def angles(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, E/2) of the rotary angles at the positions 0 … T − 1."""
+        return rotary_angles(tokens, self.head_width, self.rope_base, device, self.rope_scaling)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, own: LossCallable | None = None) -> Tensor:
         """Mean next-token loss, in nats, of int64 tokens and the tokens that follow them, both (B, T).
@@ -206,16 +226,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, rope_TE: tuple[Tensor, Tensor], cache: KVCache | None, index: int) -> Tensor:
         q_BHTE = rotate(self._heads(self.query(x_BTD)), rope_TE)
-        k_BKSE = rotate(self._heads(self.key(x_BTD)), rope_TE)
-        v_BKSE = self._heads(self.value(x_BTD))
-        past = None if cache is None else cache[index]
-        if past is not None:
-            k_BKSE = torch.cat([past[0], k_BKSE], dim=2)
-            v_BKSE = torch.cat([past[1], v_BKSE], dim=2)
-        if cache is not None:
-            cache[index] = (k_BKSE, v_BKSE)
-        grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
-        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, is_causal=past is None, enable_gqa=grouped)
+        k_BKTE = rotate(self._heads(self.key(x_BTD)), rope_TE)
+        v_BKTE = self._heads(self.value(x_BTD))
+        if cache is None:
+            grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
+            y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=grouped)
+        else:
+            y_BHTE = cache.attend(index, q_BHTE, k_BKTE, v_BKTE)
         return self.output(y_BHTE.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -233,17 +250,3 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
-
-
-def rotary_angles(start: int, tokens: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, E/2) of position · base^(−2i/E), in float32, for positions start … start + tokens − 1."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
-    angles = torch.arange(start, start + tokens, device=device, dtype=torch.float32)[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BHTE: Tensor, rope_TE: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (x_i, x_{i+E/2}) of each head by their position's angle (arXiv 2104.09864)."""
-    cos, sin = (angle.to(x_BHTE.dtype) for angle in rope_TE)
-    first, second = x_BHTE.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

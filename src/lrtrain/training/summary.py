@@ -6,12 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
-import torch
 from tokenizers import Tokenizer
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.checkpoint.directory import FOLDER, steps_in
-from lrtrain.nn import Decoder, sample, text_after
+from lrtrain.nn import Decoder, Sampling, generate, text_after
 from lrtrain.training.callbacks.closing_validation import ClosingValidation
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
 from lrtrain.training.callbacks.throughput import Throughput
@@ -36,6 +35,8 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
             figures.append(f"bits per byte {metrics['val/bits_per_byte']:.4f}")
         at = next((c.step for c in trainer.callbacks if isinstance(c, ClosingValidation)), None)  # type: ignore[attr-defined]
         rows.append(("validation", "   ".join([*figures, *([] if at is None else [f"step {at}"])])))
+    if model.warm_start is not None and model.warm_start.loss is not None:
+        rows.append(("began with", f"loss {model.warm_start.loss:.4f}   step 0, {model.warm_start.where}"))
     sources = [(name.split("/")[1], loss) for name, loss in metrics.items() if re.fullmatch(r"val/[^/]+/loss", name)]
     if sources:
         rows.append(("by source", "   ".join(f"{source} {loss:.4f}" for source, loss in sources)))
@@ -88,9 +89,11 @@ def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
         return None
     try:
         with context:
-            tokens = sample(decoder.eval(), ids, SAMPLE_TOKENS, 0.8, 0.95, torch.Generator().manual_seed(0))
-    except FloatingPointError as error:
+            (found,) = generate(decoder.eval(), [ids], SAMPLE_TOKENS, Sampling(temperature=0.8, top_p=0.95))
+    except (FloatingPointError, ValueError) as error:
         return f"none: {error}"
     if not trainer.is_global_zero:
         return None
-    return "\n" + "\n".join(f"    {line}" for line in (prompt + text_after(ids, tokens, tokenizer.decode)).splitlines())
+    return "\n" + "\n".join(
+        f"    {line}" for line in (prompt + text_after(ids, found.tokens, tokenizer.decode)).splitlines()
+    )

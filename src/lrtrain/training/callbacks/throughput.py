@@ -41,6 +41,10 @@ class Throughput(L.Callback):
         self._trained = False
         self._step = 0
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes seconds since the last batch out of the time in training: another callback had them for itself."""
+        self._last += seconds
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self._last = time.perf_counter()
