@@ -19,7 +19,7 @@ COPY constraints.txt pyproject.toml ./
 RUN python3 -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-print(*project['dependencies'], *extras['hf'], *extras['s3'], sep='\n')" > requirements.txt
+print(*project['dependencies'], *extras['hf'], *extras['eval'], *extras['s3'], sep='\n')" > requirements.txt
 # torch from another index is held to that build. torchvision comes with litdata, for images, and would have to match it.
 RUN if [ -n "$TORCH_INDEX" ]; then \
       PIP_INDEX_URL="$TORCH_INDEX" pip install --no-deps "$(grep '^torch==' constraints.txt)" && \

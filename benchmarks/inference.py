@@ -3,11 +3,12 @@
 The model is low-rank S or L (spectron_<size>) with fresh weights. `low-rank` keeps A and B, `merged` is the same model
 with their products, `spectral` keeps U, s and V, `dense` has weights of its own in the shape of `merged`.
 `transformers` is its own `generate` on the folder that `lrtrain export` writes of the merged model, greedy like the
-others; in float32 its tokens must be those of `merged`.
+others; in float32 its tokens must be those of `merged`. `transformers-factors` is the same on `export --factorized`.
 
 Each form is loaded in a process of its own, and they take turns: one text of `--new` tokens for every prompt in the
 batch. Prefill is the time to the first token, decode the median time of each further one. Peak memory is what the
-process has resident at most, above what it had before the model was loaded; on disk is what export writes.
+process has resident at most, above what it had before the model was loaded; on disk is what export writes. On a machine
+that does other work meanwhile `--threads 1 --clock processor` counts the time in which the process computed, alone.
 
 Required: `merged` decodes at least as fast as transformers; at batch 1 `low-rank` is faster than `merged` by at least
 0.8 × the ratio of the bytes that a token reads: all weights but the embedding, of which it reads a row.
@@ -15,6 +16,7 @@ Required: `merged` decodes at least as fast as transformers; at batch 1 `low-ran
 
 import gc
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,13 +31,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import command_line, report, synchronize
-from benchmarks.shapes import DECODERS, RANK_RATIO
+from benchmarks.shapes import DECODERS, RANK_RATIO, Size
 
 VOCABULARY = 32000
-FORMS = ("transformers", "merged", "dense", "low-rank", "spectral")
+FORMS = ("transformers", "transformers-factors", "merged", "dense", "low-rank", "spectral")
 LEAST_OF_TRANSFORMERS = 1.0
 LEAST_OF_BYTES = 0.8
 HEAD_WIDTH = 64
+SIZES = {"quickstart": Size(256, 4, 768), **DECODERS}
+"""The first is what a machine computes beside the weights: they are few."""
 
 
 class Text(NamedTuple):
@@ -46,16 +50,16 @@ class Text(NamedTuple):
     tokens: list[list[int]]
 
 
-def decoder(form: str, size: str) -> Any:
+def decoder(form: str, size: str, rank_ratio: float) -> Any:
     """Low-rank (also where its products are wanted), spectral or dense, always with the same random numbers."""
     from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SpectralLinear
 
-    linear: Any = partial(LowRankLinear, rank_ratio=RANK_RATIO)
+    linear: Any = partial(LowRankLinear, rank_ratio=rank_ratio)
     if form == "spectral":
-        linear = partial(SpectralLinear, rank_ratio=RANK_RATIO)
+        linear = partial(SpectralLinear, rank_ratio=rank_ratio)
     if form == "dense":
         linear = DenseLinear
-    width, depth, ffn_width = DECODERS[size]
+    width, depth, ffn_width = SIZES[size]
     torch.manual_seed(0)
     made = Decoder(VOCABULARY, width, depth, width // HEAD_WIDTH, ffn_width, linear, linear)
     return made.eval().requires_grad_(False)
@@ -74,25 +78,25 @@ def merge(model: nn.Module) -> None:
         setattr(model.get_submodule(parent), last, dense)
 
 
-def export(size: str, dtype: str, folder: Path) -> int:
-    """Writes the merged model; returns the bytes of its weights."""
+def export(size: str, rank_ratio: float, dtype: str, folder: Path, keep_factors: bool) -> None:
+    """Writes the low-rank model for transformers."""
     from lrtrain.checkpoint.huggingface.exported_folder import write_folder
     from lrtrain.data.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["any"], 300)
-    model = decoder("low-rank", size)
-    return write_folder(model, tokenizer, folder, 2048, False, dtype, 5e9, lambda _: {}).bytes
+    model = decoder("low-rank", size, rank_ratio)
+    write_folder(model, tokenizer, folder, 2048, keep_factors, dtype, 5e9, lambda _: {})
 
 
 Writer = Callable[[Tensor, int, Callable[[], None]], list[list[int]]]
 """(prompts, new tokens, what is called at each token) -> the new tokens."""
 
 
-def ours(form: str, size: str, dtype: str) -> tuple[Writer, int, int]:
+def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, int, int]:
     """Our engine, the bytes of its weights, and those of them that a token reads."""
     from lrtrain.nn import Sampling, generate
 
-    model = decoder(form, size)
+    model = decoder(form, size, rank_ratio)
     if form == "merged":
         merge(model)
     model = model.to(device(), getattr(torch, dtype))
@@ -104,17 +108,21 @@ def ours(form: str, size: str, dtype: str) -> tuple[Writer, int, int]:
                 at_token()
             return False
 
-        found = generate(model, prompts.tolist(), new, Sampling(temperature=0), watch=watch)
+        with torch.inference_mode():  # as `lrtrain generate`
+            found = generate(model, prompts.tolist(), new, Sampling(temperature=0), watch=watch)
         return [one.tokens for one in found]
 
     return write, weights, weights - model.embedding.weight.nbytes
 
 
-def transformers_own(folder: str, dtype: str) -> tuple[Writer, int, int]:
+def transformers_own(folder: str, keep_factors: bool, dtype: str) -> tuple[Writer, int, int]:
     """transformers' `generate` on an exported folder, and the same bytes."""
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device()).eval()
+    from lrtrain.checkpoint.huggingface.modeling_factorized_llama import FactorizedLlamaForCausalLM
+
+    kind = FactorizedLlamaForCausalLM if keep_factors else LlamaForCausalLM
+    model: Any = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device()).eval()
     model.generation_config.eos_token_id = None
     weights = sum(p.nbytes for p in model.parameters())
 
@@ -134,7 +142,12 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def serve(connection: Connection, form: str, size: str, dtype: str, folder: str, threads: int) -> None:
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def serve(
+    connection: Connection, form: str, folder: str, size: str, rank_ratio: float, dtype: str, threads: int, clock: str
+) -> None:
     """A form's process: loads, then writes a text for every batch size that it is sent."""
     torch.set_num_threads(threads)
     import transformers  # noqa: F401  both before the memory is looked at
@@ -142,7 +155,10 @@ def serve(connection: Connection, form: str, size: str, dtype: str, folder: str,
     import lrtrain.nn  # noqa: F401
 
     before = resident("VmRSS")
-    write, weights, read = transformers_own(folder, dtype) if form == "transformers" else ours(form, size, dtype)
+    if form.startswith("transformers"):
+        write, weights, read = transformers_own(folder, form != "transformers", dtype)
+    else:
+        write, weights, read = ours(form, size, rank_ratio, dtype)
     gc.collect()
     connection.send((weights, read))
     for batch, prompt, new in iter(connection.recv, None):
@@ -153,9 +169,9 @@ def serve(connection: Connection, form: str, size: str, dtype: str, folder: str,
 
         def at_token(times: list[float] = times) -> None:
             synchronize()
-            times.append(time.perf_counter())
+            times.append(CLOCKS[clock]())
 
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         tokens = write(prompts, new, at_token)
         further = median(after - one for one, after in pairwise(times))
         connection.send((Text(times[0] - start, further, tokens), resident("VmHWM") - before))
@@ -171,21 +187,25 @@ def measure(size: str, dtype: str, args: Any) -> list[dict[str, Any]]:
     """The rows of a size and a dtype: each form's process is there from the first batch to the last."""
     context = multiprocessing.get_context("spawn")
     rows: list[dict[str, Any]] = []
+    model = size, args.rank_ratio, dtype, args.threads, args.clock
     with tempfile.TemporaryDirectory() as scratch:
-        folder = str(Path(scratch, "merged"))
+        folders = {form: str(Path(scratch, form)) for form in args.forms}
         with context.Pool(1) as apart:  # its memory goes with it
-            apart.apply(export, (size, dtype, Path(folder)))
+            for form, folder in folders.items():
+                if form.startswith("transformers"):
+                    apart.apply(export, (size, args.rank_ratio, dtype, Path(folder), form != "transformers"))
         sides: dict[str, Connection] = {}
         weights: dict[str, tuple[int, int]] = {}
         processes = []
         for form in args.forms:
             here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, form, size, dtype, folder, args.threads), daemon=True)
+            process = context.Process(target=serve, args=(there, form, folders[form], *model), daemon=True)
             process.start()
             there.close()
             sides[form], weights[form] = here, here.recv()
             processes.append(process)
         for batch in args.batches:
+            print(f"{size} {dtype}, {batch} at once …", file=sys.stderr, flush=True)
             texts, peaks = take_turns(sides, batch, args)
             if dtype == "float32" and {"transformers", "merged"} <= {*sides}:
                 assert texts["transformers"][0].tokens == texts["merged"][0].tokens, "they write different texts"
@@ -224,9 +244,10 @@ def rows_of(
     rows = []
     for form, found in texts.items():
         against, least = ("transformers", LEAST_OF_TRANSFORMERS if form == "merged" else None)
-        if form == "low-rank" and "merged" in texts:
+        if form in ("low-rank", "spectral") and "merged" in texts:
             against = "merged"
-            least = LEAST_OF_BYTES * weights["merged"][1] / weights["low-rank"][1] if batch == 1 else None
+            if form == "low-rank" and batch == 1:
+                least = LEAST_OF_BYTES * weights["merged"][1] / weights["low-rank"][1]
         ratio = decode[form] / decode[against] if against in decode and against != form else None
         rows.append(
             {
@@ -250,16 +271,18 @@ def rows_of(
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=[*DECODERS], default=["S", "L"])
+    parser.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["S", "L"])
     parser.add_argument(
         "--dtypes", nargs="+", choices=["float32", "bfloat16"], help="[what the hardware computes with]"
     )
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--rank-ratio", type=float, default=RANK_RATIO, help="rank / input width [%(default)s]")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt [%(default)s]")
     parser.add_argument("--new", type=int, default=32, help="tokens that follow [%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, help="texts of each form and batch [%(default)s]")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process [%(default)s]")
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall", help="what is measured [%(default)s]")
     args = parser.parse_args()
     if args.dtypes is None:
         from lrtrain.config.train_parser import fastest_precision
@@ -272,7 +295,15 @@ def main() -> None:
     import transformers
 
     text = f"{args.repeats} texts of each, {args.prompt} tokens and {args.new} more, prompts of seed = batch"
-    report(rows, "inference", args.out, texts=text, transformers=transformers.__version__)
+    report(
+        rows,
+        "inference",
+        args.out,
+        texts=text,
+        clock=args.clock,
+        rank_ratio=args.rank_ratio,
+        transformers=transformers.__version__,
+    )
 
 
 if __name__ == "__main__":

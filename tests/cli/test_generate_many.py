@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 import saved_model
 from commandline import refusal
+from lrtrain.checkpoint.huggingface.imported import Imported
+from lrtrain.checkpoint.single_file import read_whole, write_whole
 from lrtrain.cli import generated
 from lrtrain.cli.main import main
 from lrtrain.config.trained_model import load
@@ -139,6 +142,32 @@ def test_the_context_ends_a_text_and_the_longest_prompt_has_one_token(
     one = json.loads(run("--prompt", "x" * 64, "--json"))
     assert (len(one["tokens"]), one["ending"]) == (1, "context")
     assert len(json.loads(run("--prompt", "x" * 65, "--context", 100, "--json"))["tokens"]) == 12
+
+
+def test_an_imported_model_has_its_context_its_ends_and_what_its_tokenizer_puts_before_a_text(
+    checkpoint: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    decoder, tokenizer = load(checkpoint)
+    start = [("<|endoftext|>", 0)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=start)
+    ids = tokenizer.encode("rank").ids
+    assert ids[0] == 0
+    (found,) = generate(decoder, [ids], 40, Sampling(0), stop_tokens=[0])
+    content = read_whole(checkpoint)
+    content["lrtrain"]["tokenizer"] = tokenizer.to_str()
+
+    def tokens(length: int, ends: object) -> tuple[list[int], str]:
+        content["lrtrain"]["imported"] = Imported("a", "llama", "float32", length, ends={"eos_token_id": ends}).record()
+        write_whole(content, tmp_path / "imported.ckpt")
+        capfdbinary.readouterr()
+        flags = ["--prompt", "rank", "--temperature", "0", "--json"]
+        assert main(["generate", str(tmp_path / "imported.ckpt"), *flags]) == 0
+        one = json.loads(capfdbinary.readouterr().out)
+        return one["tokens"], one["ending"]
+
+    last = next(token for token in found.tokens[3:] if token not in found.tokens[:3])
+    assert tokens(20, last) == tokens(20, [0, last]) == (found.tokens[: found.tokens.index(last)], "end of text")
+    assert tokens(10, None) == (found.tokens[: 11 - len(ids)], "context")
 
 
 def test_a_prompt_longer_than_the_context_is_one_line(

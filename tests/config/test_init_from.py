@@ -17,6 +17,7 @@ from lrtrain.checkpoint.shard_folder import digest
 from lrtrain.cli.main import main
 from lrtrain.config.trained_model import read_trained
 from lrtrain.data.preparation import PrepareSpec, prepare
+from lrtrain.studies.doctor.first_weights import check_first_weights
 from ranks import command_on_ranks
 
 METHODS = RECIPE.parent / "methods"
@@ -195,7 +196,7 @@ def test_a_sharded_checkpoint_begins_a_sharded_run_and_one_on_a_single_process(s
 
 
 def test_fine_tuning_of_a_base_model_on_documents(base: Path, tmp_path: Path) -> None:
-    """The example of docs/warmstart.md: prepare with the base's tokenizer, begin with its weights."""
+    """The example of docs/warm_start.md: prepare with the base's tokenizer, begin with its weights."""
     words = "treaty clause party notice court remedy"
     text = [f"the {a} of the {b} and a {c}" for a in words.split() for b in words.split() for c in words.split()]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": " ".join([one] * 3)}) + "\n" for one in text))
@@ -208,3 +209,12 @@ def test_fine_tuning_of_a_base_model_on_documents(base: Path, tmp_path: Path) ->
     assert main(["fit", *config, *own, *tuned, f"--init_from={base / 'low_rank'}"]) == 0
     course = losses(tmp_path / "tuned/0001")
     assert course[30] < course[0] - 1
+
+
+def test_the_doctor_looks_at_the_checkpoint(base: Path) -> None:
+    decoder = yaml.safe_load((base / "low_rank/0001/config.yaml").read_text())["model"]["decoder"]
+    for heads, status, line in ((2, "pass", "step 2, fits model.decoder"), (4, "fail", "heads is 4, its 2")):
+        decoder["init_args"]["heads"] = heads
+        (found,) = check_first_weights(str(base / "dense"), decoder)
+        assert (found.check, found.status) == ("init_from", status)
+        assert line in found.found

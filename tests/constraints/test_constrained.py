@@ -169,5 +169,15 @@ def test_what_cannot_train_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"A of 0\.projection is frozen"):
         spectron_for(frozen)
     _, optimizer = made("spectron")
-    with pytest.raises(ValueError, match="the checkpoint has no optimizer state for the parameter"):
+    with pytest.raises(ValueError, match="of the constraints StiefelRetraction, the optimizer has SpectralRenormal"):
         optimizer.load_state_dict(made("sct")[1].state_dict())
+
+
+@every_maker
+def test_parameters_that_a_wrapper_has_replaced_are_not_held_in_silence(name: str) -> None:
+    model, optimizer = made(name)
+    gradients(model, 0)
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(parameter.detach().clone()) for parameter in group["params"]]
+    with pytest.raises(RuntimeError, match="which this optimizer does not step any more"):
+        optimizer.step()

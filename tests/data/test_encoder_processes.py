@@ -33,7 +33,8 @@ from lrtrain.data.tokenizer import load_tokenizer
 signal.signal(signal.SIGUSR1, lambda *_: None)
 with EncoderProcesses(Encoder(load_tokenizer(sys.argv[1]), np.dtype(np.uint16)), 2) as processes:
     busy = processes.submit(["some words " * 3_000_000])
-    time.sleep(0.5)
+    while not processes._started:
+        time.sleep(0.01)
     processes.submit(["a"]).result()
     print(*(process.pid for process in processes._started), flush=True)
     sys.stdin.readline()
@@ -127,9 +128,10 @@ def test_a_killed_process_is_a_line_that_asks_for_the_same_command_which_goes_on
 def test_leaving_ends_processes_at_once_and_frees_their_pipes(encoder: Encoder) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with EncoderProcesses(encoder, 2) as processes:
-        processes.submit(["a"]).result()
         waiting = [processes.submit([LONG]) for _ in range(4)]
-        time.sleep(0.5)
+        while len(processes._started) < 2:
+            time.sleep(0.01)
+        time.sleep(0.5)  # they have begun
         left = time.monotonic()
     assert time.monotonic() - left < 5
     assert len(processes._started) == 2

@@ -262,6 +262,19 @@ def test_evaluation_takes_the_newest_run_of_its_folder(job: Job) -> None:
     assert export == ["export", f"{run}/checkpoints/step-00000100.ckpt", "--out", "runs/lrtrain-7/3/export"]
 
 
+def test_evaluation_asks_the_tasks_that_it_is_given_and_exports_only_after_them(job: Job) -> None:
+    (job.folder / "runs/x/0001/checkpoints/step-00000001.ckpt").mkdir(parents=True)
+    checkpoint = "runs/x/0001/checkpoints/step-00000001.ckpt"
+    asked = {"SLURM_NTASKS": "1", "TASKS": "hellaswag,piqa,arc_easy"}
+    assert job.run(EVALUATE, "runs/x", **asked) == (0, "")
+    validate, evaluate, export = job.calls("lrtrain")
+    assert (validate[0], export[0]) == ("validate", "export")
+    assert evaluate == ["evaluate", checkpoint, "--tasks=hellaswag,piqa,arc_easy"]
+    job.lrtrain('[ "$1" != evaluate ] || exit 2')
+    assert job.run(EVALUATE, "runs/x", **asked)[0] == 2
+    assert [call[0] for call in job.calls("lrtrain")[3:]] == ["validate", "evaluate"]
+
+
 def test_evaluation_without_a_run_or_with_a_failed_validation_fails(job: Job) -> None:
     assert job.run(EVALUATE, "runs/none")[0] == 2
     code, said = job.run(EVALUATE)

@@ -132,6 +132,13 @@ def test_columns_that_would_never_train_are_refused_or_told(tmp_path: Path) -> N
     )
 
 
+def test_how_weights_would_begin_and_which_projections_differ_is_no_other_architecture(tmp_path: Path) -> None:
+    file = saved_model.save(tmp_path / "a.ckpt", decoder_config(DENSE))
+    changes = {"embedding_std": 0.02, "initial_scale": "gpt2", "overrides": {"*.mlp.up": made(LOW_RANK, 48)}}
+    decoder, _ = begun(file, decoder_config(DENSE, **changes))
+    torch.testing.assert_close(logits(decoder), logits(read_trained(file).decoder), rtol=1e-4, atol=2e-4)
+
+
 class Squared(nn.Module):
     """A map without a weight that could be written in another way."""
 

@@ -11,6 +11,7 @@ import torch
 from lrtrain.checkpoint.checkpoint_io import check_tokenizer
 from lrtrain.checkpoint.huggingface.compressed import check_truncation, truncate
 from lrtrain.checkpoint.huggingface.exported_folder import Written, check_packages, write_folder
+from lrtrain.checkpoint.huggingface.format_advice import advice, reads_of
 from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
 from lrtrain.checkpoint.huggingface.model_card import Facts, card, projections_in_words
 from lrtrain.checkpoint.huggingface.tokenizer_files import end_of_text_token
@@ -67,6 +68,8 @@ def export(
             say(f"{'':<15} the merged weights have as many numbers as before; --factorized keeps the factors, fewer")
         facts = replace(facts, truncation=truncation, projections=projections_in_words(trained.decoder))
 
+    counsel = advice(reads_of(trained.decoder), keep)
+
     def texts(written: Written) -> dict[str, str]:
         return {"README.md": card(facts, written), RECIPE: trained.recipe}
 
@@ -76,6 +79,8 @@ def export(
         written = write_folder(*model, folder, length, keep, dtype, shard_bytes, texts, trained.imported)
     for name, text in _report(written, settings):
         say(f"{name:<15} {text}")
+    if counsel is not None:
+        say(f"{'advice':<15} {counsel}")
     say(f"{'wrote':<15} {out}")
     return written
 

@@ -19,7 +19,7 @@ from lrtrain.runtime.stores import is_remote
 from lrtrain.training.warm_start import WarmStart
 
 _NOTED = re.compile(r"(.+)#step=(\d+),sha256=([0-9a-f]{64})")
-ONLY_AT_FIRST = ("embedding_std",)
+ONLY_AT_FIRST = ("embedding_std", "initial_scale")
 """Arguments of a decoder that say how its weights begin, and nothing that is computed later."""
 
 

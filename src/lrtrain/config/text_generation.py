@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from lrtrain.config.trained_model import read_trained
 from lrtrain.data.encoder import Encoder
@@ -67,10 +68,12 @@ class TextGenerator:
         checkpoint: A file or a folder of shards.
         device: Where it computes; a GPU where there is one when None.
         dtype: Of weights and cache.
-        context: Tokens of a text at most, prompt and continuation; `data.block_size` of the run when None.
+        context: Tokens of a text at most, prompt and continuation; when None, what an imported model was made for, or
+            `data.block_size` of the run.
 
     Attributes:
         context: The same; None where the run's data names no block_size.
+        tokenizer: Of the checkpoint.
 
     Raises:
         UserError: no checkpoint of ours, a device that is not there, or without memory.
@@ -78,10 +81,15 @@ class TextGenerator:
 
     def __init__(self, checkpoint: Path, device: str | None, dtype: torch.dtype, context: int | None) -> None:
         trained = read_trained(checkpoint)
+        imported = trained.imported
         self.checkpoint = checkpoint
         self.context = context or trained.context
         self.tokenizer = trained.tokenizer
         self._end = end_of_text(trained.tokenizer)
+        # An imported model knows the texts of its tokenizer, with what that puts before them, and its own ends.
+        self._before = _put_before(trained.tokenizer) if imported else []
+        ends = imported.ends.get("eos_token_id") if imported else None
+        self._ends = {self._end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
         self._encoder = Encoder(trained.tokenizer, np.dtype(np.int64))
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -95,7 +103,7 @@ class TextGenerator:
         Raises:
             UserError: it is longer than the context.
         """
-        tokens = self._encoder.documents([text])[0][:-1].tolist()
+        tokens = self._before + self._encoder.documents([text])[0][:-1].tolist()
         if self.context is not None and len(tokens) > self.context:
             raise UserError(
                 f"{where}: {len(tokens):,} tokens, and the context has {self.context:,}, the longest sequence of the "
@@ -139,24 +147,32 @@ class TextGenerator:
             on_end(row, Text(streams[row].text, found.tokens, found.log_probabilities, ending))
 
         try:
-            generate(
-                self.decoder,
-                [prompt.tokens or [self._end] for prompt in prompts],
-                settings.max_new_tokens,
-                settings.sampling,
-                samples=settings.samples,
-                seeds=[f"{settings.seed} {prompt.place}" for prompt in prompts],
-                stop_tokens=[self._end],
-                context=self.context,
-                watch=watch,
-                on_end=end,
-            )
+            with torch.inference_mode():
+                generate(
+                    self.decoder,
+                    [prompt.tokens or [self._end] for prompt in prompts],
+                    settings.max_new_tokens,
+                    settings.sampling,
+                    samples=settings.samples,
+                    seeds=[f"{settings.seed} {prompt.place}" for prompt in prompts],
+                    stop_tokens=self._ends,
+                    context=self.context,
+                    watch=watch,
+                    on_end=end,
+                )
         except FloatingPointError as error:
             raise UserError(f"checkpoint {self.checkpoint}: {error}; name an earlier checkpoint") from error
         except torch.OutOfMemoryError as error:
             raise UserError(f"{_first_line(error)}; fewer prompts and samples at once need less") from error
         except ValueError as error:
             raise UserError(f"checkpoint {self.checkpoint}: {error}") from error
+
+
+def _put_before(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that a tokenizer puts before any text, as `<s>`."""
+    bare, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+    return list(whole[: next(starts, 0)])
 
 
 def _first_line(error: Exception) -> str:

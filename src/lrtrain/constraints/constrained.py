@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lrtrain.constraints.attached import attached, uncovered
@@ -38,11 +38,24 @@ class ConstrainedOptimizer(CombinedOptimizer):
         return {**super().__getstate__(), "constraints": self.constraints}
 
     def step_parts(self) -> None:
+        self._require_held()
         for constraint in self.constraints.values():
             constraint.before_step(self)
         super().step_parts()
         for constraint in self.constraints.values():
             constraint.after_step()
+
+    def _require_held(self) -> None:
+        """Refuses to hold what is not stepped any more, as after a wrapper that put new parameters into the model."""
+        own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        for name, constraint in self.constraints.items():
+            for place, held in getattr(constraint, "held", {}).items():
+                parameters = [x for x in (held if isinstance(held, tuple) else (held,)) if isinstance(x, Tensor)]
+                if any(parameter.requires_grad and id(parameter) not in own for parameter in parameters):
+                    raise RuntimeError(
+                        f"{name} holds {place}, which this optimizer does not step any more: the model got other "
+                        "parameters since (FSDP does that); make the optimizer after it"
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         states = {name: constraint.state_dict() for name, constraint in self.constraints.items()}
@@ -52,15 +65,21 @@ class ConstrainedOptimizer(CombinedOptimizer):
         """Restores the parameters' states by name, the groups' values and the constraints' states.
 
         Raises:
-            ValueError: state of other parameters or of another class of optimizer.
+            ValueError: state of other parameters, of another class of optimizer or of other constraints.
         """
+        states = state_dict.get(CONSTRAINTS, {})
+        if states.keys() != self.constraints.keys():
+            raise ValueError(
+                f"the state is of the constraints {', '.join(states) or 'none'}, the optimizer has "
+                f"{', '.join(self.constraints) or 'none'}"
+            )
         super().load_state_dict(state_dict)
         of_name = {name: group for group in state_dict["param_groups"] for name in group["param_names"]}
         for group in self.param_groups:
             saved = of_name[group["param_names"][0]] if group["params"] else {}
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
         for name, constraint in self.constraints.items():
-            constraint.load_state_dict(state_dict[CONSTRAINTS][name])
+            constraint.load_state_dict(states[name])
 
 
 def optimizer_for(

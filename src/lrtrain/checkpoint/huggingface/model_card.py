@@ -130,6 +130,8 @@ def _training(facts: Facts) -> dict[str, str]:
     rows["optimizer of the rest"] = _class(model["optimizers"]["other"])
     rows["data"] = _data(data)
     rows["sequence"] = f"{facts.length:,} tokens"
+    if origin := facts.config.get("init_from"):
+        rows["began with"] = f"the weights of `{origin}`, from which steps and tokens count"
     rows["optimizer steps"] = f"{facts.step:,}"
     rows["tokens seen"] = "unknown" if facts.tokens_seen is None else f"{facts.tokens_seen:,.0f}"
     for split, name in (("train", "training"), ("val", "held-out")):
