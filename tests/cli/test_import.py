@@ -146,7 +146,7 @@ def test_its_tokens_and_license_reach_the_export_and_what_ours_has_not_is_said(
     said = capsys.readouterr().out
     assert "license apache-2.0\n" in said
     assert "tokenizer       " in said
-    assert " the model began every text with <s>: lrtrain's data and generation begin with <|endoftext|>\n" in said
+    assert " the model began every text with <s>, as generate does; lrtrain's data begin after <|endoftext|>\n" in said
     assert main(["export", str(tmp_path / "model.ckpt"), "--out", str(tmp_path / "again")]) == 0
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "again"))
     text = "the weather station, 1987"

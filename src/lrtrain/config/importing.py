@@ -187,9 +187,10 @@ def _what_it_is(origin: Imported, fields: dict[str, Any], tokenizer: SourceToken
     end = ours.id_to_token(end_of_text(ours))
     yield "tokenizer", f"{vocabulary_size(ours):,} tokens   {end} ends a document"
     if (theirs := tokenizer.special.get("eos_token")) and theirs != end:
-        yield "", f"the model ends its own answers with {theirs}: lrtrain's data and generation use {end}"
+        yield "", f"the model ends its own answers with {theirs}, at which lrtrain generate stops, too"
     if tokenizer.begins:
-        yield "", f"the model began every text with {tokenizer.begins}: lrtrain's data and generation begin with {end}"
+        begins = f"the model began every text with {tokenizer.begins}, as generate does"
+        yield "", f"{begins}; lrtrain's data begin after {end}"
 
 
 def _in_words(asked: Factorization, outcome: Outcome) -> str:
