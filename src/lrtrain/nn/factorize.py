@@ -81,7 +81,7 @@ def factorize_(
     if kind not in KINDS:
         raise ValueError(f"kind must be low_rank or spectral, got {kind!r}")
     noted = getattr(getattr(model, "config", None), "quantization_config", None)
-    if noted is not None and not is_ours(noted):
+    if noted is not None and not is_ours(noted) and not getattr(noted, "dequantize", False):
         raise ValueError("the model is quantized: load its weights as they were before that")
     names, left = _chosen(model, kind, _patterns(include), _patterns(exclude) or [])
     made: dict[str, tuple[nn.Module, Factorized]] = {}
