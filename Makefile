@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-BENCHMARKS := polar orthonormalize spectron_step communication step_share data_wait checkpoint_wait throughput seventy_b telemetry compare
+BENCHMARKS := polar orthonormalize spectron_step lora_muon_step communication step_share data_wait checkpoint_wait throughput seventy_b telemetry compare
 
 .PHONY: always install quickstart test test-cluster lint types bench clean
 

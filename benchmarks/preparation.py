@@ -2,9 +2,9 @@
 
 `optimize` is used in three ways. As litgpt prepares OpenWebText: the inputs are documents, and each call encodes one.
 As litgpt prepares TinyLlama's data and LitData's guide does: the inputs are files, and each call encodes its documents
-one by one. And with batches of documents, which no guide has. All get the same number of workers; each is a process of
-its own, and they take turns. A second and core is processor time, of the process and its children: others on the
-machine do not count. Each prepares the whole text and an eighth of it: from the difference comes what a long
+one by one. And with batches of documents, which no guide has. All get the same number of workers; each case is a
+program of its own, and they take turns. A second and core is processor time, of the program and its processes: others
+on the machine do not count. Each prepares the whole text and an eighth of it: from the difference comes what a long
 preparation has, without the start of worker processes. Ours splits off held-out documents, keeps control tokens out,
 counts bytes, hashes and syncs the shards besides.
 """
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument(
         "--vocabulary", type=int, default=32000, help="tokens of the tokenizer, which is trained [32000]"
     )
-    parser.add_argument("--workers", type=int, default=1, help="threads of ours, processes of theirs [1]")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenize, of ours and of theirs [1]")
     parser.add_argument("--repeats", type=int, default=3, help="turns [3]")
     parser.add_argument("--case", nargs=3, help="one turn of a case, on a part of the text in a folder")
     args = parser.parse_args()

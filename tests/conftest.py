@@ -2,13 +2,18 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
 from lrtrain.runtime import own_modules
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 settings.register_profile("lrtrain", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("lrtrain")
@@ -53,6 +58,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = str(tmp_path_factory.mktemp("tokenizer") / "given.json")
     train_tokenizer(sources.TEXTS, 300).save(file)
     return file
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator["S3Server"]:
+    """An S3 server of the module's own, with an empty bucket, and the environment that leads to it."""
+    import s3_server
+
+    with s3_server.running() as server, pytest.MonkeyPatch.context() as patched:
+        for name, value in server.environment().items():
+            patched.setenv(name, value)
+        server.bucket("bucket")
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -35,17 +35,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.shards(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[s3_server.S3Server]:
-    with s3_server.running() as server:
-        server.bucket("bucket")
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _environment(server: s3_server.S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name, value in {**server.environment(), "LRTRAIN_STORE_WAIT": "20", "HOME": str(tmp_path / "home")}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LRTRAIN_STORE_WAIT", "20")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     yield
     step_actions.ACTIONS.clear()

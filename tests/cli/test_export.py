@@ -68,6 +68,7 @@ def test_the_command_writes_the_same_folder_and_takes_the_newest_checkpoint(
     for line in (
         f"checkpoint      {run / STEP}.ckpt\n",
         "rounding        bfloat16 moves the logits by",
+        "advice          --factorized would decode faster in transformers: a token reads ",
         f"{tmp_path}/out\n",
     ):
         assert line in said

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ import toy
 from commandline import arguments, refusal
 from lrtrain.checkpoint.single_file import read_whole, write_whole
 from lrtrain.cli.main import main
-from lrtrain.config import trained_model
-from lrtrain.config.trained_model import load
+from lrtrain.config import text_generation
+from lrtrain.config.trained_model import load, read_trained
 from lrtrain.nn import Continuation
 
 Generate = Callable[..., str]
@@ -77,19 +78,24 @@ def test_no_more_tokens_than_asked_for(generate: Generate, runs: Path) -> None:
 def test_words_keep_their_space_and_a_spelled_end_of_text_is_text(
     generate: Generate, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder, _ = load(runs / "first/0001/checkpoints/step-00000002.ckpt")
+    trained = read_trained(runs / "first/0001/checkpoints/step-00000002.ckpt")
     vocabulary = {"<unk>": 0, "<eos>": 1, **{piece: 2 + i for i, piece in enumerate("▁/<>eos")}}
     words = {f"▁word{i}": 9 + i for i in range(toy.VOCABULARY - 9)}
     tokenizer = Tokenizer(models.BPE({**vocabulary, **words}, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer.add_special_tokens(["<unk>", "<eos>"])
-    monkeypatch.setattr(trained_model, "load", lambda path: (decoder, tokenizer))
+    monkeypatch.setattr(text_generation, "read_trained", lambda path: replace(trained, tokenizer=tokenizer))
     for prompt in ("see", "see<eos>", ""):
         text = generate("--prompt", prompt, "--temperature", "3").removeprefix(prompt)
         assert re.fullmatch(r"( word\d+|[/<>eos]| )+", text if prompt else f" {text}"), text
         assert " word" in text
     asked: list[list[int]] = []
-    monkeypatch.setattr("lrtrain.nn.generate", lambda decoder, given, *_, **__: asked.extend(given) or [Continuation()])
+
+    def nothing(decoder: object, given: list[list[int]], *_: object, on_end: Callable[..., None], **__: object) -> None:
+        asked.extend(given)
+        on_end(0, Continuation())
+
+    monkeypatch.setattr(text_generation, "generate", nothing)
     assert generate("--prompt", "see<eos>s") == "see<eos>s"
     assert 1 not in asked[0]
     assert len(asked[0]) >= 10
@@ -128,12 +134,20 @@ def test_a_broken_newest_is_passed_over(generate: Generate, runs: Path, tmp_path
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--temperature", "-1"], "--temperature -1.0: must be"),
-        (["--temperature", "nan"], "--temperature nan: must be"),
+        (["--temperature", "-1"], "--temperature must be a number of at least 0, got -1.0"),
+        (["--temperature", "nan"], "--temperature must be a number of at least 0, got nan"),
         (["--temperature", "warm"], "argument --temperature: invalid float value: 'warm'; see lrtrain generate --help"),
-        (["--top-p", "0"], "--top-p 0.0: must be in (0, 1]"),
-        (["--top-p", "1.5"], "--top-p 1.5: must be in (0, 1]"),
-        (["--max-new-tokens", "0"], "--max-new-tokens 0: must be at least 1"),
+        (["--top-p", "0"], "--top-p must be in (0, 1], got 0.0"),
+        (["--top-p", "1.5"], "--top-p must be in (0, 1], got 1.5"),
+        (["--top-k", "0"], "argument --top-k: expected a whole number, at least 1, got 0; see lrtrain generate --help"),
+        (["--min-p", "2"], "--min-p must be in [0, 1], got 2.0"),
+        (["--repetition-penalty", "0"], "--repetition-penalty must be a number above 0, got 0.0"),
+        (["--max-new-tokens", "0"], "argument --max-new-tokens: expected a whole number, at least 1, got 0"),
+        (["--samples", "0"], "argument --samples: expected a whole number, at least 1, got 0"),
+        (["--stop", ""], "--stop: an empty text ends everything; name one"),
+        (["--prompts", "a.jsonl"], "argument --prompts: not allowed with argument --prompt"),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--device", "abacus"], "--device abacus: "),
         (["--seed", "-1"], "--seed -1: must be in"),
         (["--seed", str(2**64)], f"--seed {2**64}: must be in"),
         (["--prompt", "\udcff"], "--prompt is not text in UTF-8"),

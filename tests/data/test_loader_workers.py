@@ -46,6 +46,24 @@ def test_a_reader_that_is_stuck_ends_when_its_parent_says_so() -> None:
     del held
 
 
+SIGNALED_AT_BIRTH = """
+import os, signal, sys, torch
+from torch.utils.data import DataLoader
+from lrtrain.data.loader_workers import deaf_from_the_start, heed_parent_only
+
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), int(sys.argv[1])))
+with deaf_from_the_start():
+    read = iter(DataLoader(torch.arange(100), num_workers=1, worker_init_fn=heed_parent_only))
+assert [int(number) for number in read] == list(range(100))
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "this process hears as before"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not say who sent a signal")
+def test_a_reader_goes_on_after_a_signal_that_comes_before_it_has_begun() -> None:
+    subprocess.run([sys.executable, "-c", SIGNALED_AT_BIRTH, str(int(signal.SIGTERM))], check=True)
+
+
 class Stuck(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 1

@@ -1,11 +1,7 @@
 """A data set made in parts is, byte for byte, the one that a single machine makes; whatever else differs is a line."""
 
-import json
 import shutil
-import time
 from collections import namedtuple
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forked import FORK
 from lrtrain.cli.prepare import main
-from lrtrain.data import encode, merge, shards
+from lrtrain.data import merge
 from lrtrain.data import preparation as preparing
 from lrtrain.data.manifest import Manifest
-from lrtrain.data.preparation import PrepareSpec, prepare
+from lrtrain.data.preparation import prepare
 from lrtrain.data.shares import Share, prepare_share, ranges
-from lrtrain.runtime.errors import UserError
-from sources import TEXTS, contents
+from lrtrain.data.unfinished import Progress
+from parted import in_parts, refused, spec_of
+from sources import contents
 
-FILES = 7
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "CHUNK_TOKENS", 2048)
-    monkeypatch.setattr(encode, "BATCH_DOCUMENTS", 8)
-
-
-def small() -> None:
-    """In another process: chunks and batches of which 400 documents make many, each saved."""
-    shards.CHUNK_TOKENS, encode.BATCH_DOCUMENTS, preparing.SAVE_SECONDS = 2048, 8, 0.0
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """The documents of `sources` in seven files of different length."""
-    (tmp_path / "text").mkdir()
-    bounds = [0, 20, 50, 51, 130, 260, 300, 400]
-    for number, (begin, end) in enumerate(pairwise(bounds)):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[begin:end])
-        (tmp_path / "text" / f"{number}.jsonl").write_text(lines)
-    return tmp_path / "text"
-
-
-def spec_of(text: Path, **changes: Any) -> PrepareSpec:
-    return PrepareSpec(**{"source": [str(text)], "train_vocab_size": 300, "val_fraction": 0.2, "workers": 1, **changes})
-
-
-def in_parts(spec: PrepareSpec, out: Path, of: int, order: int = 1) -> Path:
-    for number in range(of)[::order]:
-        prepare_share(spec, str(out), number, of)
-    return out
-
-
-def refused(call: Callable[[], object], words: str) -> None:
-    with pytest.raises(UserError, match=words) as raised:
-        call()
-    assert "\n" not in str(raised.value)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=30), data=st.data())
@@ -134,6 +92,7 @@ def test_what_is_not_of_the_same_preparation_is_a_line_for_each_part_and_for_the
     for number in (0, 2):
         prepare_share(spec, str(out), number, 3)
     refused(lambda: merge.merge(str(out), {"max_tokens": 7}), "max_tokens is None there and 7")
+    refused(lambda: merge.merge(str(out), {}, workers=-1), "workers is -1: give at least 1")
     with (text / "3.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     for call in (lambda: prepare_share(spec, str(out), 1, 3), lambda: merge.merge(str(out), {})):
@@ -154,7 +113,7 @@ def test_parts_and_one_machine_do_not_take_each_others_folder(tmp_path: Path, te
     (tmp_path / "mine" / "train").mkdir(parents=True)
     refused(lambda: prepare_share(spec_of(text), str(tmp_path / "mine"), 0, 2), "is not from a preparation")
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "progress.pt").write_bytes(b"")
+    Progress({}, []).save(tmp_path / "begun")
     refused(
         lambda: prepare_share(spec_of(text), str(tmp_path / "begun"), 0, 2), "unfinished preparation of one machine"
     )
@@ -195,66 +154,6 @@ def test_a_merge_that_was_killed_while_it_deleted_the_parts_is_whole(tmp_path: P
     assert prepare(spec_of(text), str(out)) == manifest
     assert merge.merge(str(out), {}) == manifest
     assert not (out / "parts").exists()
-
-
-def share_in_a_process(text: str, out: str, slow: float) -> None:
-    small()
-    append = preparing._append
-    preparing._append = lambda *arguments: time.sleep(slow) or append(*arguments)
-    prepare_share(spec_of(Path(text)), out, 1, 2)
-
-
-def merge_in_a_process(out: str, slow: float) -> None:
-    small()
-    read = merge.read_chunk
-    merge.read_chunk = lambda *arguments: time.sleep(slow) or read(*arguments)
-    merge.merge(out, {})
-
-
-def kill_at(file: Path, process: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.join()
-    assert file.exists()
-
-
-def test_a_killed_part_and_a_killed_merge_go_on_and_end_with_the_same_files(
-    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    prepare_share(spec_of(text), str(out), 0, 2)
-    process = FORK.Process(target=share_in_a_process, args=(str(text), str(out), 0.02))
-    process.start()
-    kill_at(out / "parts" / "00001-of-00002" / "train" / "chunk-00003.bin", process)
-    refused(lambda: merge.merge(str(out), {}), "1 of the 2 parts")
-    capsys.readouterr()
-    prepare_share(spec_of(text), str(out), 1, 2)
-    assert capsys.readouterr().out.startswith("Going on with")
-    for chunk in ("train/chunk-00004.bin", "val/chunk-00001.bin"):
-        process = FORK.Process(target=merge_in_a_process, args=(str(out), 0.02))
-        process.start()
-        kill_at(out / chunk, process)
-        refused(lambda: Manifest.load(str(out)), "not finished")
-    merge.merge(str(out), {})
-    assert "Going on with" in capsys.readouterr().out
-    prepare(spec_of(text), str(tmp_path / "whole"))
-    assert contents(out) == contents(tmp_path / "whole")
-
-
-def test_two_processes_at_one_part_make_it_once(tmp_path: Path, text: Path) -> None:
-    out = tmp_path / "out"
-    both = [FORK.Process(target=share_in_a_process, args=(str(text), str(out), 0.01)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(60)
-    assert [process.exitcode for process in both] == [0, 0]
-    prepare_share(spec_of(text), str(out), 0, 2)
-    merge.merge(str(out), {})
-    prepare(spec_of(text), str(tmp_path / "whole"))
-    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_the_command_makes_parts_and_merges_them(

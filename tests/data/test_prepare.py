@@ -41,6 +41,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     tmp_path: Path, source: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "BATCH_DOCUMENTS", 16)
+    monkeypatch.setattr(encode, "CHARACTERS_HERE", 40_000)  # about a tenth
     for workers in (1, 4):
         prepare(PrepareSpec(source, train_vocab_size=300, workers=workers), str(tmp_path / str(workers)))
     assert contents(tmp_path / "1") == contents(tmp_path / "4")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import zstandard
 
 import s3_server
 from lrtrain.cli.main import main
-from lrtrain.data import lease
+from lrtrain.data import lease, remote_preparation
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.preparation import PrepareSpec, prepare
@@ -28,17 +28,8 @@ from lrtrain.runtime.errors import TemporaryError, UserError
 from token_streams import BLOCK, spec_of
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[s3_server.S3Server]:
-    with s3_server.running() as server:
-        server.bucket("bucket")
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _environment(server: s3_server.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("LRTRAIN_STAGING", str(tmp_path / "staging"))
     monkeypatch.setenv("LITDATA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("LRTRAIN_STORE_WAIT", "1")
@@ -159,6 +150,16 @@ def test_of_two_that_prepare_at_once_one_waits_and_takes_what_the_other_made(
     assert f"Preparing {url} was left by process 1 on elsewhere: taking over" in said
 
 
+def test_a_process_that_is_not_in_this_container_is_not_taken_for_gone() -> None:
+    mine = lease.Lease("s3://bucket/lease")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = {**json.loads(mine._content()), "process": gone.pid}
+    assert mine._was_here(json.dumps(left).encode())
+    for other in ({"container": "pid:[1]"}, {"host": "elsewhere"}, {"process": os.getpid()}):
+        assert not mine._was_here(json.dumps({**left, **other}).encode())
+
+
 def test_one_that_was_taken_over_does_not_finish(spec: PrepareSpec, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = stores.upload
 
@@ -239,6 +240,26 @@ def test_sources_on_s3_are_read_through_an_outage(
         prepare(PrepareSpec([url], **options), f"{url}/out")
     with pytest.raises(UserError, match="s3://no-bucket/x"):
         prepare(PrepareSpec(["s3://no-bucket/x"], **options), str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "holds"),
+    [
+        ("s3://b", True),
+        ("s3://b/", True),
+        ("s3://b/data/out", True),
+        ("s3://b/da*", True),
+        ("s3://b/**/*.jsonl", True),
+        ("s3://b/*.jsonl", False),
+        ("s3://b/data/*/x.jsonl", False),
+        ("s3://b/da", False),
+        ("s3://other", False),
+        ("*", False),
+    ],
+)
+def test_a_source_that_would_hold_the_data_set_itself_is_refused_and_no_other(entry: str, holds: bool) -> None:
+    with pytest.raises(UserError, match="itself") if holds else nullcontext():
+        remote_preparation._refuse_own_source(PrepareSpec(["a/*", entry]), "s3://b/data/out")
 
 
 def test_the_staging_folder_is_named_after_the_url(tmp_path: Path) -> None:

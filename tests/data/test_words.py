@@ -41,7 +41,7 @@ def test_every_character_of_a_certain_class_is_cut_as_the_library_cuts_it(traine
     plain, remembering = encoders(trained)
     probes = ["".join(f"a{c}1{c}{c} {c}b  {c}" for c in some) for some in batched(certain, 100)]
     for probe, wanted in zip(probes, plain.documents(probes), strict=True):
-        found = remembering._words.encode(probe, KIND) if remembering._words is not None else None
+        found = remembering._words.encode(probe) if remembering._words is not None else None
         assert found is not None
         assert np.array_equal(found, wanted[:-1]), repr(probe)
 
@@ -64,10 +64,10 @@ def test_any_documents_have_the_same_tokens(trained: Tokenizer, texts: list[str]
 
 
 def test_what_spells_a_control_token_or_is_uncertain_is_left_to_the_library(trained: Tokenizer) -> None:
-    found = Words(trained)
+    found = Words(trained, KIND)
     for text in ("says <|endoftext|> aloud", "an emoji 😀", "\u0378", "x" * (words.LONGEST_TEXT + 1)):
-        assert found.encode(text, KIND) is None
-    assert found.encode("", KIND) is not None
+        assert found.encode(text) is None
+    assert found.encode("") is not None
     plain, remembering = encoders(trained)
     spelled = ["plain", "says <|endoftext|> aloud"]
     for wanted, got in zip(plain.documents(spelled), remembering.documents(spelled), strict=True):
@@ -96,7 +96,7 @@ def another(kind: str) -> Tokenizer:
     "kind", ["normalizer", "space before", "no pattern", "another pattern", "nothing cut", "another model"]
 )
 def test_another_kind_of_tokenizer_has_no_words(kind: str) -> None:
-    assert Words.of(another(kind)) is None
+    assert Words.of(another(kind), KIND) is None
 
 
 def test_memory_is_bounded_and_a_wrong_word_is_not_passed_over(
@@ -108,10 +108,10 @@ def test_memory_is_bounded_and_a_wrong_word_is_not_passed_over(
     assert remembering._words is not None
     assert len(remembering._words) == 3
     for word in remembering._words:
-        remembering._words[word] = [7]
+        remembering._words[word] = np.array([7], KIND).tobytes()
     with pytest.raises(AssertionError, match="words from memory make other tokens"):
         remembering.documents(TEXTS[:2])
 
 
 def test_a_tokenizer_from_a_file_has_words(tokenizer: str, tmp_path: Path) -> None:
-    assert Words.of(load_tokenizer(tokenizer)) is not None
+    assert Words.of(load_tokenizer(tokenizer), KIND) is not None

@@ -123,7 +123,7 @@ def test_help_comes_at_once(image: Image, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_any_user_trains_quickstart_with_a_read_only_root(image: Image, trained: Path, tmp_path: Path) -> None:
-    (checkpoint,) = (trained / "work/runs/quickstart/0001/checkpoints").iterdir()
+    (checkpoint,) = (trained / "workspace/runs/quickstart/0001/checkpoints").iterdir()
     assert checkpoint.name == "step-00000005.ckpt"
     assert (checkpoint.stat().st_uid, checkpoint.stat().st_gid) == USER
     code, said = image.run(["-c", "touch /opt/lrtrain/new"], tmp_path, entrypoint=["sh"])
@@ -131,7 +131,7 @@ def test_any_user_trains_quickstart_with_a_read_only_root(image: Image, trained:
 
 
 def test_the_run_records_the_commit_of_the_image(trained: Path) -> None:
-    assert _tag(trained / "work/runs/mlflow.db", "git.commit") == COMMIT
+    assert _tag(trained / "workspace/runs/mlflow.db", "git.commit") == COMMIT
 
 
 def test_a_resumed_container_goes_on_with_the_run(image: Image, trained: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_resumed_container_goes_on_with_the_run(image: Image, trained: Path) -
     code, said = image.run(["fit", "--config", "quickstart", *more], trained)
     assert code == 0, said
     assert "resuming from runs/quickstart/0001/checkpoints/step-00000005.ckpt" in said
-    assert (trained / "work/runs/quickstart/0001/checkpoints/step-00000006.ckpt").exists()
+    assert (trained / "workspace/runs/quickstart/0001/checkpoints/step-00000006.ckpt").exists()
 
 
 @pytest.mark.parametrize("command", [["fit", "--config", "quickstart"], ["prepare", "--out", "data/other"]])

@@ -111,6 +111,11 @@ class Deaf(Decoder):
         return super().forward(tokens_BT)
 
 
+class Older(Decoder):
+    def forward(self, tokens_BT: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens_BT)
+
+
 class Twice(Decoder):
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         return 2 * super().forward(tokens_BT, cache)
@@ -128,3 +133,6 @@ def test_a_decoder_of_ones_own_passes_its_cache_on_or_is_told_so() -> None:
     deaf = Deaf(**sizes, attention=DenseLinear, mlp=DenseLinear)
     with pytest.raises(ValueError, match=r"Deaf.forward does not extend its cache: pass it on"):
         feed(deaf, KVCache(1, 8), [tokens])
+    older = Older(**sizes, attention=DenseLinear, mlp=DenseLinear)
+    with pytest.raises(ValueError, match=r"Older.forward takes no cache: give it cache=None"):
+        feed(older, KVCache(1, 8), [tokens])

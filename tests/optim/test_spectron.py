@@ -12,12 +12,12 @@ from lrtrain.optim import Spectron
 from quadratic import matrices
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("nesterov", "weight_decay"), [(False, 0.0), (True, 0.0), (False, 0.5)])
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("orthogonalize", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_spectron_equals_the_plain_algorithm(
-    orthogonalize: bool, renormalize: bool, nesterov: bool, dtype: torch.dtype, tolerance: float
+    orthogonalize: bool, renormalize: bool, nesterov: bool, weight_decay: float, dtype: torch.dtype, tolerance: float
 ) -> None:
     shapes = [(12, 9, 4), (12, 9, 4), (7, 12, 3)]  # out, in, rank: two pairs of equal shape and one of another
     pairs = [(torch.randn(out, r).to(dtype), torch.randn(into, r).to(dtype)) for out, into, r in shapes]
@@ -30,13 +30,12 @@ def test_spectron_equals_the_plain_algorithm(
         return list(torch.autograd.grad(loss, leaves))
 
     rates = [0.02, 0.05, 0.1, 0.2, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01]
-    expected = reference.spectron(
-        pairs, gradients, rates, 0.9, orthogonalize=orthogonalize, renormalize=renormalize, nesterov=nesterov
-    )
+    settings = {"orthogonalize": orthogonalize, "nesterov": nesterov, "weight_decay": weight_decay}
+    expected = reference.spectron(pairs, gradients, rates, 0.9, renormalize=renormalize, **settings)
 
     parameters = [(nn.Parameter(a.clone()), nn.Parameter(b.clone())) for a, b in pairs]
     flat = [factor for pair in parameters for factor in pair]
-    optimizer = Spectron(flat, momentum=0.9, nesterov=nesterov, orthogonalize=orthogonalize)
+    optimizer = Spectron(flat, momentum=0.9, **settings)
     constraint = SpectralRenormalization().hold({str(i): pair for i, pair in enumerate(parameters)})
     for rate in rates:
         optimizer.param_groups[0]["lr"] = rate
@@ -82,10 +81,12 @@ def test_spectron_creates_the_state_of_every_parameter_in_its_first_step() -> No
         ({"momentum": 1.0}, "momentum"),
         ({"momentum": -0.1}, "momentum"),
         ({"ns_steps": 0}, "ns_steps"),
+        ({"weight_decay": -0.1}, "lr and weight_decay"),
+        ({"weight_decay": 20.0}, "lr and weight_decay"),
     ],
 )
 def test_spectron_refuses_values_out_of_range(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"Spectron: {message} must be"):
+    with pytest.raises(ValueError, match=f"Spectron: {message} must"):
         Spectron(matrices(), **wrong)
 
 

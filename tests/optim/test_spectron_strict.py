@@ -50,6 +50,7 @@ def gradient(kind: str, x: Tensor, seed: int) -> Tensor:
     rates,
     st.sampled_from(["float32", "bfloat16"]),
     st.booleans(),
+    st.sampled_from([0.0, 0.3]),
     st.integers(0, 2**31),
 )
 def test_strict_keeps_every_update_of_the_product_below_the_learning_rate(
@@ -62,11 +63,13 @@ def test_strict_keeps_every_update_of_the_product_below_the_learning_rate(
     spikes: list[float],
     precision: Any,
     nesterov: bool,
+    decay: float,
     seed: int,
 ) -> None:
     rank = min(rank, out, into)
     a, b = factors(out, into, rank, singular, scale, seed)
-    optimizer = Spectron([a, b], lr=1.0, precision=precision, nesterov=nesterov, strict=True)
+    settings = {"precision": precision, "nesterov": nesterov, "weight_decay": decay}
+    optimizer = Spectron([a, b], lr=1.0, strict=True, **settings)
     constraint = SpectralRenormalization().hold({"pair": (a, b)})
     for step, kind in enumerate(gradients):
         optimizer.param_groups[0]["lr"] = rate = spikes[step % len(spikes)]
@@ -77,7 +80,7 @@ def test_strict_keeps_every_update_of_the_product_below_the_learning_rate(
         after = a.detach().double() @ b.detach().double().mT
         # Adding a step to float32 weights rounds each of them.
         rounding = 4e-7 * reference.norm(a) * reference.norm(b) * max(out, into) ** 0.5
-        assert reference.norm(after - before) <= rate * (1 + 1e-5) + rounding
+        assert reference.norm(after - (1 - decay * rate) * before) <= rate * (1 + 1e-5) + rounding
 
 
 def test_the_default_can_exceed_what_strict_cannot() -> None:

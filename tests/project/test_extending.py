@@ -1,4 +1,7 @@
-"""docs/extending.md, worked from an empty folder: every command runs, and every file is what it shows."""
+"""docs/extending.md, worked from an empty folder: every command runs, and every file is what it shows.
+
+Its experiment trains six models, a minute's work, and is planned alone here; `-m slow` does it.
+"""
 
 import os
 import re
@@ -29,8 +32,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+EXPERIMENT = "lrtrain experiment duel.yaml --jobs 2\n"
+
+
 @pytest.mark.timeout(900)
-def test_every_command_of_the_page_runs_and_every_file_is_as_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_command_of_the_page_runs_and_every_file_is_as_shown(tmp_path: Path, trains: bool) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     variables = environment(tmp_path)
@@ -44,6 +51,8 @@ def test_every_command_of_the_page_runs_and_every_file_is_as_shown(tmp_path: Pat
                 (folder / name).write_text(content)
         else:
             assert language == "sh"
+            if content == EXPERIMENT and not trains:
+                content = content.replace("\n", " --plan\n")
             command = ["bash", "-euc", content]
             done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
@@ -56,5 +65,6 @@ def test_every_command_of_the_page_runs_and_every_file_is_as_shown(tmp_path: Pat
         "my_data.py",
         "my_format.py",
     } <= shown
-    assert "verdict: " in said
+    assert ("verdict: " in said) == trains
+    assert re.search(r"^spectron +\d", said, re.M)  # the experiment's table, planned or measured
     assert "MyOptimizer" in said

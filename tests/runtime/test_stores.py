@@ -4,7 +4,6 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -15,17 +14,8 @@ from lrtrain.runtime import s3, stores
 from lrtrain.runtime.errors import TemporaryError, UserError
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[s3_server.S3Server]:
-    with s3_server.running() as server:
-        server.bucket("bucket")
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _environment(server: s3_server.S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("LRTRAIN_STORE_WAIT", "20")
 
 

@@ -109,8 +109,11 @@ def spectron(
     orthogonalize: bool = True,
     renormalize: bool = True,
     nesterov: bool = False,
+    weight_decay: float = 0.0,
 ) -> list[Tensor]:
     """Spectron, arXiv 2602.12429, Algorithms 1 to 3, one factor after the other; `nesterov` is not in the paper.
+
+    Decay is that of the product, W ← (1 − λ η) W, spread evenly over its factors.
 
     `gradients` maps the factors [A₁, B₁, A₂, B₂, …] to their gradients; one step for each rate. Power iteration makes
     20 steps in its first call, from a fixed vector, and one in every later call.
@@ -136,7 +139,7 @@ def spectron(
             update = polar_newton_schulz(update) if orthogonalize else update
             first = index - index % 2
             rho = eta / (sigmas[first] + sigmas[first + 1] + 1) if renormalize else eta
-            updated.append(factor - rho * update)
+            updated.append((1 - weight_decay * eta) ** 0.5 * factor - rho * update)
         factors = updated
     return factors
 

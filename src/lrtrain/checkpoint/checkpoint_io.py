@@ -46,7 +46,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: it is anything but a whole checkpoint.
         """
-        return _of_lightning(sharded.read(Path(path), map_location or "cpu", weights_only is not False), path)
+        return of_lightning(sharded.read(Path(path), map_location or "cpu", weights_only is not False), path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         checkpoint_folder.remove(Path(path))
@@ -58,7 +58,7 @@ def load_without_optimizer(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is anything but a whole checkpoint.
     """
-    return _of_lightning(sharded.read_weights(path), path)
+    return of_lightning(sharded.read_weights(path), path)
 
 
 def check_architecture(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path, strict: bool = True) -> None:
@@ -68,19 +68,21 @@ def check_architecture(checkpoint: Mapping[str, Any], module: nn.Module, path: s
         UserError: names the first parameter that differs (in the module's order) with both shapes; with
             `strict=False` only shapes count, as in `nn.Module.load_state_dict`.
     """
-    saved, wanted = _shapes(checkpoint["state_dict"]), _shapes(module.state_dict())
+    what = difference(_shapes(checkpoint["state_dict"]), _shapes(module.state_dict()), strict)
+    if what:
+        raise UserError(f"checkpoint {path} is of another architecture: {what}; use the config.yaml of its run")
+
+
+def difference(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], strict: bool = True) -> str:
+    """What differs first between a checkpoint's weights and a model's, by names and shapes; empty if nothing."""
     extra = [f"it has {name} {shape}" for name, shape in saved.items() if name not in wanted and strict]
     missing = [f"it lacks the model's {name} {wanted[name]}" for name in wanted if name not in saved and strict]
     differing = [name for name in wanted if saved.get(name, wanted[name]) != wanted[name]]
     if differing:
-        what = f"its {differing[0]} is {saved[differing[0]]}, the model's is {wanted[differing[0]]}"
-    elif missing:
-        what = missing[0] + (f" ({extra[0]})" if extra else "")
-    elif extra:
-        what = f"{extra[0]}, which the model lacks"
-    else:
-        return
-    raise UserError(f"checkpoint {path} is of another architecture: {what}; use the config.yaml of its run")
+        return f"its {differing[0]} is {saved[differing[0]]}, the model's is {wanted[differing[0]]}"
+    if missing:
+        return missing[0] + (f" ({extra[0]})" if extra else "")
+    return f"{extra[0]}, which the model lacks" if extra else ""
 
 
 def check_tokenizer(saved: str, given: str, path: str | Path) -> None:
@@ -106,7 +108,8 @@ def check_tokenizer(saved: str, given: str, path: str | Path) -> None:
     )
 
 
-def _of_lightning(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+def of_lightning(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Returns a checkpoint that is one of `lrtrain fit`. Raises UserError for another file of ours."""
     if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]:
         raise UserError(f"cannot use checkpoint {path}: it has no {missing[0]!r}; pass one of `lrtrain fit`")
     return checkpoint

@@ -75,6 +75,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.asynchronous = asynchronous
         self.path = check_path(path) if path is not None else None
+        self.validate_first = False  # a run that begins from trained weights tells their loss
         self.saver: Saver
         self._signals: GracefulSignals
         self._shape_check: RemovableHandle | None = None
@@ -116,6 +117,11 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         own = checkpoint.get("lrtrain", {})
+        if own.get("imported") and trainer.state.fn == TrainerFn.FITTING:
+            raise UserError(
+                f"--ckpt_path {trainer.ckpt_path}: lrtrain import wrote it, and it holds weights alone, no run that "
+                "could go on: begin with them by --init_from"
+            )
         data: Any = getattr(trainer, "datamodule", None)
         if own.get("tokenizer") is not None and hasattr(data, "tokenizer_json"):
             check_tokenizer(own["tokenizer"], data.tokenizer_json(), trainer.ckpt_path or "in memory")
@@ -129,7 +135,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
         self.saver.begin(trainer, self.asynchronous)
-        if self._validation_owed:
+        if self._validation_owed or (self.validate_first and trainer.global_step == 0):
             validate_at_boundary(trainer)
         self._restore_random(trainer)
         self._leave_if_asked(trainer)

@@ -218,6 +218,22 @@ def cached(url: str) -> Path:
 
     Of a URL that is no checkpoint but a run, or a folder of runs, it is the newest one.
     """
+    url = newest_url(url)
+    folder, _, name = url.rpartition("/")
+    listed = {entry: stored for entry, stored in stores.stored(folder).items() if entry.split("/")[0] == name}
+    identity = hashlib.sha256(f"{url} {sorted(listed.items(), key=str)}".encode()).hexdigest()[:16]
+    file = CACHE.expanduser() / identity / name
+    if not file.exists():
+        fetch(url, file)
+    return file
+
+
+def newest_url(url: str) -> str:
+    """The URL of the checkpoint that a URL means: itself, or the newest one of a run or of a folder of runs.
+
+    Raises:
+        UserError: there is none.
+    """
     url = url.rstrip("/")
     if not url.endswith(".ckpt"):
         names = stores.stored(url)
@@ -226,13 +242,7 @@ def cached(url: str) -> Path:
         if not found:
             raise UserError(f"no checkpoint under {url}: name a .ckpt, a run or a folder of runs")
         url = stores.joined(url, _file(max(found, key=lambda m: (m[1] or "", int(m[2])))))
-    folder, _, name = url.rpartition("/")
-    listed = {entry: stored for entry, stored in stores.stored(folder).items() if entry.split("/")[0] == name}
-    identity = hashlib.sha256(f"{url} {sorted(listed.items(), key=str)}".encode()).hexdigest()[:16]
-    file = CACHE.expanduser() / identity / name
-    if not file.exists():
-        fetch(url, file)
-    return file
+    return url
 
 
 def _file(match: re.Match[str]) -> str:

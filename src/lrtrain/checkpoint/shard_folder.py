@@ -92,6 +92,12 @@ def fault(path: Path) -> str | None:
     return None
 
 
+def require_whole(path: Path) -> None:
+    """Raises UserError unless a file or folder is a whole checkpoint; reads all of it once."""
+    if why := fault(path):
+        raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
+
+
 def digest(path: Path) -> str:
     """The sha256 by which a whole checkpoint knows itself: of a folder's, that of the file that knows the others."""
     return wholefile.digest(path / META if path.is_dir() else path)
@@ -105,8 +111,7 @@ def read(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> di
     """
     if not path.is_dir():
         return wholefile.read_whole(path, map_location, weights_only)
-    if why := fault(path):
-        raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
+    require_whole(path)
     return read_tree(path)
 
 
@@ -118,9 +123,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         checkpoint = wholefile.read_whole(path, mapped=True)
-    elif why := fault(path):
-        raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
     else:
+        require_whole(path)
         checkpoint = read_tree(path, lazily=("optimizer_states",))
     return {key: value for key, value in checkpoint.items() if key != "optimizer_states"}
 

@@ -47,17 +47,22 @@ def digest(path: Path) -> str:
 
 
 def read_whole(
-    path: Path, map_location: Any = "cpu", weights_only: bool = True, mapped: bool = False
+    path: Path,
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    mapped: bool = False,
+    checked: bool = False,
 ) -> dict[str, Any]:
     """The checkpoint in `path`, after its checksum was compared.
 
     `weights_only` lets nothing but tensors, numbers, strings and containers of them in: a file cannot run code here.
-    `mapped` leaves the tensors in the file, from where each page comes when it is asked for.
+    `mapped` leaves the tensors in the file, from where each page comes when it is asked for. `checked` says that the
+    checksum was compared a moment ago.
 
     Raises:
         UserError: the file is missing, cut short, changed since it was written, or not a checkpoint of lrtrain.
     """
-    if why := fault(path):
+    if not checked and (why := fault(path)):
         raise UserError(f"cannot use checkpoint {path}: {why}; pass another one, or 'last' for the newest whole one")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mapped)

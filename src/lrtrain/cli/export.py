@@ -26,7 +26,12 @@ def main(argv: list[str]) -> int:
         default="runs",
         help="a .ckpt, a run directory, or a folder of runs (its newest), or the URL of one of these in a store",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; it must not be there yet")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the folder to write, or its URL in a store; it must not be there yet",
+    )
     parser.add_argument("--factorized", action="store_true", help="keep the factors: fewer numbers and fewer FLOPs")
     parser.add_argument(
         "--dtype",
@@ -49,7 +54,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--context", type=positive, metavar="TOKENS", help="longest sequence (default: data.block_size of the run)"
     )
-    parser.add_argument("--license", metavar="ID", help="what the model card says, as apache-2.0 (default: not stated)")
+    parser.add_argument(
+        "--license", metavar="ID", help="what the model card says, as apache-2.0 (default: that of an imported model)"
+    )
     arguments: argparse.Namespace = parser.parse_args(argv)
 
     from lrtrain.config.export_settings import Export, read_shard_size
@@ -58,7 +65,7 @@ def main(argv: list[str]) -> int:
     settings = Export(
         "factorized" if arguments.factorized else "merged", arguments.dtype, arguments.shard_size, arguments.license
     )
-    path, out = Path(arguments.checkpoint), Path(arguments.out)
+    path, out = Path(arguments.checkpoint), arguments.out
     if path.exists() or is_remote(arguments.checkpoint):
         announce(f"export: reading {arguments.checkpoint} …")
 

@@ -14,6 +14,7 @@ EXAMPLES = {
     "fit": (
         "--config quickstart --trainer.max_steps 400",
         "--config quickstart --ckpt_path last",
+        "--config quickstart --name tuned --init_from runs/quickstart --data.path data/mine",
         "--config spectron_S --config parallel/fsdp --trainer.devices 8",
     ),
     "validate": ("--config quickstart", "--config quickstart --ckpt_path FILE --trainer.limit_val_batches 50"),
@@ -25,6 +26,7 @@ OPTIONS = (
     ("--name NAME", "name of the run", "run"),
     ("--runs FOLDER", "folder of all runs and of the tracker", "runs"),
     ("--ckpt_path FILE|last", "to resume or evaluate; last: newest whole one", "null"),
+    ("--init_from FILE", "checkpoint whose weights a new run begins with", "null"),
     ("--seed_everything N", "seed of initial weights and all random draws", "0"),
     ("--print_config", "print the settings that result as YAML, and end", ""),
     ("--model.decoder.width N", "model width; so depth, heads, ffn_width", "recipe"),
@@ -50,7 +52,7 @@ OPTIONS = (
 )
 """Flag with its value, meaning, default; `recipe` where the class has none, or which class is the recipe's to say."""
 
-TRAINING = ("optimizers", "schedule", "activation", "max_steps", "accumulate", "gradient", "check", "logger")
+TRAINING = ("init", "optimizers", "schedule", "activation", "max_steps", "accumulate", "gradient", "check", "logger")
 """What marks an option that validate and test take with the recipe and do nothing with."""
 
 

@@ -1,5 +1,6 @@
 """`lrtrain <command>`: finds the command and imports only what it needs."""
 
+import atexit
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from lrtrain.runtime.first_to_end import exit_code_here, stop_listening
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.lost_processes import LostProcessError, leave_note
 from lrtrain.runtime.own_modules import find_own_modules
-from lrtrain.runtime.ranks import leave_group, should_print
+from lrtrain.runtime.ranks import end_in_a_lost_group, end_now_if_lost, leave_group, should_print
 
 COMMANDS = {
     "fit": ("lrtrain.cli.fit:fit", "train a model from YAML recipes, or resume one"),
@@ -22,6 +23,7 @@ COMMANDS = {
     "generate": ("lrtrain.cli.generate:main", "continue a text with a trained checkpoint"),
     "evaluate": ("lrtrain.cli.evaluate:main", "ask lm-eval's tasks of a checkpoint or an exported folder"),
     "export": ("lrtrain.cli.export:main", "write a checkpoint as a folder that transformers loads"),
+    "import": ("lrtrain.cli.import_model:main", "make a checkpoint of a Llama that transformers loads"),
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
     "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"lrtrain {__version__}")
         return 0
+    atexit.register(end_now_if_lost)
     try:
         return _run(argv[0], argv[1:])
     except UserError as error:
@@ -59,15 +62,22 @@ def main(argv: list[str] | None = None) -> int:
         line = " ".join(str(error).split("\n"))
         if isinstance(error, LostProcessError) or should_print(line):
             print(f"lrtrain: error: {line[:1000]}{' …' if len(line) > 1000 else ''}", file=sys.stderr, flush=True)
-        return exit_code_here(error.exit_code) if leave_note(error.exit_code, line) else error.exit_code
+        code = exit_code_here(error.exit_code) if leave_note(error.exit_code, line) else error.exit_code
+        end_in_a_lost_group(code)
+        return code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not leave_note(1, f"{type(error).__name__}: {error}"[:1000]) or exit_code_here(1):
+        code = exit_code_here(1) if leave_note(1, f"{type(error).__name__}: {error}"[:1000]) else 1
+        end_in_a_lost_group(code)
+        if code:
             raise
         traceback.print_exc()
         return 0
+    except SystemExit as ended:
+        end_in_a_lost_group(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
     except KeyboardInterrupt:
         print("lrtrain: interrupted", file=sys.stderr)
         return 130

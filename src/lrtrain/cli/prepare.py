@@ -83,7 +83,7 @@ def _parser() -> Arguments:
         "--workers",
         type=int,
         metavar="N",
-        help="threads that tokenize (one a core); a part with one core does most a core",
+        help="processes that tokenize, one a core at most (16 of them)",
     )
     parser.add_argument("--part", type=int, metavar="I", help="make part I of N alone, counted from 0; needs --of")
     parser.add_argument("--of", type=positive, metavar="N", help="in how many parts the data set is made")

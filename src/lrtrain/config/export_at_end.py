@@ -1,15 +1,19 @@
 """The group `export` of a run: refused before the first step, or written after the last."""
 
+from pathlib import Path
+
 import torch
 import yaml
 
 from lrtrain.checkpoint.directory import FOLDER, step_path
 from lrtrain.checkpoint.huggingface.exported_folder import check_packages
 from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
+from lrtrain.config.export_target import is_whole, upload
 from lrtrain.config.exporting import block_size, export
 from lrtrain.config.train_parser import TrainingRun
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.stores import joined
 
 SUFFIX = ".hf"
 
@@ -30,7 +34,8 @@ def export_is_possible(run: TrainingRun) -> None:
 
 
 def export_last(run: TrainingRun) -> None:
-    """Writes the folder beside the checkpoint of the last step, by the first process, unless it is there.
+    """Writes the folder beside the checkpoint of the last step, by the first process, unless it is there; with
+    `checkpoints.path` also beside that one's copy in the store.
 
     Raises:
         UserError: on every process, where the folder cannot be written; the checkpoint is whole all the same.
@@ -41,11 +46,23 @@ def export_last(run: TrainingRun) -> None:
     error = None
     checkpoint = step_path(run.run_dir / FOLDER, trainer.global_step)
     out = checkpoint.with_suffix(SUFFIX)
-    if trainer.is_global_zero and checkpoint.exists() and not out.exists():
+    if trainer.is_global_zero and checkpoint.exists():
         print()
         try:
-            export(checkpoint, out, settings)
+            if not out.exists():
+                export(checkpoint, out, settings)
+            _copy(out, run)
         except UserError as caught:
             error = f"{caught}. The run is finished: lrtrain export {checkpoint} --out DIR writes it later"
     if error := trainer.strategy.broadcast(error):
         raise UserError(error)
+
+
+def _copy(folder: Path, run: TrainingRun) -> None:
+    uploads = run.parts.checkpoints.saver.uploads
+    if uploads is None:
+        return
+    url = joined(uploads.url, f"{FOLDER}/{folder.name}")
+    if not is_whole(url):
+        upload(folder, url)
+        print(f"{'copied to':<15} {url}")

@@ -10,12 +10,14 @@ import torch
 
 from lrtrain.checkpoint.checkpoint_io import check_tokenizer
 from lrtrain.checkpoint.huggingface.compressed import check_truncation, truncate
-from lrtrain.checkpoint.huggingface.exported_folder import Written, check_packages, check_target, write_folder
+from lrtrain.checkpoint.huggingface.exported_folder import Written, check_packages, write_folder
+from lrtrain.checkpoint.huggingface.format_advice import advice, reads_of
 from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
 from lrtrain.checkpoint.huggingface.model_card import Facts, card, projections_in_words
 from lrtrain.checkpoint.huggingface.tokenizer_files import end_of_text_token
 from lrtrain.checkpoint.shard_folder import digest
 from lrtrain.config.export_settings import Export
+from lrtrain.config.export_target import check_out, folder_for
 from lrtrain.config.trained_model import TrainedModel, read_trained
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.nn import Decoder
@@ -28,7 +30,7 @@ RECIPE = "recipe.yaml"
 
 def export(
     checkpoint: Path,
-    out: Path,
+    out: str | Path,
     settings: Export,
     rank: int | None = None,
     energy: float | None = None,
@@ -40,22 +42,24 @@ def export(
 
     Args:
         checkpoint: A file or a folder of shards.
-        out: The folder, which is not there yet.
+        out: The folder, which is not there yet, or the URL of one in a store.
         settings: Its format, the weights' dtype and the shards' size.
         rank: Lower the projections to this rank; or give energy, a share of Σσ² that they are to hold.
         energy: In (0, 1].
         data: Shards on whose held-out split the loss is told before and after that; those of the run when None.
-        context: Tokens of the longest sequence; `data.block_size` of the run when None.
+        context: Tokens of the longest sequence; `data.block_size` of the run, or what an imported model was made for,
+            when None.
         say: Takes each line.
 
     Raises:
-        UserError: whatever cannot be exported, or not whole.
+        UserError: whatever cannot be exported, or not whole; nothing is left then.
+        TemporaryError: the store does not answer.
     """
-    target = check_export(out, rank, energy)
+    check_export(out, rank, energy)
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
-    length = context or block_size(trained.config["data"])
+    length = context or (trained.imported.context if trained.imported else block_size(trained.config["data"]))
     facts = _facts(trained, settings, length)
     if rank is not None or energy is not None:
         truncation = _truncated(trained, rank, energy, data, length)
@@ -64,27 +68,29 @@ def export(
             say(f"{'':<15} the merged weights have as many numbers as before; --factorized keeps the factors, fewer")
         facts = replace(facts, truncation=truncation, projections=projections_in_words(trained.decoder))
 
+    counsel = advice(reads_of(trained.decoder), keep)
+
     def texts(written: Written) -> dict[str, str]:
         return {"README.md": card(facts, written), RECIPE: trained.recipe}
 
     shard_bytes, dtype = settings.shard_bytes, settings.dtype
-    written = write_folder(trained.decoder, trained.tokenizer, target, length, keep, dtype, shard_bytes, texts)
+    model = trained.decoder, trained.tokenizer
+    with folder_for(out) as folder:
+        written = write_folder(*model, folder, length, keep, dtype, shard_bytes, texts, trained.imported)
     for name, text in _report(written, settings):
         say(f"{name:<15} {text}")
+    if counsel is not None:
+        say(f"{'advice':<15} {counsel}")
     say(f"{'wrote':<15} {out}")
     return written
 
 
-def check_export(out: Path, rank: int | None = None, energy: float | None = None) -> Path:
-    """What can be refused before anything is read: a missing package, a target that is there, a rank out of range.
-
-    Returns:
-        The target's absolute path.
-    """
+def check_export(out: str | Path, rank: int | None = None, energy: float | None = None) -> None:
+    """Refuses what can be refused before a model is read: a missing package, a target that is there, a bad rank."""
     check_packages()
     if rank is not None or energy is not None:
         check_truncation(rank, energy)
-    return check_target(out)
+    check_out(out)
 
 
 def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | None) -> tuple[float, int]:
@@ -164,7 +170,7 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
     return Facts(
         name=trained.config["name"] + (f"/{run_dir.name}" if run is not None else ""),
         format=settings.format or "merged",
-        license=settings.license,
+        license=settings.license or (trained.imported.license if trained.imported else None),
         config=trained.config,
         step=trained.step,
         tokens_seen=trained.callbacks.get("Throughput", {}).get("tokens_seen"),
@@ -175,10 +181,11 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
         truncation=None,
         checkpoint=trained.path.name,
         digest=digest(trained.path),
-        versions=versions or {"lrtrain": trained.version},
+        versions=trained.imported.versions if trained.imported else versions or {"lrtrain": trained.version},
         trained_at=tags.get("git.commit"),
         exported_at=git_state().get("commit"),
         dtype=settings.dtype,
+        imported=trained.imported,
     )
 
 

@@ -71,6 +71,13 @@ def new_parser(command: str) -> Parser:
         help="Checkpoint to resume from or to evaluate: its path, or 'last' for the newest whole one of this name.",
     )
     parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="Checkpoint whose weights a new run begins with, all else fresh: a .ckpt, a run directory, a folder of "
+        "runs (its newest), or the URL of one of these. A run that is resumed goes on from its own checkpoint.",
+    )
+    parser.add_argument(
         "--seed_everything", type=int, default=0, help="Seed of the initial weights and of every random draw."
     )
     return parser

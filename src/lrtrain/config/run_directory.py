@@ -3,9 +3,11 @@
 import contextlib
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from lrtrain.checkpoint import remote_runs
 from lrtrain.checkpoint.directory import FOLDER, newest_whole, resolve_ckpt_path
+from lrtrain.config.init_from import Origin, carried_on, find_origin
 from lrtrain.config.newest_run import newest_anywhere
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
@@ -52,26 +54,58 @@ def discard_if_empty() -> None:
             path.parent.rmdir()
 
 
+class Place(NamedTuple):
+    """Where a command works: the run directory and the checkpoint to go on from, or the weights to begin from.
+
+    `init_from` is what the record says of these, and `weights` where they are, if the run begins with them now.
+    """
+
+    directory: Path
+    checkpoint: Path | None
+    init_from: str | None
+    weights: Path | None
+
+
 def resolve_run(
-    command: str, runs: str, name: str, ckpt_path: str | None, path: str | None = None, nodes: int = 1
-) -> tuple[Path, Path | None]:
-    """The run directory and the checkpoint that a command works with; the first process chooses for all of them.
+    command: str,
+    runs: str,
+    name: str,
+    ckpt_path: str | None,
+    path: str | None = None,
+    nodes: int = 1,
+    init_from: str | None = None,
+) -> Place:
+    """The run directory and the checkpoints that a command works with; the first process chooses for all of them.
 
     `last` continues the newest run of the name that has a whole checkpoint, here or, with a `path` of copies, in the
     store: then it comes to this disk, with the run's record. An explicit checkpoint of a run of that name, here or
-    there, continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run.
+    there, continues that run; any other starts a new one. Without a checkpoint `fit` starts a new run, from the weights
+    of `init_from` if that is given.
 
     Raises:
-        UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole.
+        UserError: the name is no folder inside `runs`, validate or test finds no checkpoint, or it is not whole; the
+            run that is to go on began from other weights than `init_from`.
         TemporaryError: the store does not answer.
     """
-    chosen = decide_on_rank_zero(
-        lambda: [one and str(one) for one in _choose(command, runs, name, ckpt_path, path)], nodes
-    )
-    directory, checkpoint, url = chosen
+
+    def decide() -> list[str | None]:
+        directory, checkpoint, url = _choose(command, runs, name, ckpt_path, path)
+        origin, weights = init_from, None
+        if command == "fit" and checkpoint is not None:
+            origin = carried_on(init_from, checkpoint)
+        elif command == "fit" and init_from is not None:
+            found, weights = find_origin(init_from)
+            origin = str(found)
+        paths = [None if one is None else str(one) for one in (directory, checkpoint, weights)]
+        return [*paths, url, origin]
+
+    directory, checkpoint, weights, url, origin = decide_on_rank_zero(decide, nodes)
     if url and not Path(checkpoint).exists():  # on another host
         remote_runs.fetch(url, Path(checkpoint))
-    return Path(directory), Path(checkpoint) if checkpoint else None
+    noted = Origin.noted(origin) if weights else None
+    if noted and is_remote(noted.where) and not Path(weights).exists():
+        remote_runs.fetch(noted.where, Path(weights))
+    return Place(Path(directory), Path(checkpoint) if checkpoint else None, origin, Path(weights) if weights else None)
 
 
 def _choose(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import register_unresolvable_import_paths
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,10 +17,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lrtrain.checkpoint.checkpoints import Checkpoints
 from lrtrain.config.error_lines import one_line
 from lrtrain.config.export_settings import Export
+from lrtrain.config.init_from import Origin, warm_start
 from lrtrain.config.overlaid import overlaid
 from lrtrain.config.own_data import add_own_data
 from lrtrain.config.parser import Parser, new_parser, read
-from lrtrain.config.run_directory import resolve_run
+from lrtrain.config.run_directory import Place, resolve_run
 from lrtrain.config.settings import command_line
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.runtime.errors import UserError
@@ -109,22 +111,38 @@ class TrainingRun(Configured):
 
     def __init__(self, command: str, argv: list[str]) -> None:
         super().__init__(command, argv)
+        if command != "fit" and Parser.settings.place("init_from").startswith("--") and self.config.init_from:
+            raise UserError(f"--init_from: {command} takes the weights of a run's checkpoint: name it by --ckpt_path")
         if is_first():
             for line in overlaid(Parser.settings, self.config):
                 print(line)
         with _one_line():
             config = self.config
-            self.run_dir, self.resumed = resolve_run(
+            place = resolve_run(
                 command,
                 config.runs,
                 config.name,
                 config.ckpt_path,
                 config.checkpoints.path,
                 config.trainer.num_nodes,
+                config.init_from,
             )
+            self.run_dir, self.resumed = place.directory, place.checkpoint
+            self._begin_from(place)
             self.record, self.roll_call = RunRecord(self.as_yaml()), RollCall()
+            if beginning := self.model.warm_start:
+                self.record.texts["init_from.txt"] = lambda: beginning.report
             self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
             self.parts.heartbeat.start(self.trainer.local_rank)
+
+    def _begin_from(self, place: Place) -> None:
+        """Lets the model begin with the weights of `init_from`, and the record say which these were."""
+        self.config.init_from = place.init_from
+        origin = Origin.noted(place.init_from) if place.init_from and place.weights else None
+        if origin is not None and place.weights is not None:
+            decoder = yaml.safe_load(self.as_yaml())["model"]["decoder"]
+            self.model.warm_start = warm_start(origin, place.weights, decoder)
+            self.parts.checkpoints.validate_first = True
 
     def finish_copy(self) -> None:
         """Waits until the store has what `checkpoints.path` asks for, with the record as it is at the end.

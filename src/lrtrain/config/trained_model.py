@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
+from lrtrain.checkpoint.huggingface.imported import Imported
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
@@ -58,6 +59,7 @@ class TrainedModel:
         step: Optimizer steps done.
         version: Of lrtrain, when it was saved.
         callbacks: The states of Lightning's callbacks, by their keys.
+        imported: Where `lrtrain import` had it from, if no step has changed it since.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class TrainedModel:
     step: int
     version: str
     callbacks: dict[str, Any]
+    imported: Imported | None
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -99,21 +102,27 @@ def read_trained(path: Path) -> TrainedModel:
         step=checkpoint["global_step"],
         version=own.get("version", ""),
         callbacks=checkpoint.get("callbacks", {}),
+        imported=Imported(**own["imported"]) if own.get("imported") else None,
     )
 
 
 def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Decoder:
     """The decoder with the very tensors that were read."""
-    decoder = _made(config, path, "meta")
+    decoder = made_decoder(config, path, "meta")
     if not all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
-        decoder = _made(config, path, "cpu")  # it may keep tensors that no checkpoint holds
+        decoder = made_decoder(config, path, "cpu")  # it may keep tensors that no checkpoint holds
     before_load(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights, assign=True)
     return decoder.eval()
 
 
-def _made(config: dict[str, Any], path: Path, device: str) -> Decoder:
+def made_decoder(config: dict[str, Any], path: Path, device: str) -> Decoder:
+    """The decoder of a checkpoint's configuration, with fresh weights.
+
+    Raises:
+        UserError: a class of it is not here, or takes other arguments.
+    """
     try:
         with torch.device(device):
             return build_decoder(config)
@@ -127,6 +136,17 @@ def _made(config: dict[str, Any], path: Path, device: str) -> Decoder:
 
 def build_decoder(config: dict[str, Any]) -> Decoder:
     """The decoder of a configuration's `model.decoder`, with fresh weights."""
+    parser = _parser()
+    return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()
+
+
+def resolved_decoder(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's `model.decoder` with the defaults of what it leaves out."""
+    resolved: dict[str, Any] = _parser().parse_object({"decoder": config}).as_dict()["decoder"]
+    return resolved
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--decoder", type=DecoderCallable)
-    return parser.instantiate_classes(parser.parse_object({"decoder": config})).decoder()
+    return parser

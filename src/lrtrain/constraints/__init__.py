@@ -2,6 +2,7 @@
 
 from lrtrain.constraints.attached import attached, left_out, uncovered
 from lrtrain.constraints.balance import BalancedRenormalization
+from lrtrain.constraints.constrained import ConstrainedOptimizer, lora_muon_for, optimizer_for, sct_for, spectron_for
 from lrtrain.constraints.constraint import Constraint, NothingToHoldError
 from lrtrain.constraints.factors import find_factors, spectral_triples
 from lrtrain.constraints.manifold import StiefelRetraction, TangentProjection
@@ -11,6 +12,7 @@ from lrtrain.constraints.renormalize import SpectralRenormalization
 
 __all__ = [
     "BalancedRenormalization",
+    "ConstrainedOptimizer",
     "Constraint",
     "FunctionPreservingRetraction",
     "NothingToHoldError",
@@ -21,6 +23,10 @@ __all__ = [
     "attached",
     "find_factors",
     "left_out",
+    "lora_muon_for",
+    "optimizer_for",
+    "sct_for",
     "spectral_triples",
+    "spectron_for",
     "uncovered",
 ]

@@ -1,9 +1,7 @@
-"""Documents to tokens on several threads, in order: the tokenizer leaves Python's lock while it works."""
+"""Documents in batches, and their tokens from several processes, in order."""
 
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -12,10 +10,12 @@ import numpy as np
 
 from lrtrain.data.documents import read_documents
 from lrtrain.data.encoder import Encoder
+from lrtrain.data.encoder_processes import EncoderProcesses
 from lrtrain.data.listing import Part
 
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
+CHARACTERS_HERE = BATCH_CHARACTERS  # tokenized in this process before others are started
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,19 @@ def read_batches(parts: list[Part], text_column: str, part: int = 0, position: i
 
 def encode_batches(
     batches: Iterable[Batch], encoder: Encoder, workers: int
-) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-    """Each batch, in order, with the tokens of its documents, the end-of-text token after each."""
-    # Our threads are the parallelism: `workers` would mean nothing if each call took every core besides.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if workers == 1:
-        encoder.remember_words()
-    with ThreadPoolExecutor(workers, "encode") as pool:
-        submitted = ((batch, pool.submit(encoder.documents, batch.texts)) for batch in batches)
+) -> Generator[tuple[Batch, list[np.ndarray]], None, None]:
+    """Each batch, in order, with the tokens of its documents, the end-of-text token after each.
+
+    At most `workers` processes make them, which end with the iterator; for the first megabyte none is worth starting.
+    """
+    size, batches = 0, iter(batches)
+    while size < CHARACTERS_HERE:
+        if (batch := next(batches, None)) is None:
+            return
+        yield batch, encoder.documents(batch.texts)
+        size += sum(map(len, batch.texts))
+    with EncoderProcesses(encoder, workers) as processes:
+        submitted = ((batch, processes.submit(batch.texts)) for batch in batches)
         ahead = deque(islice(submitted, 2 * workers))
         while ahead:
             batch, tokens = ahead.popleft()

@@ -48,8 +48,8 @@ class Encoder:
         self._loses = vanishes and any(map(self._lost, EVERY_BYTE))
 
     def remember_words(self) -> None:
-        """From now on take words from memory where the tokenizer allows it; for one thread alone (`Words`)."""
-        self._words = None if self._loses else Words.of(self.tokenizer)
+        """From now on take words from memory where the tokenizer allows it (`Words`), which pays from a megabyte on."""
+        self._words = None if self._loses else Words.of(self.tokenizer, self.dtype)
 
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text and their separator."""
@@ -64,7 +64,7 @@ class Encoder:
         return found
 
     def _remembered(self, text: str) -> np.ndarray | None:
-        ids = self._words.encode(text, self.dtype) if self._words is not None else None
+        ids = self._words.encode(text) if self._words is not None else None
         return None if ids is None or self._control[ids].any() or self._byte[ids].any() else ids
 
     def _by_library(self, texts: Sequence[str]) -> list[np.ndarray]:

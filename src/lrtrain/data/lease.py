@@ -24,7 +24,12 @@ class Lease:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._holder = {"host": platform.node(), "process": os.getpid(), "holder": uuid.uuid4().hex}
+        self._holder = {
+            "host": platform.node(),
+            "container": _container(),
+            "process": os.getpid(),
+            "holder": uuid.uuid4().hex,
+        }
         self._beats = 0
         self._lost = False
         self._ended = threading.Event()
@@ -85,7 +90,7 @@ class Lease:
     def _was_here(self, content: bytes) -> bool:
         """Whether the holder was a process of this machine that is no more."""
         holder = json.loads(content)
-        if holder["host"] != self._holder["host"]:
+        if any(holder.get(key) != self._holder[key] for key in ("host", "container")):
             return False
         try:
             os.kill(holder["process"], 0)
@@ -105,6 +110,13 @@ def leased(url: str, what: str) -> Iterator[Lease]:
         yield lease
     finally:
         lease.give_back()
+
+
+def _container() -> str:
+    """In what the number of a process is one: a container on its machine's network has that one's name."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def _named(content: bytes) -> str:

@@ -12,7 +12,7 @@ from litdata import StreamingDataset, TokensLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lrtrain.data.loader_workers import heed_parent_only
+from lrtrain.data.loader_workers import deaf_from_the_start, heed_parent_only
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.order import dealt, shuffled
 from lrtrain.data.shard_cache import ShardCache
@@ -181,7 +181,9 @@ class BlockLoader:
 
     def _read(self, blocks: Iterator[int]) -> Iterator[Tensor]:
         batches = dealt(blocks, self._batch_size, self._rank, self._processes)
-        read = iter(DataLoader(self._open(), batch_sampler=batches, collate_fn=_as_it_is, **self._options))
+        loader = DataLoader(self._open(), batch_sampler=batches, collate_fn=_as_it_is, **self._options)
+        with deaf_from_the_start():
+            read = iter(loader)
         while True:
             try:
                 batch = next(read, None)

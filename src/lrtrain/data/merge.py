@@ -63,16 +63,16 @@ def merge(path: str, given: Mapping[str, Any], workers: int | None = None) -> Ma
 def _merge(folder: Path, given: Mapping[str, Any], workers: int | None) -> None:
     plan = Plan.load(folder)
     spec = PrepareSpec(**plan.request, workers=workers)
+    spec.check()
     parts = list_sources(spec.source, spec.formats, folder).parts
     files = origin(parts, spec.formats)
     plan.check(folder, plan.of, {**plan.request, **given}, files)
     taken, place = _taken(spec, plan, folder, ranges([part.size for part in parts], plan.of))
-    progress = Progress(spec.request(), files, part=COPYING)
+    progress = Progress(spec.request(), files, part=COPYING, plan=plan_hash(folder))
     saved = Progress.load(folder)
     if saved is None:
         refuse_foreign(folder)
-    elif saved.writers:
-        saved.check(folder, progress.request, files)
+    elif saved.writers and saved.plan == progress.plan:
         progress = saved
     else:
         clear(folder)

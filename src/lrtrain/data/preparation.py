@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import resource
 import time
+from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from lrtrain.runtime.stores import is_remote
 
 SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
 SAVE_SECONDS = 10.0
+MOST_FED = 16  # processes: about as many as one that reads can feed
 
 
 def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
@@ -102,7 +105,8 @@ def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:
     files = origin(parts, spec.formats)
     progress = Progress(spec.request(), files)
     saved = Progress.load(folder)
-    going_on = saved is not None and bool(saved.writers)
+    # What is left of a merge whose parts were deleted is nothing to go on with.
+    going_on = saved is not None and bool(saved.writers) and not saved.plan
     if saved is None:
         refuse_foreign(folder)
     elif going_on:
@@ -161,17 +165,17 @@ def write_documents(
     Returns whether that was all, not the token limit.
     """
     sizes_before = [*accumulate((part.size for part in parts), initial=0)]
-    begun, done = time.monotonic(), sum(writer.tokens for writer in writers.values())
+    begun, used, done = time.monotonic(), _processor_seconds(), sum(writer.tokens for writer in writers.values())
     batches = read_batches(parts, spec.text_column, progress.part, progress.position)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = spec.workers or cores
+    encoded = encode_batches(batches, encoder, min(cores, spec.workers or MOST_FED))
     saved = time.monotonic()
     changed: list[str | None] = []
     whole = True
     columns = (*Bar.get_default_columns(), TextColumn("{task.fields[tokens]:,} tokens"))
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with closing(encoded), Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("Tokenizing", total=spec.max_tokens or sizes_before[-1] or None, tokens=0)
-        for batch, tokens in encode_batches(batches, encoder, workers):
+        for batch, tokens in encoded:
             changed.append(encoder.changed(batch.texts[0][:SAMPLED_CHARACTERS]))
             if not _append(spec, batch.texts, tokens, encoder, writers):
                 whole = False
@@ -188,15 +192,19 @@ def write_documents(
                 progress.save(folder)
                 saved = time.monotonic()
     tokens_made = sum(writer.tokens for writer in writers.values()) - done
-    per_second = tokens_made / (time.monotonic() - begun)
-    used = min(workers, cores)
-    print(f"{tokens_made:,} tokens, {per_second:,.0f} a second: {per_second / used:,.0f} a second and core ({used})")
+    per_second, per_core = tokens_made / (time.monotonic() - begun), tokens_made / (_processor_seconds() - used)
+    print(f"{tokens_made:,} tokens, {per_second:,.0f} a second: {per_core:,.0f} a second and core (processor time)")
     if other := [sample for sample in changed if sample]:
         print(
             f"The tokenizer gives back another text for {len(other):,} of {len(changed):,} sampled documents ("
             f"{other[0]}): bits per byte counts the bytes of the text as it was"
         )
     return whole
+
+
+def _processor_seconds() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def _append(

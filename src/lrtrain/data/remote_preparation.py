@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lrtrain.data.lease import Lease, leased
@@ -105,5 +106,8 @@ def _identity(manifest: Manifest) -> list[str]:
 
 def _refuse_own_source(spec: PrepareSpec, url: str) -> None:
     for entry in spec.source:
-        if f"{url}/".startswith(f"{entry.partition('*')[0].rstrip('/')}/") and "://" in entry:
+        named = entry.rstrip("/").partition("/**")[0].split("/")
+        above = url.split("/")[: len(named)]
+        matches = len(above) == len(named) and all(map(fnmatchcase, above, named))
+        if "://" in entry and (matches or above == named):
             raise UserError(f"source {entry} holds {url} itself: prepare to a URL outside of it")

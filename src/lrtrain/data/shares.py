@@ -118,7 +118,7 @@ def prepare_share(spec: PrepareSpec, path: str, number: int, of: int) -> Share |
                 print(f"Part {number} of {of} of {folder} is there", flush=True)
                 return share
             own = listing.parts[begin:end]
-            progress, going_on = _progress(spec, mine, files, begin)
+            progress, going_on = _progress(spec, folder, mine, files, begin)
             line = announcement(spec, own, mine, going_on)
             print("\n".join([line, *(listing.remarks() if number == 0 else [])]), flush=True)
             return _make(spec, folder, mine, number, listing.parts[:end], progress)
@@ -158,9 +158,13 @@ def _check_plan(spec: PrepareSpec, folder: Path, parts: list[Part], of: int, fil
         folder.mkdir(parents=True, exist_ok=True)
         with alone_in(folder):
             if not (folder / PARTS / PLAN).exists():
-                if (folder / PROGRESS).exists():
+                left = Progress.load(folder)
+                if left is None:
+                    refuse_foreign(folder)
+                elif left.plan:  # of a merge whose parts were deleted
+                    clear(folder)
+                else:
                     raise UserError(f"{folder} holds an unfinished preparation of one machine: delete it, or finish it")
-                refuse_foreign(folder)
                 made = make_tokenizer(spec, parts).to_str(pretty=True).encode()
                 plan = Plan(of, spec.request(), files, hashlib.sha256(made).hexdigest())
                 (folder / PARTS).mkdir(exist_ok=True)
@@ -169,14 +173,14 @@ def _check_plan(spec: PrepareSpec, folder: Path, parts: list[Part], of: int, fil
     Plan.load(folder).check(folder, of, spec.request(), files)
 
 
-def _progress(spec: PrepareSpec, mine: Path, files: Origin, begin: int) -> tuple[Progress, bool]:
+def _progress(spec: PrepareSpec, folder: Path, mine: Path, files: Origin, begin: int) -> tuple[Progress, bool]:
     """How far this share has come, and whether that is anywhere; what is of another plan is dropped."""
-    saved = Progress.load(mine)
-    if saved is not None and saved.writers and saved.request == spec.request() and not changes(saved.files, files):
+    saved, plan = Progress.load(mine), plan_hash(folder)
+    if saved is not None and saved.writers and saved.plan == plan:
         return saved, True
     clear(mine)
     (mine / SHARE).unlink(missing_ok=True)
-    return Progress(spec.request(), files, part=begin), False
+    return Progress(spec.request(), files, part=begin, plan=plan), False
 
 
 def _make(spec: PrepareSpec, folder: Path, mine: Path, number: int, parts: list[Part], progress: Progress) -> Share:

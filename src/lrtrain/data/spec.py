@@ -21,7 +21,7 @@ class PrepareSpec:
         val_fraction: The share of documents that is held out, chosen by a hash of their text; between 0 and 1.
         max_tokens: Stop at so many training tokens, in the middle of a document; null reads everything.
         formats: Class paths of further document formats (`my_format.Csv`, see `lrtrain.data.DocumentFormat`).
-        workers: Threads that tokenize; null takes one a core. The result does not depend on it.
+        workers: Processes that tokenize, one a core at most; null takes up to 16. The result does not depend on it.
     """
 
     source: list[str] = field(default_factory=lambda: ["stdlib"])

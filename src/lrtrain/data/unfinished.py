@@ -28,6 +28,7 @@ class Progress:
     `request` and `files` (`data/origin.py`) are what it was begun with; `writers` holds the states of the two
     `ShardWriter`s, and is empty until a document was saved: before that, another request may take the folder over.
     Under a token limit `marks` holds the places at which it was saved: part, position and the counts of both splits.
+    `plan` is the hash of the plan of which this is a share or the merge (`data/shares.py`), empty on one machine.
     """
 
     request: dict[str, Any]
@@ -36,6 +37,7 @@ class Progress:
     position: int = 0
     writers: dict[str, dict[str, Any]] = field(default_factory=dict)
     marks: list[list[Any]] = field(default_factory=list)
+    plan: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> "Progress | None":

@@ -1,7 +1,7 @@
 """Text to the tokens of a byte-level BPE from memory, a word at a time, in half the library's processor time.
 
 The library spends most of it on cutting a text into words, which it does anew for each; `re` and a dictionary do it in
-less. They hold Python's lock meanwhile, so that threads gain nothing by it: it is for one thread a process.
+less. They hold Python's lock meanwhile, so that threads gain nothing by it: processes do (`data/encoder_processes.py`).
 """
 
 import json
@@ -9,52 +9,52 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-MOST_WORDS = 2**19  # kept in memory, some 100 MB
+MOST_WORDS = 2**19  # kept in memory, some 80 MB
 LONGEST_TEXT = 2**18  # characters: the words of one text are all there at once
 PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
-class Words(dict[str, list[int]]):
-    """The tokens of each word that came, by the library.
+class Words(dict[str, bytes]):
+    """The tokens of each word that came, by the library, as the bytes of their `dtype`.
 
     Words are those of GPT-2's pattern: `'s|'t|'re|'ve|'m|'ll|'d`, letters, numbers or other characters with a space
     before, white space but for its last character where a word follows. No token crosses from one into the next.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
         super().__init__()
         self._tokenizer = tokenizer
+        self._dtype = dtype
         added = [re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values() if token.content]
         left, self._pattern = _patterns()
         self._left = re.compile("|".join([left, *added]))
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "Words | None":
+    def of(cls, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> "Words | None":
         """The words of a tokenizer that cuts texts by GPT-2's pattern and nothing else; None for any other."""
         made = json.loads(tokenizer.to_str())
         cut = made["pre_tokenizer"] or {}
         known = made["normalizer"] is None and {key: cut.get(key) for key in PRE_TOKENIZER} == PRE_TOKENIZER
-        return cls(tokenizer) if known and made["model"]["type"] == "BPE" else None
+        return cls(tokenizer, dtype) if known and made["model"]["type"] == "BPE" else None
 
-    def encode(self, text: str, dtype: np.dtype[Any]) -> np.ndarray | None:
-        """The tokens of a text; None for one that is left to the library.
+    def encode(self, text: str) -> np.ndarray | None:
+        """The tokens of a text, not to be written to; None for one that is left to the library.
 
         That is a long one, one that spells an added token, or one with a character that a version of Unicode may have
         put into another class since, or that is beyond its first plane.
         """
         if len(text) > LONGEST_TEXT or self._left.search(text):
             return None
-        words = self._pattern.findall(text)
-        return np.fromiter(chain.from_iterable(map(self.__getitem__, words)), dtype)
+        return np.frombuffer(b"".join(map(self.__getitem__, self._pattern.findall(text))), self._dtype)
 
-    def __missing__(self, word: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+    def __missing__(self, word: str) -> bytes:
+        ids = np.array(self._tokenizer.encode(word, add_special_tokens=False).ids, self._dtype).tobytes()
         if len(self) < MOST_WORDS:
             self[word] = ids
         return ids

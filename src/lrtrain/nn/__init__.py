@@ -2,12 +2,14 @@
 
 from lrtrain.nn.decoder import Decoder
 from lrtrain.nn.dense import DenseLinear
+from lrtrain.nn.factorize import Factorization, factorize_, merge_
 from lrtrain.nn.factorized import FactorizedProjection
 from lrtrain.nn.generation import Continuation, Sampling, TextStream, feed, generate, text_after
 from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection, as_projections, projections
+from lrtrain.nn.rope_scaling import RopeScaling
 from lrtrain.nn.self_guided import SelfGuidedLinear
 from lrtrain.nn.spectral import SpectralLinear
 
@@ -15,19 +17,23 @@ __all__ = [
     "Continuation",
     "Decoder",
     "DenseLinear",
+    "Factorization",
     "FactorizedProjection",
     "KVCache",
     "LinearCallable",
     "LossCallable",
     "LowRankLinear",
     "Projection",
+    "RopeScaling",
     "Sampling",
     "SelfGuidedLinear",
     "SpectralLinear",
     "TextStream",
     "as_projections",
+    "factorize_",
     "feed",
     "generate",
+    "merge_",
     "next_token_loss",
     "projections",
     "text_after",

@@ -5,6 +5,7 @@ one head, F feed-forward width, V vocabulary. `x_BTD` has shape (batch, tokens, 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrtrain.nn.initial_scale import InitialScale, check_initial_scale, rescale
 from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
-from lrtrain.nn.projection import LinearCallable, as_projections, projections
+from lrtrain.nn.projection import LinearCallable, as_projections, override, projections
+from lrtrain.nn.rope_scaling import RopeScaling
 from lrtrain.nn.rotary import rotary_angles, rotate
 
 
@@ -39,9 +42,14 @@ class Decoder(nn.Module):
         rope_base: Base of the rotary frequencies.
         norm_eps: ε of RMSNorm.
         embedding_std: Standard deviation of the embedding's and the head's normal initialization.
+        rope_scaling: How the rotary frequencies are lowered, in a model whose context was lengthened; null leaves them.
+        overrides: Makers of projections by a pattern of their names (`blocks.0.mlp.*`, `*.attention.key`), for those
+            that differ from `attention` and `mlp`; the first that matches wins.
+        initial_scale: Standard deviation of the entries of every W: `fan_in` is 1/√in_features, `width` √2 / width,
+            `gpt2` 0.02 and, where the output is added to the residual stream, 0.02/√(2 · depth); or a number.
 
     Raises:
-        ValueError: sizes that do not fit one another.
+        ValueError: sizes that do not fit one another, or a pattern that no projection's name matches.
     """
 
     def __init__(
@@ -58,6 +66,9 @@ class Decoder(nn.Module):
         rope_base: float = 10000.0,
         norm_eps: float = 1e-5,
         embedding_std: float = 0.02,
+        rope_scaling: RopeScaling | None = None,
+        overrides: dict[str, LinearCallable] | None = None,
+        initial_scale: InitialScale = "fan_in",
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -72,14 +83,20 @@ class Decoder(nn.Module):
             raise ValueError(f"width must be a multiple of 2 · heads, got width {width} with {heads} heads")
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+        check_initial_scale(initial_scale)
         attention, mlp = as_projections(attention), as_projections(mlp)
         self.width = width
         self.rope_base = rope_base
+        self.rope_scaling = rope_scaling
         self.head_width = width // heads
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, kv_heads, ffn_width, attention, mlp, norm_eps) for _ in range(depth)
         )
+        override(self, overrides or {})
+        blocks: Any = self.blocks
+        residual = [one for block in blocks for one in (block.attention.output, block.mlp.down)]
+        rescale(self, initial_scale, width, depth, residual)
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         nn.init.normal_(self.embedding.weight, std=embedding_std)
         if tie_embeddings:
@@ -99,16 +116,17 @@ class Decoder(nn.Module):
         The cache is extended in place.
         """
         x_BTD = self.embedding(tokens_BT)
-        tokens, width, base = tokens_BT.shape[1], self.head_width, self.rope_base
-        if cache is None:
-            rope_TE = rotary_angles(0, tokens, width, base, x_BTD.device)
-        else:
-            rope_TE = cache.begin(tokens, width, base, x_BTD.device)
+        tokens, device = tokens_BT.shape[1], x_BTD.device
+        rope_TE = self.angles(tokens, device) if cache is None else cache.begin(tokens, self.angles, device)
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope_TE, cache, index)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x_BTD)
+
+    def angles(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, E/2) of the rotary angles at the positions 0 … T − 1."""
+        return rotary_angles(tokens, self.head_width, self.rope_base, device, self.rope_scaling)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, own: LossCallable | None = None) -> Tensor:
         """Mean next-token loss, in nats, of int64 tokens and the tokens that follow them, both (B, T).

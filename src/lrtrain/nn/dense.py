@@ -18,7 +18,12 @@ class DenseLinear(Projection):
 
     def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
         super().__init__(in_features, out_features)
+        self.own_scale = std is not None
         self.weight = nn.Parameter(torch.randn(out_features, in_features) * initial_std(std, in_features))
+
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        self.weight.mul_(factor)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)

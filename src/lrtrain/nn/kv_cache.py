@@ -3,14 +3,14 @@
 Shape suffixes as in `decoder.py`: B rows, T new tokens, S with those before them, K key-value heads, E width of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrtrain.nn.rotary import rotary_angles
+Angles = Callable[[int, torch.device], tuple[Tensor, Tensor]]
 
 
 class KVCache:
@@ -38,8 +38,10 @@ class KVCache:
         self._places: Tensor | None = None
         self._mask: Tensor | None = None
 
-    def begin(self, tokens: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    def begin(self, tokens: int, angles: Angles, device: torch.device) -> tuple[Tensor, Tensor]:
         """Prepares for T new tokens a row; cos and sin of their positions, (T, E/2) or (B, 1, T, E/2).
+
+        `angles` gives those of the positions before a number of tokens, as `Decoder.angles` does.
 
         Raises:
             ValueError: there is no room for them.
@@ -48,7 +50,7 @@ class KVCache:
         if longest > self.room:
             raise ValueError(f"the cache has room for {self.room} tokens a row, and this makes {longest}")
         if self._angles is None:
-            self._angles = rotary_angles(0, self.room, width, base, device)
+            self._angles = angles(self.room, device)
         cos, sin = self._angles
         start = self.lengths[0]
         if all(length == start for length in self.lengths):

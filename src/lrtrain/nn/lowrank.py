@@ -34,6 +34,7 @@ class LowRankLinear(FactorizedProjection):
         std: float | None = None,
     ) -> None:
         super().__init__(in_features, out_features, rank, rank_ratio)
+        self.own_scale = std is not None
         self.A = nn.Parameter(torch.empty(out_features, self.rank))
         self.B = nn.Parameter(torch.empty(in_features, self.rank))
         self.set_triplets(*gaussian_svd(out_features, in_features, self.rank, initial_std(std, in_features)))
@@ -43,6 +44,11 @@ class LowRankLinear(FactorizedProjection):
         root = sigma.sqrt()
         self.A.copy_(p * root)
         self.B.copy_(q * root)
+
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        for x in (self.A, self.B):
+            x.mul_(factor**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.B @ self.A.mT

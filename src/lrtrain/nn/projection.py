@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -38,11 +39,13 @@ class Projection(nn.Module, ABC):
         training_callback: Class path of the Lightning callback that it trains with; `CausalLM` attaches it.
         deletable: Names of parameters that training may delete.
         not_compiled: Why `model.compile` is refused; empty where it is not.
+        own_scale: Whether the initial weight has a scale of its own, which a decoder's `initial_scale` may not change.
     """
 
     training_callback: ClassVar[str] = ""
     deletable: ClassVar[tuple[str, ...]] = ()
     not_compiled: ClassVar[str] = ""
+    own_scale: bool = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -68,6 +71,14 @@ class Projection(nn.Module, ABC):
     def spectral_triples(self) -> list[tuple[nn.Parameter, nn.Parameter, nn.Parameter]]:
         """Triples (U, s, V) with U (in, r), s (r), V (out, r) whose product V diag(s) Uᵀ is the weight."""
         return []
+
+    def scale_(self, factor: float) -> None:
+        """Multiplies the initial weight: W ← factor · W.
+
+        Raises:
+            ValueError: a subclass that does not say how.
+        """
+        raise ValueError(f"{type(self).__name__} has no method scale_(factor), which another initial scale needs")
 
     def before_load(self, saved: Collection[str]) -> None:
         """Prepares for loading a state; `saved` has its names of this projection, which may lack deleted parameters."""
@@ -108,6 +119,24 @@ def as_projections(linear: LinearCallable) -> LinearCallable:
         return module
 
     return make
+
+
+def override(module: nn.Module, makers: Mapping[str, LinearCallable]) -> None:
+    """Replaces each projection whose name a pattern matches by one of the pattern's maker; the first that matches wins.
+
+    Raises:
+        ValueError: a pattern is the first for no projection.
+    """
+    unused = set(makers)
+    for name, old in projections(module).items() if makers else ():
+        if (pattern := next((p for p in makers if fnmatchcase(name, p)), None)) is not None:
+            parent, _, last = name.rpartition(".")
+            setattr(
+                module.get_submodule(parent), last, as_projections(makers[pattern])(old.in_features, old.out_features)
+            )
+            unused.discard(pattern)
+    if unused:
+        raise ValueError(f"overrides: the pattern {min(unused)!r} matches no projection that is still free")
 
 
 def _counted_flops(module: nn.Module, name: str, in_features: int, out_features: int) -> int:

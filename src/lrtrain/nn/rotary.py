@@ -3,11 +3,20 @@
 import torch
 from torch import Tensor
 
+from lrtrain.nn.rope_scaling import RopeScaling
 
-def rotary_angles(start: int, tokens: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, E/2) of position · base^(−2i/E), in float32, for positions start … start + tokens − 1."""
+
+def rotary_angles(
+    tokens: int, width: int, base: float, device: torch.device, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, E/2) of position · base^(−2i/E), in float32, for the positions 0 … tokens − 1.
+
+    With a scaling the frequencies base^(−2i/E) are lowered by it.
+    """
     frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
-    angles = torch.arange(start, start + tokens, device=device, dtype=torch.float32)[:, None] * frequencies
+    if scaling is not None:
+        frequencies = scaling.scaled(frequencies)
+    angles = torch.arange(tokens, device=device, dtype=torch.float32)[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 

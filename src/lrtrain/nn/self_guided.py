@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Collection
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +57,16 @@ class SelfGuidedLinear(LowRankLinear):
         self.skip_dense = False
         self._begin()
 
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int | None = None, energy: float | None = None) -> Self:
-        layer = super().from_dense(weight, rank, energy)
-        layer._begin()
-        return layer
+    @torch.no_grad()
+    def set_triplets(self, p: Tensor, sigma: Tensor, q: Tensor) -> None:
+        super().set_triplets(p, sigma, q)
+        if getattr(self, "W", None) is not None:  # LowRankLinear sets A and B before there is one
+            self._begin()
+
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        super().scale_(factor)
+        self._begin()
 
     @torch.no_grad()
     def _begin(self) -> None:

@@ -39,6 +39,7 @@ class SpectralLinear(FactorizedProjection):
         init: Literal["svd", "paper"] = "svd",
     ) -> None:
         super().__init__(in_features, out_features, rank, rank_ratio)
+        self.own_scale = init == "paper"
         self.U = nn.Parameter(torch.empty(in_features, self.rank))
         self.s = nn.Parameter(torch.empty(self.rank))
         self.V = nn.Parameter(torch.empty(out_features, self.rank))
@@ -52,6 +53,10 @@ class SpectralLinear(FactorizedProjection):
         self.V.copy_(p)
         self.s.copy_(sigma)
         self.U.copy_(q)
+
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        self.s.mul_(factor)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = x @ self.U

@@ -68,10 +68,14 @@ class CombinedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if not self.skip_step:
-            for optimizer in self.optimizers:
-                optimizer.step()
+            self.step_parts()
         self.skip_step = False
         return loss
+
+    def step_parts(self) -> None:
+        """Steps every part; the gradients are there."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores every parameter's state by name and keeps this optimizer's own group values."""

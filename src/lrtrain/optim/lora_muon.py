@@ -9,7 +9,7 @@ from torch import Tensor
 from lrtrain.linalg import Coefficients, Precision, local, norm_bound, polar_in_metric, with_local
 from lrtrain.linalg.flops import in_metric_flops, newton_schulz_flops, norm_bound_flops
 from lrtrain.linalg.newton_schulz import polynomials
-from lrtrain.optim.matrix_optimizer import MatrixOptimizer
+from lrtrain.optim.matrix_optimizer import MatrixOptimizer, factor_decay
 from lrtrain.optim.protocol import LOOK_AHEAD, MOMENTUM
 
 
@@ -74,7 +74,7 @@ class LoRAMuon(MatrixOptimizer):
         return {**super().__getstate__(), "strict": self.strict, "cross_norm": self.cross_norm}
 
     def check(self, group: dict[str, Any]) -> None:
-        _decay(group)
+        factor_decay("LoRAMuon", group)
         if group["precision"] not in ("float32", "bfloat16"):
             raise ValueError(f"LoRAMuon: precision must be float32 or bfloat16, got {group['precision']}")
         polynomials(group["coefficients"], steps=1)  # refuses what is none
@@ -101,9 +101,9 @@ class LoRAMuon(MatrixOptimizer):
             if self.strict:
                 raise ValueError("LoRAMuon: strict needs the root of every other factor (constraints.PartnerMetric)")
             polars = self.polar_factors([momenta[parameter] for parameter in alone], alone, group)
-            _move(alone, polars, _decay(group) ** 2, float(group["lr"]))
+            _move(alone, polars, factor_decay("LoRAMuon", group) ** 2, float(group["lr"]))
         if factors:
-            s, rate = _decay(group), float(group["lr"])
+            s, rate = factor_decay("LoRAMuon", group), float(group["lr"])
             laid_out = [with_local(momenta[parameter], parameter) for parameter in factors]
             roots = [self.partner_root[parameter] for parameter in factors]
             if self.strict:
@@ -135,13 +135,3 @@ def _move(parameters: list[Tensor], directions: list[Tensor], shrink: float, rat
     if shrink != 1:
         torch._foreach_mul_(rows, shrink)
     torch._foreach_add_(rows, directions, alpha=-rate)
-
-
-def _decay(group: dict[str, Any]) -> float:
-    """s = √(1 − λ η)."""
-    rate, decay = float(group["lr"]), float(group["weight_decay"])
-    if rate < 0 or decay < 0 or rate * decay >= 1:
-        raise ValueError(
-            f"LoRAMuon: lr and weight_decay must not be negative and their product below 1, got {rate} and {decay}"
-        )
-    return float((1 - rate * decay) ** 0.5)

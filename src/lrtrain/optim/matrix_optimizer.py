@@ -107,3 +107,17 @@ class MatrixOptimizer(Optimizer, ABC):
         whole = [with_local(update, parameter) for update, parameter in zip(rows, parameters, strict=True)]
         coefficients, precision = group.get("coefficients", "paper"), group.get("precision", "float32")
         return [local(factor) for factor in polar(whole, group["ns_steps"], coefficients, precision)]
+
+
+def factor_decay(kind: str, group: dict[str, Any]) -> float:
+    """s = √(1 − λ η), by which decay shrinks each factor, so that their product shrinks by 1 − λ η.
+
+    Raises:
+        ValueError: a negative number, or λ η of at least 1.
+    """
+    rate, decay = float(group["lr"]), float(group["weight_decay"])
+    if not (rate >= 0 and decay >= 0 and rate * decay < 1):
+        raise ValueError(
+            f"{kind}: lr and weight_decay must not be negative and their product below 1, got {rate} and {decay}"
+        )
+    return float((1 - rate * decay) ** 0.5)

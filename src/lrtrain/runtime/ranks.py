@@ -24,6 +24,10 @@ _stores: list[Any] = []
 """Kept: the server ends with the first process's store, and torch connects to the same one later."""
 
 
+class _End:
+    code: int | None = None
+
+
 def is_first() -> bool:
     """Whether this is the first process of the run, from what torchrun, Slurm or Lightning tell it."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
@@ -102,6 +106,27 @@ def leave_group() -> None:
     if torch is not None and torch.distributed.is_initialized():
         gc.collect()  # modules that hold the group, and with it its threads
         torch.distributed.destroy_process_group()
+
+
+def end_in_a_lost_group(code: int) -> None:
+    """Lets this process end with `code` where Python's own end would be an abort, if it has a group with others.
+
+    To be called after an error. Collectives that nobody answers are still in the hands of gloo's threads, which would
+    meet an interpreter that has ended already. So the process ends before that, once threads and what is registered
+    with atexit are done.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        _End.code = code
+
+
+def end_now_if_lost() -> None:
+    """Ends the process there; to be registered with atexit before all else, which then comes before it."""
+    if _End.code is not None:
+        with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads; a stream that is closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(_End.code)
 
 
 def _meet(decide: Callable[[], Any], address: str, port: int, rank: int, world: int) -> Any:

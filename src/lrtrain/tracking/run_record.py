@@ -1,6 +1,7 @@
 """The record that a run leaves: configuration, tokenizer, data, code and machine."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ class RunRecord(L.Callback):
     Args:
         config: The resolved configuration as YAML text.
 
+    Attributes:
+        texts: Name of an artifact -> what makes its text when the first batch is there; an empty one is left out.
+
     Raises:
         UserError: another process trains in the run directory, the tokenizer is not that of the shards, or the disk is
             full.
@@ -38,6 +42,7 @@ class RunRecord(L.Callback):
     def __init__(self, config: str) -> None:
         self.config = config
         self.written = False
+        self.texts: dict[str, Callable[[], str]] = {}
         self._tokenizer: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -74,3 +79,6 @@ class RunRecord(L.Callback):
             if hasattr(data, "manifest"):
                 logger.log_manifest(dataclasses.asdict(data.manifest))
             logger.log_provenance()
+            for name, make in self.texts.items():
+                if text := make():
+                    logger.log_text(name, text)

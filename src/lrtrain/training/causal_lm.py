@@ -25,6 +25,7 @@ from lrtrain.training.fsdp import FSDP
 from lrtrain.training.resumed_rates import jumps, saved_rates
 from lrtrain.training.token_loss import TokenLoss, summaries
 from lrtrain.training.training_callbacks import training_callbacks
+from lrtrain.training.warm_start import WarmStart
 
 DecoderCallable = Callable[[], Decoder]
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -63,6 +64,7 @@ class CausalLM(L.LightningModule):
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
         self.decoder: Decoder | None = None
+        self.warm_start: WarmStart | None = None  # where the weights come from, if not from the seed
         self._slots: list[Slot] = []
         self._losses: list[Tensor] = []  # of the micro-batches since the last step
         self._rates: dict[str, float] = {}  # of each parameter in the next step of the run resumed
@@ -91,7 +93,8 @@ class CausalLM(L.LightningModule):
         """Makes the decoder, once; sharded under `training.FSDP`."""
         if self.decoder is not None:
             return
-        self.decoder = self._decoder_on("cpu")  # a device's own generator would draw other weights
+        # A device's own generator would draw other weights.
+        self.decoder = self._decoder_on("cpu" if self.warm_start is None else self.warm_start.made_on)
         for block in self.decoder.blocks:
             if isinstance(block, Block):
                 block.recompute = self._activation_checkpointing
@@ -100,6 +103,9 @@ class CausalLM(L.LightningModule):
                 block.forward = torch.compile(block.forward)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):
             self.trainer.strategy.shard(self.decoder)
+        if self.warm_start is not None:
+            self.warm_start.fill(self.decoder, self.trainer.strategy.root_device)
+            rank_zero_only(print)(self.warm_start.report)
 
     def _decoder_on(self, device: str) -> Decoder:
         try:
@@ -132,6 +138,8 @@ class CausalLM(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "check"):
             data.check(self.check())
+        if self.warm_start is not None:
+            self.warm_start.check_data(data)
         self.validation = TokenLoss(max(1, len(self._shares())))
 
     def configure_callbacks(self) -> list[L.Callback]:
@@ -230,6 +238,9 @@ class CausalLM(L.LightningModule):
         ratio = data.bytes_per_token if hasattr(data, "bytes_per_token") else lambda **_: None
         found = summaries(self.validation.compute().reshape(-1).tolist(), self._shares(), ratio)
         self.validation.reset()
+        if self.warm_start is not None and self.trainer.global_step == 0 and not self.trainer.sanity_checking:
+            self.warm_start.loss = found["loss"]
+            rank_zero_only(print)(f"loss of these weights on the held-out split: {found['loss']:.4f}")
         for name, value in found.items():
             # The metric is reduced already: on several processes this is the mean of equal values.
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)

@@ -35,6 +35,8 @@ def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
             figures.append(f"bits per byte {metrics['val/bits_per_byte']:.4f}")
         at = next((c.step for c in trainer.callbacks if isinstance(c, ClosingValidation)), None)  # type: ignore[attr-defined]
         rows.append(("validation", "   ".join([*figures, *([] if at is None else [f"step {at}"])])))
+    if model.warm_start is not None and model.warm_start.loss is not None:
+        rows.append(("began with", f"loss {model.warm_start.loss:.4f}   step 0, {model.warm_start.where}"))
     sources = [(name.split("/")[1], loss) for name, loss in metrics.items() if re.fullmatch(r"val/[^/]+/loss", name)]
     if sources:
         rows.append(("by source", "   ".join(f"{source} {loss:.4f}" for source, loss in sources)))

@@ -51,13 +51,13 @@ def test_a_conversion_of_full_rank_changes_nothing_and_its_size_is_known_without
         planned = Decoder(50, 16, 2, 2, 24, DenseLinear, DenseLinear)
     sizes = [sum(p.numel() for p in convert(one, Task(rank=4)).parameters()) for one in (decoder, planned)]
     assert sizes[0] == sizes[1] < sum(p.numel() for p in decoder.parameters())
-    with pytest.raises(UserError, match=r"ranks: rank must be between 1 and .* = 16, got 17"):
+    with pytest.raises(UserError, match=r"converted: blocks\.0\.mlp\.gate: rank must be between 1 and .* = 16, got 17"):
         convert(decoder, Task(rank=17))
     broken = copy.deepcopy(decoder)
     torch.nn.init.constant_(broken.blocks[1].mlp.up.weight, torch.nan)
-    with pytest.raises(UserError, match=r"source: mlp.up of the dense model holds NaN"):
+    with pytest.raises(UserError, match=r"converted: blocks\.\d\.mlp\.up: its weight holds NaN"):
         convert(broken, Task(rank=4))
-    with pytest.raises(UserError, match=r"source: CoLA \(mlp.gate\) has no dense weight"):
+    with pytest.raises(UserError, match=r"converted: the pattern 'blocks\.0\.mlp\.gate' matches no linear layer"):
         convert(Decoder(50, 16, 2, 2, 24, DenseLinear, CoLA), Task(rank=4))
 
 

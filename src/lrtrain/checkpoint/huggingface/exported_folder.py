@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lrtrain.checkpoint.huggingface import llama_layout, logit_check
+from lrtrain.checkpoint.huggingface.imported import Imported
 from lrtrain.checkpoint.huggingface.llama_layout import MODELING, check_exportable
 from lrtrain.checkpoint.huggingface.safetensors_shards import write_shards
 from lrtrain.checkpoint.huggingface.tokenizer_files import check_tokens, write_tokenizer
@@ -50,10 +51,10 @@ class Written:
     tokens: int
 
 
-def check_packages() -> None:
+def check_packages(command: str = "export") -> None:
     """Raises UserError where transformers or safetensors is not installed."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"export needs {' and '.join(missing)}, which is not installed: pip install 'lrtrain[hf]'")
+        raise UserError(f"{command} needs {' and '.join(missing)}, which is not installed: pip install 'lrtrain[hf]'")
 
 
 def check_target(out: Path) -> Path:
@@ -75,6 +76,7 @@ def write_folder(
     dtype: str,
     shard_bytes: float,
     texts: Callable[[Written], dict[str, str]],
+    imported: Imported | None = None,
 ) -> Written:
     """Writes a folder that is whole or absent.
 
@@ -89,6 +91,7 @@ def write_folder(
         dtype: Of the weights: float32, bfloat16 or float16.
         shard_bytes: The size of a shard, at most.
         texts: Makes further files, by name, from what was written.
+        imported: The model that these weights still are, whose special tokens the folder keeps.
 
     Raises:
         UserError: the decoder is no Llama, a weight is not finite, transformers computes something else, the disk is
@@ -103,10 +106,12 @@ def write_folder(
     parameters = sum(prod(entry.shape) for entry in tensors)
     with _whole_or_absent(out, parameters * DTYPES[dtype].itemsize) as partial:
         config = llama_layout.llama_config(decoder, length, end_of_text(tokenizer), keep_factors)
+        config |= imported.ends if imported is not None else {}
         ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
+        padding = config["pad_token_id"] if imported is not None else config["eos_token_id"]
         _write_json(partial / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
-        _write_json(partial / "generation_config.json", ends | {"pad_token_id": config["eos_token_id"]})
-        write_tokenizer(tokenizer, length, partial)
+        _write_json(partial / "generation_config.json", ends | {"pad_token_id": padding})
+        write_tokenizer(tokenizer, length, partial, imported)
         if keep_factors:
             shutil.copyfile(Path(__file__).with_name(f"{MODELING}.py"), partial / f"{MODELING}.py")
         try:

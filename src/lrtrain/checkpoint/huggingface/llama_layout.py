@@ -1,6 +1,7 @@
 """Our decoder as transformers' Llama: its configuration, and which weight has which name."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -60,8 +61,7 @@ def llama_config(decoder: Decoder, length: int, end_of_text: int, keep_factors: 
         "hidden_act": "silu",
         "max_position_embeddings": length,
         "rms_norm_eps": decoder.norm.eps,
-        "rope_theta": decoder.rope_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_base},
+        **_rope(decoder),
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,
@@ -88,6 +88,17 @@ def llama_config(decoder: Decoder, length: int, end_of_text: int, keep_factors: 
             **ranks,
         }
     return config
+
+
+def _rope(decoder: Decoder) -> dict[str, Any]:
+    """What version 5 of transformers reads, `rope_parameters`, and what version 4 does."""
+    scaling = decoder.rope_scaling
+    stated = {} if scaling is None else {name: value for name, value in asdict(scaling).items() if value is not None}
+    return {
+        "rope_theta": decoder.rope_base,
+        **({"rope_scaling": stated} if stated else {}),
+        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_base, **stated},
+    }
 
 
 def check_exportable(decoder: Decoder, keep_factors: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from lrtrain.checkpoint.huggingface.exported_folder import Written
+from lrtrain.checkpoint.huggingface.imported import Imported
 from lrtrain.checkpoint.huggingface.llama_layout import MODELING, factors
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import projections
@@ -43,6 +44,7 @@ class Facts:
     trained_at: str | None
     exported_at: str | None
     dtype: str
+    imported: Imported | None = None
 
 
 def card(facts: Facts, written: Written) -> str:
@@ -51,13 +53,15 @@ def card(facts: Facts, written: Written) -> str:
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lrtrain"]}
     trust = ", trust_remote_code=True" if facts.format == "factorized" else ""
     stated = facts.license or "Not stated. Ask whoever trained it; the texts that it was trained on have licenses, too."
+    if facts.imported is not None and facts.license == facts.imported.license is not None:
+        stated += f", as {facts.imported.source} states it."
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
 
-# {facts.name}, step {facts.step:,}
+# {facts.name}{"" if facts.imported else f", step {facts.step:,}"}
 
-A Llama-style language model, pre-trained with lrtrain. It continues text, and was not tuned to follow instructions.
+{_what_it_is(facts)}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,13 +70,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})
 ```
 {TRUST if trust else ""}
-In training a document began after `{facts.end_of_text}`: without a prompt, begin with that token.
-
-## Training
-
-{_table(_training(facts))}
-
-`recipe.yaml` is the whole configuration.
+{_about(facts)}
 
 ## Weights and provenance
 
@@ -82,6 +80,33 @@ In training a document began after `{facts.end_of_text}`: without a prompt, begi
 
 {stated}
 """
+
+
+def _what_it_is(facts: Facts) -> str:
+    if facts.imported is None:
+        return (
+            "A Llama-style language model, pre-trained with lrtrain. It continues text, and was not tuned to follow "
+            "instructions."
+        )
+    changed = "its projections as factors" if facts.imported.factorized or facts.truncation else "its weights unchanged"
+    return f"`{facts.imported.source}`, read and written again by lrtrain with {changed}."
+
+
+def _about(facts: Facts) -> str:
+    if facts.imported is not None:
+        rows = {
+            "read from": f"`{facts.imported.source}` ({facts.imported.family}), stored there as {facts.imported.stored}"
+        }
+        rows["projections"] = facts.projections
+        if facts.imported.factorized:
+            rows["factorized"] = facts.imported.factorized
+        rows["trained since"] = "no"
+        rows["sequence"] = f"up to {facts.length:,} tokens"
+        return f"## Source\n\n{_table(rows)}\n\n`recipe.yaml` has the configuration of the decoder."
+    return (
+        f"In training a document began after `{facts.end_of_text}`: without a prompt, begin with that token.\n\n"
+        f"## Training\n\n{_table(_training(facts))}\n\n`recipe.yaml` is the whole configuration."
+    )
 
 
 def projections_in_words(decoder: Decoder) -> str:
@@ -105,6 +130,8 @@ def _training(facts: Facts) -> dict[str, str]:
     rows["optimizer of the rest"] = _class(model["optimizers"]["other"])
     rows["data"] = _data(data)
     rows["sequence"] = f"{facts.length:,} tokens"
+    if origin := facts.config.get("init_from"):
+        rows["began with"] = f"the weights of `{origin}`, from which steps and tokens count"
     rows["optimizer steps"] = f"{facts.step:,}"
     rows["tokens seen"] = "unknown" if facts.tokens_seen is None else f"{facts.tokens_seen:,.0f}"
     for split, name in (("train", "training"), ("val", "held-out")):
@@ -129,8 +156,11 @@ def _provenance(facts: Facts, written: Written) -> dict[str, str]:
     if facts.dtype != "float32":
         rows["rounding"] = f"{facts.dtype} moves the logits by at most {written.rounded:.1e}"
     rows["checkpoint"] = f"{facts.checkpoint}, sha256 {facts.digest}"
-    rows["trained with"] = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    rows["commit, training"] = facts.trained_at or "unknown"
+    rows["read with" if facts.imported else "trained with"] = ", ".join(
+        f"{name} {version}" for name, version in facts.versions.items()
+    )
+    if facts.imported is None:
+        rows["commit, training"] = facts.trained_at or "unknown"
     rows["commit, export"] = facts.exported_at or "unknown"
     return rows
 

@@ -3,6 +3,7 @@
 Shape suffixes as in `nn/decoder.py`: B rows, T tokens, D model width, V vocabulary.
 """
 
+import inspect
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ def generate(
     stop_tokens: Collection[int] = (),
     context: int | None = None,
     watch: Watch | None = None,
+    on_end: Callable[[int, Continuation], None] | None = None,
 ) -> list[Continuation]:
     """Continues all prompts at once; row p · samples + s is the sample s of prompt p.
 
@@ -63,6 +65,7 @@ def generate(
         stop_tokens: Tokens that end a row.
         context: Tokens that the decoder is given at most, a prompt's among them; any number when None.
         watch: Sees each token, and may end its row.
+        on_end: Takes each row and what was found of it as soon as it has ended.
 
     Raises:
         ValueError: an empty prompt, one longer than the context, a value out of range, or a decoder of one's own that
@@ -84,32 +87,21 @@ def generate(
         cache, logits_BV = cache.select(each, cache.room + max(limits)), logits_BV[each]
         seen_BV = None if seen_BV is None else seen_BV[each]
 
-    found = [Continuation() for _ in range(len(prompts) * samples)]
-    chances = [random.Random(f"{seed} {sample}") for seed in seeds for sample in range(samples)]
-    ended: set[int] = set()
-    places = list(range(len(found)))  # which row is at each place of the cache
+    rows = [
+        _Row(number * samples + sample, limit, random.Random(f"{seed} {sample}"), max_new_tokens)
+        for number, (limit, seed) in enumerate(zip(limits, seeds, strict=True))
+        for sample in range(samples)
+    ]
+    places = rows  # the row at each place of the cache
     while True:
-        tokens_B = sampling.draw(logits_BV, [chances[row].random() for row in places], seen_BV)
-        log_probabilities = (logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(-1)).tolist()
-        for row, token, log_probability in zip(places, tokens_B.tolist(), log_probabilities, strict=True):
-            if row in ended:
-                continue
-            one, limit = found[row], limits[row // samples]
-            if token in stop_tokens:
-                one.ending = "stop token"
-            else:
-                one.tokens.append(token)
-                one.log_probabilities.append(log_probability)
-                if watch is not None and watch(row, token):
-                    one.ending = "stopped"
-                elif len(one.tokens) < limit:
-                    continue
-                elif limit < max_new_tokens:
-                    one.ending = "context"
-            ended.add(row)
-        going = [place for place, row in enumerate(places) if row not in ended]
+        tokens_B = sampling.draw(logits_BV, [row.chance.random() for row in places], seen_BV)
+        log_probabilities = logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+        for row, token, log_probability in zip(places, tokens_B.tolist(), log_probabilities.tolist(), strict=True):
+            if not row.ended and row.ends_with(token, log_probability, stop_tokens, watch) and on_end is not None:
+                on_end(row.number, row.found)
+        going = [place for place, row in enumerate(places) if not row.ended]
         if not going:
-            return found
+            return [row.found for row in rows]
         if seen_BV is not None:
             seen_BV.scatter_(1, tokens_B[:, None], True)
         if 2 * len(going) <= len(places):  # rows that have ended are computed along until they are half of all
@@ -133,12 +125,43 @@ def feed(decoder: Decoder, cache: KVCache, tokens: Sequence[Sequence[int]]) -> T
     device, before = decoder.head_VD.device, cache.lengths
     longest = max(map(len, tokens))
     padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens], device=device)
+    name = f"{type(decoder).__module__}.{type(decoder).__qualname__}"
+    if not _takes_cache(decoder):
+        raise ValueError(f"{name}.forward takes no cache: give it cache=None, and pass it on to Decoder.forward")
     hidden_BTD: Tensor = decoder(padded, cache)
     if cache.lengths == before:
-        name = f"{type(decoder).__module__}.{type(decoder).__qualname__}"
         raise ValueError(f"{name}.forward does not extend its cache: pass it on to Decoder.forward, or to the blocks")
     cache.lengths = [length + len(row) for length, row in zip(before, tokens, strict=True)]
     return hidden_BTD
+
+
+def _takes_cache(decoder: Decoder) -> bool:
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    return len(parameters) > 1 or any(one.kind is one.VAR_POSITIONAL for one in parameters)
+
+
+class _Row:
+    """A text that is being written: its tokens so far, how many may come, and whether it has ended."""
+
+    def __init__(self, number: int, limit: int, chance: random.Random, max_new_tokens: int) -> None:
+        self.number = number
+        self.chance = chance
+        self.found = Continuation(ending="length" if limit == max_new_tokens else "context")
+        self.ended = False
+        self._limit = limit
+
+    def ends_with(self, token: int, log_probability: float, stop_tokens: Collection[int], watch: Watch | None) -> bool:
+        """Takes the token that was drawn, and says whether it is the last one."""
+        if token in stop_tokens:
+            self.found.ending, self.ended = "stop token", True
+            return True
+        self.found.tokens.append(token)
+        self.found.log_probabilities.append(log_probability)
+        if watch is not None and watch(self.number, token):
+            self.found.ending, self.ended = "stopped", True
+        elif len(self.found.tokens) == self._limit:
+            self.ended = True
+        return self.ended
 
 
 def _limits(prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int, context: int | None) -> list[int]:

@@ -19,6 +19,7 @@ from lrtrain.studies.doctor import addresses, processors, started_ranks, this_ma
 from lrtrain.studies.doctor.data_set import check_data
 from lrtrain.studies.doctor.disk_space import check_disk
 from lrtrain.studies.doctor.finding import Check, Finding, carried_out, failed, warned
+from lrtrain.studies.doctor.first_weights import check_first_weights
 from lrtrain.studies.doctor.needed_memory import check_memory
 from lrtrain.studies.doctor.started_ranks import Asked
 
@@ -97,9 +98,13 @@ def _of_places(machine: Machine, config: Any, planned: Planned | None) -> Checks
     runs = "runs" if config is None else str(config.runs)
     if "://" not in runs:
         yield "disk", partial(check_disk, Path(runs), planned.checkpoint if planned else None, _kept(config))
-    for key, url in addresses.urls_of(_plain(config), machine.environment).items():
+    for key, found in addresses.urls_of(_plain(config), machine.environment).items():
+        url = found.partition("#step=")[0]  # as a record writes init_from
         if not (key.startswith("data.prepare") and _is_prepared(config)):
             yield key, partial(addresses.check_url, key, url)
+    origin = None if config is None else config.init_from
+    if origin and "://" not in origin:
+        yield "init_from", partial(check_first_weights, origin, _plain(config)["model"]["decoder"])
     sizes, processes = _sizes(config), _processes(machine, config)
     data = {} if config is None else config.data.get("init_args", config.data)
     if sizes is not None:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrtrain.constraints import StiefelRetraction, find_factors
-from lrtrain.nn import Decoder, SpectralLinear
+from lrtrain.nn import Decoder, SpectralLinear, factorize_
 from lrtrain.optim import WarmupCosine
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
@@ -79,24 +78,14 @@ def convert(decoder: Decoder, task: Task) -> Decoder:
         UserError: the rank is larger than a weight's smaller side, or a projection has no dense weight.
     """
     converted = copy.deepcopy(decoder)
-    if task == Task():
-        return converted
-    for block in converted.blocks:
-        mlp: Any = block.mlp
-        for name in ("gate", "up", "down"):
-            dense = getattr(mlp, name)
-            if not hasattr(dense, "materialize"):
-                raise UserError(
-                    f"source: {type(dense).__name__} (mlp.{name}) has no dense weight that could be converted"
-                )
-            weight = dense.materialize()
-            if not weight.is_meta and not weight.isfinite().all():
-                raise UserError(f"source: mlp.{name} of the dense model holds NaN or infinite numbers; train it anew")
-            try:
-                spectral = SpectralLinear.from_dense(weight, task.rank, task.energy)
-            except ValueError as error:
-                raise UserError(f"ranks: {error}") from error
-            setattr(mlp, name, spectral)
+    if task != Task():
+        names = [
+            f"blocks.{index}.mlp.{part}" for index in range(len(decoder.blocks)) for part in ("gate", "up", "down")
+        ]
+        try:
+            factorize_(converted, rank=task.rank, energy=task.energy, kind="spectral", include=names)
+        except ValueError as error:
+            raise UserError(f"the dense model cannot be converted: {error}") from error
     return converted
 
 

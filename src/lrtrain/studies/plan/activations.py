@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lrtrain.nn import Decoder, LossCallable
 from lrtrain.nn.decoder import Block
 from lrtrain.nn.loss import CHUNK_LOGITS
-from lrtrain.nn.rotary import rotary_angles
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.plan.live_bytes import LiveBytes
 
@@ -115,7 +114,7 @@ class Activations:
         with FakeTensorMode() as fake, fake:
             self._materialize(module, stay)
             x_BTD = torch.empty(sequences, self.tokens, self.decoder.width, dtype=self.weights, requires_grad=True)
-            rope_TE = rotary_angles(0, self.tokens, self.decoder.head_width, self.decoder.rope_base, x_BTD.device)
+            rope_TE = self.decoder.angles(self.tokens, x_BTD.device)
             with LiveBytes() as live:
                 with self._autocast():
                     y_BTD = module(x_BTD, rope_TE, None, 0)
