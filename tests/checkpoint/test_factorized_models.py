@@ -86,6 +86,26 @@ def test_what_is_quantized_already_is_refused() -> None:
         factorize_(model, rank=2)
 
 
+def test_a_gguf_file_that_was_unpacked_is_an_ordinary_model(tmp_path: Path) -> None:
+    from transformers.quantizers.auto import AutoHfQuantizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=60, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    # As from_pretrained(…, gguf_file=…) leaves a model where no kernel computes with its blocks.
+    model.hf_quantizer = AutoHfQuantizer.from_config(GgufConfig("a.gguf"), pre_quantized=False)
+    model.config.quantization_config, model.is_quantized = model.hf_quantizer.quantization_config, True
+    packed = copy.deepcopy(model)
+    packed.lm_head.weight = nn.Parameter(torch.zeros(60, 8, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="the model is quantized"):
+        factorize_(packed, rank=2)
+    factorize_(model, rank=2)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    trained(tmp_path / "run", model, spectron_for(model))
+
+
 class Sequences(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 64

@@ -195,6 +195,18 @@ def test_what_is_cut_is_said(alone: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "requests are longer than the context of 40 tokens: cut at their beginning" in capsys.readouterr().err
 
 
+def test_a_tracker_that_does_not_answer_keeps_nothing_from_the_record(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {"tracking_uri": "http://127.0.0.1:9", "experiment": "quickstart", "run_id": "x"}
+    (run / "mlflow.json").write_text(json.dumps(state))
+    assert main(["evaluate", str(run), *PIQA]) == 0
+    err = capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:9 takes no records" in err
+    assert f"`lrtrain sync {run}` sends them" in err
+    assert evaluated(run, 4, "eval/sample_piqa/acc") >= 0
+
+
 # Tasks of one's own
 
 

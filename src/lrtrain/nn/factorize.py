@@ -81,7 +81,7 @@ def factorize_(
     if kind not in KINDS:
         raise ValueError(f"kind must be low_rank or spectral, got {kind!r}")
     noted = getattr(getattr(model, "config", None), "quantization_config", None)
-    if noted is not None and not is_ours(noted):
+    if noted is not None and not is_ours(noted) and not _is_unpacked(model, noted):
         raise ValueError("the model is quantized: load its weights as they were before that")
     names, left = _chosen(model, kind, _patterns(include), _patterns(exclude) or [])
     made: dict[str, tuple[nn.Module, Factorized]] = {}
@@ -117,6 +117,14 @@ def merge_(model: nn.Module) -> list[str]:
         replace_module(model, name, linear.train(module.training))
     note_ranks(model)
     return names
+
+
+def _is_unpacked(model: nn.Module, noted: Any) -> bool:
+    """Whether a transformers model was read from a GGUF file, and its weights are ordinary ones since."""
+    method = noted.get("quant_method") if isinstance(noted, dict) else getattr(noted, "quant_method", None)
+    packed = any(not parameter.is_floating_point() for parameter in model.parameters())
+    special = any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules())
+    return getattr(method, "value", method) == "gguf" and not packed and not special
 
 
 def _chosen(

@@ -60,6 +60,8 @@ def note_ranks(model: Any) -> None:
         if is_ours(getattr(config, "quantization_config", None)):
             del config.quantization_config
         return
+    if quantizer := getattr(model, "hf_quantizer", None):  # of a file whose weights were unpacked when it was read
+        quantizer.remove_quantization_config(model)
     config.quantization_config = {"quant_method": METHOD, **ranks}
     for name in (name for of_kind in ranks.values() for name in of_kind):
         layer = model.get_submodule(name)

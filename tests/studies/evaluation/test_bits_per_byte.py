@@ -1,4 +1,4 @@
-"""bits_per_byte by the harness's rolling log-likelihood beside that of our validation, on the same held-out documents."""
+"""bits_per_byte by the harness's rolling log-likelihood beside our validation's, on the same held-out documents."""
 
 import json
 import random
@@ -114,7 +114,12 @@ def test_elsewhere_they_differ_by_document_borders_and_windows_alone(tmp_path: P
     last = {id(window) for window in windows if len(window) <= BLOCK}
     total = 0.0
     for number, window in enumerate(windows):
-        if id(window) in last and number and len(windows[number - 1]) == BLOCK + 1 and window[0] == windows[number - 1][-1]:
+        if (
+            id(window) in last
+            and number
+            and len(windows[number - 1]) == BLOCK + 1
+            and window[0] == windows[number - 1][-1]
+        ):
             before = windows[number - 1]
             context = [*before[:-1], *window][-(BLOCK + 1) :]  # the last window is filled up from before
             total += nats(context) - nats(context[: len(context) - len(window) + 1])

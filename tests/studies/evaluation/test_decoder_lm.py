@@ -1,5 +1,6 @@
 """The checkpoint's model answers as lm-eval's own `hf` model answers for the exported folder."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lrtrain.nn.generation import Sampling, generate
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.evaluation.continuation_scores import arranged, score
 from lrtrain.studies.evaluation.decoder_lm import DecoderLM
+from ranks import on_ranks
 from saved_model import DENSE, LOW_RANK, SPECTRAL, WORDS, decoder_config
 
 CONTEXT = 64  # of saved_model
@@ -199,3 +201,38 @@ def test_a_shared_context_goes_through_the_decoder_once() -> None:
         for batch in arranged(requests, 8, sharing):
             score(model, batch)
         assert sum(lengths) == tokens  # unshared it is the loss that gets them
+
+
+# Several processes
+
+
+def shared_out(rank_that_fails: int) -> tuple[list[int], str]:
+    """Which batches this process computed, and what it raised."""
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    model = DecoderLM(decoder(DENSE), saved_model.tokenizer(), CONTEXT, 2)
+    mine: list[int] = []
+
+    def compute(batch: list[int]) -> dict[int, int]:
+        if rank == rank_that_fails:
+            raise ValueError("no memory")
+        mine.extend(batch)
+        return {number: 10 * number for number in batch}
+
+    try:
+        answers = model._shared_out([[0, 1], [2, 3], [4]], compute)
+    except RuntimeError as error:
+        return mine, str(error)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert answers == {number: 10 * number for number in range(5)}
+    return mine, ""
+
+
+def test_processes_share_the_batches_and_all_get_all_answers() -> None:
+    assert on_ranks(2, shared_out, -1) == [([0, 1, 4], ""), ([2, 3], "")]
+
+
+def test_a_process_that_fails_alone_fails_for_all() -> None:
+    (_, first), (_, second) = on_ranks(2, shared_out, 1)
+    assert first == second == "rank 1: ValueError: no memory"

@@ -190,10 +190,12 @@ def test_a_resumed_run_does_not_repeat_what_it_has(
     [
         (["--trainer.callbacks.tasks=[sample_pica]"], "the harness has no such task; there are sample_piqa"),
         (["--trainer.callbacks.every_n_steps=0"], "every_n_steps is 0: give at least 1"),
+        (["--trainer.callbacks.limit=0"], "limit is 0.0: give a number of documents"),
+        (["--trainer.callbacks.num_fewshot=-1"], "num_fewshot is -1: give at least 0"),
         (["--trainer.callbacks.include_path=nowhere"], "--include-path nowhere: no such folder"),
         (["--data=test_during_training.Own"], "test_during_training.Own has no tokenizer_json(), and tasks are texts"),
     ],
-    ids=["task", "steps", "folder", "data"],
+    ids=["task", "steps", "limit", "shots", "folder", "data"],
 )
 def test_a_wrong_setting_ends_the_run_before_its_first_step(
     more: list[str], said: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,10 @@ class Evaluation(L.Callback):
         for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size), ("context", context)):
             if value is not None and value < 1:
                 raise UserError(f"Evaluation: {name} is {value}: give at least 1")
+        if limit is not None and not limit > 0:
+            raise UserError(f"Evaluation: limit is {limit}: give a number of documents, or a share of them below 1")
+        if num_fewshot is not None and num_fewshot < 0:
+            raise UserError(f"Evaluation: num_fewshot is {num_fewshot}: give at least 0")
         self.tasks = tasks
         self.every_n_steps = every_n_steps
         self.include_path = include_path
@@ -105,7 +109,8 @@ class Evaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if not self.every_n_steps or step == 0 or step % self.every_n_steps or step == self._done:
+        due = self.every_n_steps and step and step % self.every_n_steps == 0
+        if not due or step == self._done or not self._loaded:
             return
         for callback in trainer.checkpoint_callbacks:  # saves what is due, and leaves where that is agreed
             callback.on_train_batch_start(trainer, pl_module, batch, batch_idx)

@@ -1,6 +1,7 @@
 """An exported folder as lm-eval's own `hf` model, with what is wrong with a folder in a line."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def exported_lm(folder: Path, batch_size: int, context: int | None, device: str 
     check_folder(folder, trusted)
     import torch
     from lm_eval.models.huggingface import HFLM
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return HFLM(str(folder), batch_size=batch_size, max_length=context, device=where, trust_remote_code=trusted)

@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.studies.evaluation.harness_tasks import leaves
 
+BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
 BOOTSTRAPS = 100_000  # lm-eval's own number, where a standard error has no formula
 
 
@@ -190,11 +192,13 @@ def _warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    import lm_eval.api.task as module
-
-    bar = module.tqdm
-    module.tqdm = bar if shown else partial(bar, disable=True)
+    """lm-eval's progress bars, or none."""
+    modules: list[Any] = [sys.modules[name] for name in BARS if name in sys.modules]
+    before = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = module.tqdm if shown else partial(module.tqdm, disable=True)
     try:
         yield
     finally:
-        module.tqdm = bar
+        for module, bar in zip(modules, before, strict=True):
+            module.tqdm = bar
