@@ -21,11 +21,13 @@ Kind = Literal["low_rank", "spectral"]
 
 @dataclass(frozen=True)
 class Factorized:
-    """One layer that `factorize_` has replaced: its name, rank, and the share of Σσ² that it holds."""
+    """A layer that `factorize_` has replaced: name, rank, the share of Σσ² that it holds; parameters, then and now."""
 
     name: str
     rank: int
     energy: float
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Factorization:
 
     def __str__(self) -> str:
         lines = [f"{layer.name}: rank {layer.rank}, {layer.energy:.1%} of Σσ²" for layer in self.layers]
-        return "\n".join([*lines, *(f"{name}: left, {reason}" for name, reason in self.left.items())])
+        lines += [f"{name}: left, {reason}" for name, reason in self.left.items()]
+        before, after = (sum(getattr(one, when) for one in self.layers) for when in ("before", "after"))
+        larger = sum(one.after > one.before for one in self.layers)
+        more = f"; {larger} have more than before, since their rank is near the smaller side" if larger else ""
+        return "\n".join([*lines, f"{len(self.layers)} layers: {before:,} parameters, now {after:,}{more}"])
 
 
 def factorize_(
@@ -212,7 +218,7 @@ def _factorized(
         assert rank is not None
         with torch.device("meta"):
             empty = KINDS[kind](old.in_features, old.out_features, rank=rank).to(first.dtype)
-        return _like(empty, old), Factorized(name, rank, math.nan)
+        return _told(name, _like(empty, old), old, rank, math.nan)
     source = old.weight if isinstance(old, nn.Linear) else old.projection if isinstance(old, Biased) else old
     found, kept = triplets(source, rank, energy)
     assert kept.rank is not None
@@ -220,7 +226,12 @@ def _factorized(
         layer: FactorizedProjection = KINDS[kind](old.in_features, old.out_features, rank=kept.rank)
     layer.to_empty(device=first.device).to(first.dtype)
     layer.set_triplets(*found)
-    return _like(layer, old), Factorized(name, kept.rank, kept.energy)
+    return _told(name, _like(layer, old), old, kept.rank, kept.energy)
+
+
+def _told(name: str, new: nn.Module, old: nn.Module, rank: int, energy: float) -> tuple[nn.Module, Factorized]:
+    before, after = (sum(p.numel() for p in module.parameters()) for module in (old, new))
+    return new, Factorized(name, rank, energy, before, after)
 
 
 def _like(layer: nn.Module, old: nn.Module) -> nn.Module:
