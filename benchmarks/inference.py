@@ -153,6 +153,7 @@ def serve(
     import transformers  # noqa: F401  both before the memory is looked at
 
     import lrtrain.nn  # noqa: F401
+    from lrtrain.runtime.allocator import give_back_freed_memory
 
     before = resident("VmRSS")
     if form.startswith("transformers"):
@@ -160,6 +161,7 @@ def serve(
     else:
         write, weights, read = ours(form, size, rank_ratio, dtype)
     gc.collect()
+    give_back_freed_memory()
     connection.send((weights, read))
     for batch, prompt, new in iter(connection.recv, None):
         generator = torch.Generator().manual_seed(batch)
