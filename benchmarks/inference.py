@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure import command_line, report, synchronize
 from benchmarks.shapes import DECODERS, RANK_RATIO, Size
