@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure import command_line, report, synchronize
 from benchmarks.shapes import DECODERS, RANK_RATIO, Size
@@ -65,17 +65,15 @@ def decoder(form: str, size: str, rank_ratio: float) -> Any:
     return made.eval().requires_grad_(False)
 
 
-def merge(model: nn.Module) -> None:
-    """Puts a dense projection with the same weight in the place of each."""
-    from lrtrain.nn import DenseLinear
+def merged(size: str, rank_ratio: float) -> Any:
+    """The low-rank decoder with dense projections of the same weight, in memory as if it had been made with these."""
     from lrtrain.nn.projection import projections
 
-    for name, one in projections(model).items():
-        with torch.device("meta"):
-            dense = DenseLinear(one.in_features, one.out_features)
-        dense.weight = nn.Parameter(one.materialize(), requires_grad=False)
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, dense)
+    model, factorized = decoder("dense", size, rank_ratio), decoder("low-rank", size, rank_ratio)
+    products = {f"{name}.weight": one.materialize() for name, one in projections(factorized).items()}
+    others = {name: weight for name, weight in factorized.state_dict().items() if name in model.state_dict()}
+    model.load_state_dict(others | products)
+    return model
 
 
 def export(size: str, rank_ratio: float, dtype: str, folder: Path, keep_factors: bool) -> None:
@@ -96,9 +94,7 @@ def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, i
     """Our engine, the bytes of its weights, and those of them that a token reads."""
     from lrtrain.nn import Sampling, generate
 
-    model = decoder(form, size, rank_ratio)
-    if form == "merged":
-        merge(model)
+    model = merged(size, rank_ratio) if form == "merged" else decoder(form, size, rank_ratio)
     model = model.to(device(), getattr(torch, dtype))
     weights = sum(p.nbytes for p in model.parameters())
 
@@ -153,6 +149,7 @@ def serve(
     import transformers  # noqa: F401  both before the memory is looked at
 
     import lrtrain.nn  # noqa: F401
+    from lrtrain.runtime.allocator import give_back_freed_memory
 
     before = resident("VmRSS")
     if form.startswith("transformers"):
@@ -160,6 +157,7 @@ def serve(
     else:
         write, weights, read = ours(form, size, rank_ratio, dtype)
     gc.collect()
+    give_back_freed_memory()
     connection.send((weights, read))
     for batch, prompt, new in iter(connection.recv, None):
         generator = torch.Generator().manual_seed(batch)

@@ -1,62 +1,60 @@
-"""Which format export recommends, by the numbers that a token reads."""
+"""Which format export recommends: by timing both."""
 
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
-from lrtrain.checkpoint.huggingface.format_advice import WORTH_KEEPING, advice, reads_of
-from lrtrain.nn import DenseLinear, LowRankLinear, SelfGuidedLinear, SpectralLinear
+from lrtrain.checkpoint.huggingface import format_advice
+from lrtrain.checkpoint.huggingface.format_advice import advice, recommended, time_shares
+from lrtrain.nn import Decoder, DenseLinear, LowRankLinear, SelfGuidedLinear
 from small_decoder import decoder
-
-ATTENTION, MLP, HEAD = 3 * 4 * 48 * 48, 3 * 3 * 48 * 80, 97 * 48
-
-
-@pytest.mark.parametrize("tie", [False, True])
-def test_numbers_are_those_of_projections_and_head(tie: bool) -> None:
-    merged = ATTENTION + MLP + HEAD
-    assert reads_of(decoder(tie_embeddings=tie)).merged == merged
-    low = reads_of(decoder(partial(LowRankLinear, rank=6), tie_embeddings=tie))
-    assert (low.merged, low.factorized) == (merged, 3 * 6 * (4 * 96 + 3 * 128) + HEAD)
-    mixed = reads_of(decoder(attention=DenseLinear, mlp=partial(SpectralLinear, rank=5), tie_embeddings=tie))
-    assert mixed.factorized == ATTENTION + 3 * 3 * 5 * (48 + 80 + 1) + HEAD
-
-
-def test_the_share_is_that_of_the_parameters_but_the_embedding() -> None:
-    model = decoder(partial(LowRankLinear, rank=7))
-    left_out = model.embedding.weight.numel() + sum(m.weight.numel() for m in model.modules() if type(m) is nn.RMSNorm)
-    reads = reads_of(model)
-    assert reads.factorized == sum(p.numel() for p in model.parameters()) - left_out
-    assert reads.share == reads.factorized / reads.merged
 
 
 @pytest.mark.parametrize(
-    ("linear", "keep", "line"),
+    ("few", "many", "line"),
     [
-        (
-            partial(LowRankLinear, rank=6),
-            False,
-            "--factorized would decode faster in transformers: a token reads 0.02M",
-        ),
-        (
-            partial(SpectralLinear, rank=6),
-            True,
-            "factorized is the faster format: a token reads 0.02M numbers factorized",
-        ),
-        (partial(LowRankLinear, rank=40), True, "merged would decode as fast or faster: a token reads"),
-        (partial(LowRankLinear, rank=40), False, "merged is the faster format: a token reads"),
+        (0.7, 0.6, "factorized decodes faster in transformers; vLLM and llama.cpp take merged alone"),
+        (0.97, 0.6, "factorized decodes faster in transformers; vLLM and llama.cpp take merged alone"),
+        (0.97, 1.03, "merged decodes as fast or faster"),
+        (1.3, 1.0, "merged decodes as fast or faster"),
+        (1.2, 0.8, "factorized decodes faster for many texts at once, merged otherwise"),
+        (0.8, 1.2, "factorized decodes faster for one text at once, merged otherwise"),
     ],
 )
-def test_the_faster_format_is_named(linear: object, keep: bool, line: str) -> None:
-    reads = reads_of(decoder(linear))
-    assert (reads.share < WORTH_KEEPING) == ("factorized" in line.partition(":")[0])
-    said = advice(reads, keep)
+def test_the_faster_format_is_named(few: float, many: float, line: str) -> None:
+    assert recommended(few, many) == line
+
+
+def test_few_numbers_take_less_of_the_time_and_many_take_more() -> None:
+    sizes = {"vocab_size": 8, "width": 1024, "depth": 2, "heads": 2, "ffn_width": 1024}
+
+    def shares(rank: int) -> list[float]:
+        linear = partial(LowRankLinear, rank=rank)
+        return time_shares(Decoder(**sizes, attention=linear, mlp=linear), torch.float32)
+
+    assert max(shares(32)) < 0.6
+    assert min(shares(1024)) > 1.3
+
+
+def test_the_decoder_stays_as_it_is_and_not_all_of_a_large_one_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder(attention=partial(LowRankLinear, rank=6), mlp=DenseLinear)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    merged: list[object] = []
+    plain = format_advice.dense_weight
+    monkeypatch.setattr(format_advice, "dense_weight", lambda one: merged.append(one) or plain(one))
+    said = advice(model, "float32")
     assert said is not None
-    assert said.startswith(line)
+    assert "for 1 text at once" in said
+    assert said.endswith("for 32 (timed here, float32)")
+    assert len(merged) == 21
+    monkeypatch.setattr(format_advice, "ENOUGH", 1)
+    merged.clear()
+    advice(model, "float16")
+    assert len(merged) == 7
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("linear", [DenseLinear, partial(SelfGuidedLinear, rank=5)])
 def test_there_is_no_advice_where_nothing_has_factors_to_keep(linear: object) -> None:
-    with torch.no_grad():
-        assert advice(reads_of(decoder(linear)), False) is None
+    assert advice(decoder(linear), "float32") is None

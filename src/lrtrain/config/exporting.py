@@ -11,7 +11,7 @@ import torch
 from lrtrain.checkpoint.checkpoint_io import check_tokenizer
 from lrtrain.checkpoint.huggingface.compressed import check_truncation, truncate
 from lrtrain.checkpoint.huggingface.exported_folder import Written, check_packages, write_folder
-from lrtrain.checkpoint.huggingface.format_advice import advice, reads_of
+from lrtrain.checkpoint.huggingface.format_advice import advice
 from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
 from lrtrain.checkpoint.huggingface.model_card import Facts, card, projections_in_words
 from lrtrain.checkpoint.huggingface.tokenizer_files import end_of_text_token
@@ -68,7 +68,7 @@ def export(
             say(f"{'':<15} the merged weights have as many numbers as before; --factorized keeps the factors, fewer")
         facts = replace(facts, truncation=truncation, projections=projections_in_words(trained.decoder))
 
-    counsel = advice(reads_of(trained.decoder), keep)
+    counsel = advice(trained.decoder, settings.dtype)
 
     def texts(written: Written) -> dict[str, str]:
         return {"README.md": card(facts, written), RECIPE: trained.recipe}
