@@ -12,6 +12,7 @@ import saved_model
 import toy
 from commandline import arguments, refusal
 from lrtrain.cli.main import main
+from lrtrain.studies.evaluation.harness_tasks import check_names
 from lrtrain.tracking.recorded import recorded
 from lrtrain.tracking.spool import Spool
 from saved_model import DENSE, LOW_RANK, decoder_config
@@ -249,6 +250,11 @@ def test_a_task_that_takes_the_place_of_another_is_said(
     tasks = own_task(tmp_path / "tasks", "sample_piqa")
     assert main(["evaluate", str(alone), *PIQA, "--include-path", str(tasks)]) == 0
     assert f"task         sample_piqa: {tasks}/task.yaml\n" in capsys.readouterr().out
+
+
+def test_a_pattern_means_the_harnesss_own_tasks_too(tmp_path: Path) -> None:
+    manager = check_names(["arc_*"], [own_task(tmp_path / "tasks", "arc_own")])
+    assert {"arc_own", "arc_easy", "arc_challenge"} <= {*manager.match_tasks(["arc_*"])}
 
 
 def test_documents_that_lack_a_field_are_a_line(

@@ -87,7 +87,7 @@ class TextGenerator:
         self.tokenizer = trained.tokenizer
         self._end = end_of_text(trained.tokenizer)
         # An imported model knows the texts of its tokenizer, with what that puts before them, and its own ends.
-        self._before = _put_before(trained.tokenizer) if imported else []
+        self._before = put_before(trained.tokenizer) if imported else []
         ends = imported.ends.get("eos_token_id") if imported else None
         self._ends = {self._end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
         self._encoder = Encoder(trained.tokenizer, np.dtype(np.int64))
@@ -168,7 +168,7 @@ class TextGenerator:
             raise UserError(f"checkpoint {self.checkpoint}: {error}") from error
 
 
-def _put_before(tokenizer: Tokenizer) -> list[int]:
+def put_before(tokenizer: Tokenizer) -> list[int]:
     """The tokens that a tokenizer puts before any text, as `<s>`."""
     bare, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
     starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)

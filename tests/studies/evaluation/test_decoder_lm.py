@@ -10,7 +10,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+import llama_folder
 import saved_model
+from lrtrain.cli.main import main
 from lrtrain.config.export_settings import Export
 from lrtrain.config.exporting import export
 from lrtrain.config.trained_model import build_decoder, load
@@ -19,6 +21,7 @@ from lrtrain.nn.generation import Sampling, generate
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.evaluation.continuation_scores import arranged, score
 from lrtrain.studies.evaluation.decoder_lm import DecoderLM
+from lrtrain.studies.evaluation.evaluated_model import trained_model
 from ranks import on_ranks
 from saved_model import DENSE, LOW_RANK, SPECTRAL, WORDS, decoder_config
 
@@ -201,6 +204,28 @@ def test_a_shared_context_goes_through_the_decoder_once() -> None:
         for batch in arranged(requests, 8, sharing):
             score(model, batch)
         assert sum(lengths) == tokens  # unshared it is the loss that gets them
+
+
+@pytest.mark.parametrize("begin", [None, "<s>"])
+def test_an_imported_model_answers_as_the_folder_that_it_comes_from(begin: str | None, tmp_path: Path) -> None:
+    source, checkpoint = tmp_path / "source", tmp_path / "model.ckpt"
+    llama_folder.save(source, vocab_size=384)
+    if begin is not None:
+        llama_folder.save_tokenizer(source, begin=begin, eos_token=llama_folder.END)
+    assert main(["import", str(source), "--out", str(checkpoint)]) == 0
+    mine = trained_model(checkpoint, 3, None, "cpu").lm
+    other = HFLM(str(source), device="cpu", batch_size=3)
+    assert (mine.max_length, mine.prefix_token_id) == (other.max_length, other.prefix_token_id)
+    assert (mine.tok_encode("a")[0] == mine.prefix_token_id) == (begin is not None)
+    pairs = asked("loglikelihood", (words(5, 1), " hill"), ("", words(3, 2)), (words(200, 3), " of a norm"))
+    assert [p for p, _ in mine.loglikelihood(pairs)] == pytest.approx(
+        [p for p, _ in other.loglikelihood(pairs)], abs=2e-4
+    )
+    texts = asked("loglikelihood_rolling", (words(5, 1),), (words(200, 3),))
+    assert mine.loglikelihood_rolling(texts) == pytest.approx(other.loglikelihood_rolling(texts), rel=1e-5)
+    settings = {"until": [], "max_gen_toks": 10, "do_sample": False}
+    prompts = asked("generate_until", (words(5, 1), settings), (words(200, 3), settings))
+    assert mine.generate_until(prompts) == other.generate_until(prompts)
 
 
 # Several processes

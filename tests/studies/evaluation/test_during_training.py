@@ -98,7 +98,7 @@ def test_its_time_is_not_time_in_training(shards: Path, tmp_path: Path, monkeypa
     assert max(points(run, "throughput/seconds").values()) < 0.5 * spent
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_all_processes_share_the_work_and_find_the_same(strategy: str, shards: Path, tmp_path: Path) -> None:
     share = ["--config", f"parallel/{strategy}", "--trainer.devices=2", "--data.batch_size=2"]
     share.append("--trainer.accumulate_grad_batches=1")
@@ -188,14 +188,13 @@ def test_a_resumed_run_does_not_repeat_what_it_has(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--trainer.callbacks.tasks=[sample_pica]"], "the harness has no such task; there are sample_piqa"),
         (["--trainer.callbacks.every_n_steps=0"], "every_n_steps is 0: give at least 1"),
         (["--trainer.callbacks.limit=0"], "limit is 0.0: give a number of documents"),
         (["--trainer.callbacks.num_fewshot=-1"], "num_fewshot is -1: give at least 0"),
         (["--trainer.callbacks.include_path=nowhere"], "--include-path nowhere: no such folder"),
         (["--data=test_during_training.Own"], "test_during_training.Own has no tokenizer_json(), and tasks are texts"),
     ],
-    ids=["task", "steps", "limit", "shots", "folder", "data"],
+    ids=["steps", "limit", "shots", "folder", "data"],
 )
 def test_a_wrong_setting_ends_the_run_before_its_first_step(
     more: list[str], said: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

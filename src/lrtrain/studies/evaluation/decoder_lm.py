@@ -1,7 +1,7 @@
 """A decoder as a model of lm-eval."""
 
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,9 @@ class LoneFailureError(Exception):
 class DecoderLM(TemplateLM):
     """Answers as lm-eval's `hf` model answers for the exported folder, without the export.
 
-    An empty context is the end-of-text token, which in training came before every document. What is longer than the
-    context is cut at its beginning. A context that several continuations follow is computed once.
+    An empty context is the end-of-text token, which in training came before every document, or what an imported model
+    has for it. What is longer than the context is cut at its beginning. A context that several continuations follow is
+    computed once.
 
     Args:
         decoder: In evaluation. Of several processes all make the same requests at the same time; each computes a part
@@ -44,6 +45,9 @@ class DecoderLM(TemplateLM):
         length: Tokens of the context: as many go through the decoder at once.
         batch_size: Sequences in a batch.
         before_batch: Called before each batch; what it raises ends the evaluation.
+        prefix: Token of an empty context; the end-of-text token when None.
+        before: What the tokenizer of an imported model puts before every text.
+        ends: Tokens that end a generated text, beside the end-of-text token.
 
     Attributes:
         cut: Requests that were longer than the context, and `asked` how many there were.
@@ -56,6 +60,9 @@ class DecoderLM(TemplateLM):
         length: int,
         batch_size: int,
         before_batch: Callable[[], None] = lambda: None,
+        prefix: int | None = None,
+        before: Sequence[int] = (),
+        ends: Collection[int] = (),
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -64,7 +71,9 @@ class DecoderLM(TemplateLM):
         self.before_batch = before_batch
         self.cut = self.asked = 0
         self._tokenizer = tokenizer
+        self._prefix, self._before = prefix, list(before)
         self._encoder = Encoder(tokenizer, np.dtype(np.int64))
+        self._ends = {self._encoder.separator, *ends}
         self._processes = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self._processes = torch.distributed.get_world_size()
@@ -78,10 +87,18 @@ class DecoderLM(TemplateLM):
     def eot_token_id(self) -> int:
         return self._encoder.separator
 
+    @property
+    def prefix_token_id(self) -> int:
+        return self._encoder.separator if self._prefix is None else self._prefix
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The tokens of a text as in training: nothing around it, and no control token that it only spells."""
+        """The tokens of a text as in training: nothing around it, and no control token that it only spells.
+
+        What an imported model knows before a text is there unless `add_special_tokens` is false.
+        """
+        before = self._before if add_special_tokens is not False else []
         tokens: list[int] = self._encoder.documents([string])[0][:-1].tolist()
-        return tokens
+        return [*before, *tokens]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Score]:
         """(log p, in nats, whether each token is the likeliest) of every request's continuation after its context."""
@@ -141,7 +158,7 @@ class DecoderLM(TemplateLM):
         new = settings["max_gen_toks"]
         if new >= self.length:
             raise UserError(f"a task asks for {new} new tokens, and the context has {self.length}: give a longer one")
-        prompts = [tokens[-(self.length - new) :] or [self.eot_token_id] for _, tokens, _ in batch]
+        prompts = [tokens[-(self.length - new) :] or [self.prefix_token_id] for _, tokens, _ in batch]
         self.cut += sum(len(tokens) > self.length - new for _, tokens, _ in batch)
         streams = [TextStream(self._tokenizer.decode, prompt, stops) for prompt in prompts]
 
@@ -150,8 +167,7 @@ class DecoderLM(TemplateLM):
             return streams[row].stopped
 
         seeds = [number for number, _, _ in batch]
-        stop_tokens = [self.eot_token_id]
-        generate(self.decoder, prompts, new, _sampling(settings), seeds=seeds, stop_tokens=stop_tokens, watch=watch)
+        generate(self.decoder, prompts, new, _sampling(settings), seeds=seeds, stop_tokens=self._ends, watch=watch)
         for stream in streams:
             stream.end()
         return {number: stream.text for (number, _, _), stream in zip(batch, streams, strict=True)}

@@ -1,12 +1,15 @@
 """The model that is evaluated: a checkpoint's or a folder's, and what is known of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from lrtrain.config.exporting import block_size
+from lrtrain.config.text_generation import put_before
 from lrtrain.config.trained_model import read_trained
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.evaluation.decoder_lm import DecoderLM
@@ -41,6 +44,7 @@ def trained_model(
         UserError: it is no whole checkpoint of lrtrain, holds no tokenizer, or the device is not there.
     """
     trained = read_trained(checkpoint)
+    imported = trained.imported
     length = context or trained.context or block_size(trained.config["data"], "evaluate")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -49,8 +53,20 @@ def trained_model(
         raise UserError(f"--device {where}: {' '.join(str(error).split())[:200]}") from error
     run_dir = checkpoint.resolve().parent.parent if here else None
     facts = {"name": trained.config["name"], "version": trained.version, "context": length, "dtype": "float32"}
-    lm = DecoderLM(decoder, trained.tokenizer, length, batch_size)
+    around = {} if imported is None else _around(trained.tokenizer, imported.special, imported.ends)
+    lm = DecoderLM(decoder, trained.tokenizer, length, batch_size, **around)
     return EvaluatedModel(lm, checkpoint, trained.step, run_dir, facts)
+
+
+def _around(tokenizer: Tokenizer, special: Mapping[str, str], ends: Mapping[str, Any]) -> dict[str, Any]:
+    """What an imported model has before and behind texts, as lm-eval takes it from its folder."""
+    first = special.get("bos_token") or special.get("eos_token")
+    last = ends.get("eos_token_id")
+    return {
+        "prefix": None if first is None else tokenizer.token_to_id(first),
+        "before": put_before(tokenizer),
+        "ends": last if isinstance(last, list) else [] if last is None else [last],
+    }
 
 
 def exported_model(

@@ -43,7 +43,7 @@ def check_names(names: Sequence[str], include: Sequence[Path] = ()) -> Any:
     paths = [folder("tasks"), *include]
     with _quiet():
         manager = TaskManager(include_path=paths, include_defaults=False)
-        if not all(_known(name, manager) for name in names):
+        if not all(name in manager.all_subtasks or _is_file(name) for name in names):  # a pattern may mean others, too
             manager = TaskManager(include_path=paths)
     for name in names:
         if not _known(name, manager):
@@ -87,7 +87,11 @@ def own_sources(tasks: Sequence[Any]) -> list[str]:
 def _known(name: str, manager: Any) -> bool:
     if WILD & {*name}:
         return bool(manager.match_tasks([name]))
-    return name in manager.task_index or (Path(name).suffix in (".yaml", ".yml") and Path(name).is_file())
+    return name in manager.task_index or _is_file(name)
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml") and Path(name).is_file()
 
 
 def _load(name: str, manager: Any) -> list[Any]:
