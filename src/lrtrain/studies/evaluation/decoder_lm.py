@@ -11,6 +11,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from lrtrain.data.encoder import Encoder
 from lrtrain.nn import Decoder
@@ -48,6 +49,7 @@ class DecoderLM(TemplateLM):
         prefix: Token of an empty context; the end-of-text token when None.
         before: What the tokenizer of an imported model puts before every text.
         ends: Tokens that end a generated text, beside the end-of-text token.
+        bar: Show on stderr how many batches are done.
 
     Attributes:
         cut: Requests that were longer than the context, and `asked` how many there were.
@@ -63,6 +65,7 @@ class DecoderLM(TemplateLM):
         prefix: int | None = None,
         before: Sequence[int] = (),
         ends: Collection[int] = (),
+        bar: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -71,6 +74,7 @@ class DecoderLM(TemplateLM):
         self.before_batch = before_batch
         self.cut = self.asked = 0
         self._tokenizer = tokenizer
+        self._bar = bar
         self._prefix, self._before = prefix, list(before)
         self._encoder = Encoder(tokenizer, np.dtype(np.int64))
         self._ends = {self._encoder.separator, *ends}
@@ -178,7 +182,7 @@ class DecoderLM(TemplateLM):
         rank = torch.distributed.get_rank() if world > 1 else 0
         mine: dict[int, Any] = {}
         failed: Exception | None = None
-        for start in range(0, len(batches), world):
+        for start in tqdm(range(0, len(batches), world), "batches", disable=not self._bar):
             self.before_batch()
             batch = batches[start + rank] if start + rank < len(batches) else []
             if failed is None and (batch or self._sharded):

@@ -1,5 +1,6 @@
 """The model that is evaluated: a checkpoint's or a folder's, and what is known of it."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ def trained_model(
     run_dir = checkpoint.resolve().parent.parent if here else None
     facts = {"name": trained.config["name"], "version": trained.version, "context": length, "dtype": "float32"}
     around = {} if imported is None else _around(trained.tokenizer, imported.special, imported.ends)
-    lm = DecoderLM(decoder, trained.tokenizer, length, batch_size, **around)
+    lm = DecoderLM(decoder, trained.tokenizer, length, batch_size, **around, bar=sys.stderr.isatty())
     return EvaluatedModel(lm, checkpoint, trained.step, run_dir, facts)
 
 

@@ -190,13 +190,17 @@ def _warnings() -> Iterator[list[str]]:
         ]
 
 
+def _no_bar(bar: Any, *arguments: Any, **options: Any) -> Any:
+    return bar(*arguments, **{**options, "disable": True})
+
+
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
     """lm-eval's progress bars, or none."""
     modules: list[Any] = [sys.modules[name] for name in BARS if name in sys.modules]
     before = [module.tqdm for module in modules]
-    for module in modules:
-        module.tqdm = module.tqdm if shown else partial(module.tqdm, disable=True)
+    for module in () if shown else modules:
+        module.tqdm = partial(_no_bar, module.tqdm)
     try:
         yield
     finally:
