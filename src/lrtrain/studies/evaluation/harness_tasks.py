@@ -40,7 +40,7 @@ def check_names(names: Sequence[str], include: Sequence[Path] = ()) -> Any:
             raise UserError(f"--include-path {path}: no such folder")
     from lm_eval.tasks import TaskManager
 
-    paths = [folder("tasks"), *include]
+    paths = [*dict.fromkeys(path.resolve() for path in (folder("tasks"), *include))]  # once: each names its tasks
     with _quiet():
         manager = TaskManager(include_path=paths, include_defaults=False)
         if not all(name in manager.all_subtasks or _is_file(name) for name in names):  # a pattern may mean others, too
