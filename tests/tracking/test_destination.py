@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrtrain.cli import sync
 from lrtrain.runtime.errors import UserError
+from lrtrain.tracking.afterwards import tracked_at
 from lrtrain.tracking.delivery import Delivery
 from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri, sqlite_path
 from lrtrain.tracking.logger import MLflowLogger
@@ -115,10 +115,10 @@ def test_a_password_is_neither_kept_nor_printed(tmp_path: Path, monkeypatch: pyt
     assert "sesame" not in reason(ValueError(f"cannot reach {secret}"), secret)
     delivery.register()
     assert "sesame" not in (tmp_path / "mlflow.json").read_text()
-    assert sync._tracked_at(tmp_path) == secret
+    assert tracked_at(tmp_path) == secret
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(UserError, match=r"needs the password of http://me:\*\*\*@127\.0\.0\.1:9"):
-        sync._tracked_at(tmp_path)
+        tracked_at(tmp_path)
     assert redact("sqlite:////a@b.db") == "sqlite:////a@b.db"
 
 
