@@ -81,7 +81,7 @@ def test_all_processes_end_with_the_code_of_the_one_that_fails(
 def test_the_process_that_lightning_started_others_from_ends_with_it(
     how: str, rank: int, shards: Path, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "lrtrain", *fit(shards, tmp_path, *ended_by(how, rank))]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert ended.returncode == CODES[how], ended.stderr
