@@ -92,10 +92,11 @@ Writer = Callable[[Tensor, int, Callable[[], None]], list[list[int]]]
 
 def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, int, int]:
     """Our engine, the bytes of its weights, and those of them that a token reads."""
-    from lrtrain.nn import Sampling, generate
+    from lrtrain.nn import Sampling, generate, order_for_decoding
 
     model = merged(size, rank_ratio) if form == "merged" else decoder(form, size, rank_ratio)
     model = model.to(device(), getattr(torch, dtype))
+    order_for_decoding(model)  # as `lrtrain generate` does
     weights = sum(p.nbytes for p in model.parameters())
 
     def write(prompts: Tensor, new: int, at_token: Callable[[], None]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from lrtrain.config.trained_model import read_trained
 from lrtrain.data.encoder import Encoder
 from lrtrain.data.tokenizer import end_of_text
-from lrtrain.nn import Sampling, TextStream, generate
+from lrtrain.nn import Sampling, TextStream, generate, order_for_decoding
 from lrtrain.nn.generation import Continuation
 from lrtrain.runtime.errors import UserError
 
@@ -96,6 +96,7 @@ class TextGenerator:
             self.decoder = trained.decoder.to(device=place, dtype=dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {place}: {_first_line(error)}; --device cpu needs none") from error
+        order_for_decoding(self.decoder)
 
     def prompt(self, text: str, place: int, where: str) -> Prompt:
         """Encodes a text as training did: what it spells is text, no control token.

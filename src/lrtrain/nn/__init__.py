@@ -4,7 +4,15 @@ from lrtrain.nn.decoder import Decoder
 from lrtrain.nn.dense import DenseLinear
 from lrtrain.nn.factorize import Factorization, factorize_, merge_
 from lrtrain.nn.factorized import FactorizedProjection
-from lrtrain.nn.generation import Continuation, Sampling, TextStream, feed, generate, text_after
+from lrtrain.nn.generation import (
+    Continuation,
+    Sampling,
+    TextStream,
+    feed,
+    generate,
+    order_for_decoding,
+    text_after,
+)
 from lrtrain.nn.kv_cache import KVCache
 from lrtrain.nn.loss import LossCallable, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
@@ -35,6 +43,7 @@ __all__ = [
     "generate",
     "merge_",
     "next_token_loss",
+    "order_for_decoding",
     "projections",
     "text_after",
 ]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from lrtrain.config.exporting import block_size
 from lrtrain.config.text_generation import put_before
 from lrtrain.config.trained_model import read_trained
+from lrtrain.nn import order_for_decoding
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.evaluation.decoder_lm import DecoderLM
 from lrtrain.studies.evaluation.exported_lm import exported_lm
@@ -52,6 +53,7 @@ def trained_model(
         decoder = trained.decoder.to(where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {where}: {' '.join(str(error).split())[:200]}") from error
+    order_for_decoding(decoder)
     run_dir = checkpoint.resolve().parent.parent if here else None
     facts = {"name": trained.config["name"], "version": trained.version, "context": length, "dtype": "float32"}
     around = {} if imported is None else _around(trained.tokenizer, imported.special, imported.ends)
