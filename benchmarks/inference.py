@@ -96,7 +96,6 @@ def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, i
 
     model = merged(size, rank_ratio) if form == "merged" else decoder(form, size, rank_ratio)
     model = model.to(device(), getattr(torch, dtype))
-    order_for_decoding(model)  # as `lrtrain generate` does
     weights = sum(p.nbytes for p in model.parameters())
 
     def write(prompts: Tensor, new: int, at_token: Callable[[], None]) -> list[list[int]]:
@@ -105,7 +104,8 @@ def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, i
                 at_token()
             return False
 
-        with torch.inference_mode():  # as `lrtrain generate`
+        order_for_decoding(model, len(prompts))  # this and the next as `lrtrain generate`
+        with torch.inference_mode():
             found = generate(model, prompts.tolist(), new, Sampling(temperature=0), watch=watch)
         return [one.tokens for one in found]
 

@@ -96,7 +96,6 @@ class TextGenerator:
             self.decoder = trained.decoder.to(device=place, dtype=dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {place}: {_first_line(error)}; --device cpu needs none") from error
-        order_for_decoding(self.decoder)
 
     def prompt(self, text: str, place: int, where: str) -> Prompt:
         """Encodes a text as training did: what it spells is text, no control token.
@@ -147,6 +146,7 @@ class TextGenerator:
             ending = "stop string" if streams[row].stopped else ENDINGS.get(found.ending, found.ending)
             on_end(row, Text(streams[row].text, found.tokens, found.log_probabilities, ending))
 
+        order_for_decoding(self.decoder, len(streams))
         try:
             with torch.inference_mode():
                 generate(

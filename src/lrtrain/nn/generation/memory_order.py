@@ -10,34 +10,37 @@ from lrtrain.nn.projection import projections
 
 
 @torch.no_grad()
-def order_for_decoding(decoder: Decoder) -> None:
-    """Lays the weights of a decoder on a CPU out for decoding; none of them is another number, and none is twice there.
+def order_for_decoding(decoder: Decoder, texts: int) -> None:
+    """Lays the weights of a decoder on a CPU out for decoding so many texts at once; no number changes, none is twice
+    there.
 
-    A map y = M x with M (out, in) is kept by columns in float32 and by rows in bfloat16: M is W, A or V, the output
-    head, and Bᵀ or Uᵀ. Training keeps all by rows. Weights on other devices, of other dtypes, tied to the embedding,
+    A map y = M x with M (out, in) is kept by rows in bfloat16 and by columns in float32, large ones for one text alone:
+    M is A, V, Bᵀ or Uᵀ, and as large ones W and the output head. Training keeps all by rows. Weights on other devices, of other dtypes, tied to the embedding,
     and those of projections that state no factors stay as they are.
     """
     for one in projections(decoder).values():
-        outer, inner = _factors(one)
+        dense, outer, inner = _weights(one)
+        for weight in dense:
+            _lay_out(weight, by_columns=weight.dtype == torch.float32 and texts == 1)
         for factor in outer:
             _lay_out(factor, by_columns=factor.dtype == torch.float32)
         for factor in inner:  # (in, r): its columns are the rows of the map
             _lay_out(factor, by_columns=factor.dtype == torch.bfloat16)
     if decoder.head is not None:
-        _lay_out(decoder.head.weight, by_columns=decoder.head.weight.dtype == torch.float32)
+        _lay_out(decoder.head.weight, by_columns=decoder.head.weight.dtype == torch.float32 and texts == 1)
 
 
-def _factors(projection: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices (out, r) or (out, in) of a projection, and those (in, r)."""
-    outer = [parameter for name, parameter in projection.named_parameters() if name == "weight"]
-    inner = []
+def _weights(projection: Any) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The dense weights (out, in) of a projection, its factors (out, r), and those (in, r)."""
+    dense = [parameter for name, parameter in projection.named_parameters() if name == "weight"]
+    outer, inner = [], []
     for a, b in getattr(projection, "factor_pairs", list)():
         outer.append(a)
         inner.append(b)
     for u, _, v in getattr(projection, "spectral_triples", list)():
         outer.append(v)
         inner.append(u)
-    return outer, inner
+    return dense, outer, inner
 
 
 def _lay_out(weight: Tensor, by_columns: bool) -> None:

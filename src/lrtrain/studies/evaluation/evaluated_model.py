@@ -53,7 +53,7 @@ def trained_model(
         decoder = trained.decoder.to(where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {where}: {' '.join(str(error).split())[:200]}") from error
-    order_for_decoding(decoder)
+    order_for_decoding(decoder, batch_size)
     run_dir = checkpoint.resolve().parent.parent if here else None
     facts = {"name": trained.config["name"], "version": trained.version, "context": length, "dtype": "float32"}
     around = {} if imported is None else _around(trained.tokenizer, imported.special, imported.ends)
