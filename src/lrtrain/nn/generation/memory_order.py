@@ -15,8 +15,8 @@ def order_for_decoding(decoder: Decoder, texts: int) -> None:
     there.
 
     A map y = M x with M (out, in) is kept by rows in bfloat16 and by columns in float32, large ones for one text alone:
-    M is A, V, Bᵀ or Uᵀ, and as large ones W and the output head. Training keeps all by rows. Weights on other devices, of other dtypes, tied to the embedding,
-    and those of projections that state no factors stay as they are.
+    M is A, V, Bᵀ or Uᵀ, and as large ones W and the output head. Training keeps all by rows. Weights on other devices,
+    of other dtypes, tied to the embedding, and those of projections that state no factors stay as they are.
     """
     for one in projections(decoder).values():
         dense, outer, inner = _weights(one)
