@@ -48,9 +48,18 @@ class Pair:
         return not any(pipe.poll() for pipe in self.pipes)
 
     def codes(self, seconds: float) -> list[int | None]:
-        """Exit codes of the command; None of a process that has not left it after some seconds."""
+        """Exit codes of the command, or of the process where that ended; None of one that has not left it after some
+        seconds."""
         deadline = time.monotonic() + seconds
-        return [pipe.recv() if pipe.poll(max(0.0, deadline - time.monotonic())) else None for pipe in self.pipes]
+        found: list[int | None] = []
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            answers = pipe.poll(max(0.0, deadline - time.monotonic()))
+            try:
+                found.append(pipe.recv() if answers else None)
+            except EOFError:
+                process.join()
+                found.append(process.exitcode)
+        return found
 
     def close(self) -> None:
         for process in self.processes:
@@ -130,7 +139,10 @@ def strike(pair: Pair, argv: list[str], run: Path, draw: random.Random, sent: Co
             os.kill(process.pid, how)
     codes = pair.codes(PATIENCE)
     assert None not in codes, f"deadlock after {how.name}, saved {list(steps_in(run / 'checkpoints'))}"
-    if codes != [0, 0]:  # it was over
+    if {*codes} & {0, -how}:  # it was over: only the summary was to come, in which a signal ends a process
+        assert max(steps_in(run / "checkpoints")) == STEPS, f"{codes}: {pair.log.read_text()}"
+        assert {*codes} <= {0, -how}, pair.log.read_text()
+    else:
         assert codes == [128 + how] * 2, pair.log.read_text()
         sent[how.name] += 1
 
