@@ -32,7 +32,7 @@ def rescale(decoder: nn.Module, scale: InitialScale, width: int, depth: int, res
         residual: Those whose output is added to the residual stream.
 
     Raises:
-        ValueError: a projection has a scale of its own, or no method `scale_`.
+        ValueError: a projection has a scale of its own, or no method `scale_(factor)`: W ← factor · W.
     """
     if scale == "fan_in":
         return

@@ -72,14 +72,6 @@ class Projection(nn.Module, ABC):
         """Triples (U, s, V) with U (in, r), s (r), V (out, r) whose product V diag(s) Uᵀ is the weight."""
         return []
 
-    def scale_(self, factor: float) -> None:
-        """Multiplies the initial weight: W ← factor · W.
-
-        Raises:
-            ValueError: a subclass that does not say how.
-        """
-        raise ValueError(f"{type(self).__name__} has no method scale_(factor), which another initial scale needs")
-
     def before_load(self, saved: Collection[str]) -> None:
         """Prepares for loading a state; `saved` has its names of this projection, which may lack deleted parameters."""
 
