@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from lrtrain.config.typed_file import Count, Index, Positive, Share
 
 LOSS = "val/loss"
+
+Statistic: TypeAlias = Literal["last", "mean", "max", "rise"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Variant:
             learning rate that is tried. Without either it is that of the projections.
         lr: First learning rate of the search, or the only one.
         search: Whether the learning rate is searched.
+        factors: Of its first learning rate, which its search tries; by default the scale's.
+        without: Axes of the kind `rates` that it has no setting for, and does not vary over.
         x: Where a figure over x has the variant.
         published: A published figure for it, as text.
         equal_flops: The variant whose training FLOPs it gets; it takes as many steps as they pay.
@@ -32,6 +36,8 @@ class Variant:
     overlays: tuple[Path, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     search: bool = True
+    factors: tuple[Positive, ...] = ()
+    without: tuple[str, ...] = ()
     x: float | None = None
     published: str = ""
     equal_flops: str = ""
@@ -66,7 +72,39 @@ class Conversion:
     lr: Positive
 
 
-KINDS: dict[str, type] = {"training": Training, "isoflop": IsoFlop, "memory": Memory, "conversion": Conversion}
+@dataclass(frozen=True)
+class Axis:
+    """One way in which a model is made smaller and larger.
+
+    Attributes:
+        name: In tables and figures.
+        sizes: Its values.
+        at: The one of them that it has while another axis varies.
+        settings: By dotted key; `size`, `size * 3` and `size / 32` as a value anywhere inside stand for the size.
+    """
+
+    name: str
+    sizes: tuple[Positive, ...]
+    at: Positive
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Axes, each of which varies alone; without any each variant has one size."""
+
+    axes: tuple[Axis, ...] = ()
+
+
+KINDS: dict[str, type] = {
+    "training": Training,
+    "rates": Rates,
+    "isoflop": IsoFlop,
+    "memory": Memory,
+    "conversion": Conversion,
+}
+TRAINED = ("training", "rates", "conversion")
+"""Kinds whose variants are runs on top of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +118,8 @@ class Scale:
         overlays: On top of those.
         settings: Of all variants, by dotted key; a variant's are stronger.
         search: Whether learning rates are searched, where the variant does not say.
+        factors: Of a variant's first learning rate, all of which a search tries, 1 among them. Without any it goes on
+            by factors of two until the best is not at an end.
         seeds: How many, 0 … seeds − 1.
         telemetry: Steps between two measurements of norms; 0 leaves the recipe's.
         seconds: Of one run after its start, on one quiet core, for the estimate of time; 0 where nobody measured.
@@ -93,6 +133,7 @@ class Scale:
     overlays: tuple[Path, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     search: bool = True
+    factors: tuple[Positive, ...] = ()
     seeds: Count = 3
     telemetry: Index = 0
     seconds: Index = 0
@@ -102,11 +143,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture: a metric, or a pattern of telemetry (`spectral/*/update_norm`), over an axis."""
+    """One picture: a metric, or a pattern of telemetry (`spectral/*/update_norm`), over an axis.
+
+    Over x, and over `lr`, which the kind `rates` alone draws, each run is a point: the statistic of its metric.
+    """
 
     metric: str
-    over: Literal["steps", "tokens", "flops", "time", "x"] = "steps"
+    over: Literal["steps", "tokens", "flops", "time", "x", "lr"] = "steps"
     logarithmic: bool = False
+    statistic: Statistic = "last"
 
 
 CHECKS = {"order": range(2, 99), "reaches": [2], "ratio": [2], "difference": [2], "bound": [1]}
@@ -123,7 +168,7 @@ class Check:
     difference: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
     metric: str = LOSS
-    statistic: Literal["last", "mean", "max", "rise"] = "last"
+    statistic: Statistic = "last"
     between: tuple[float | None, float | None] = (None, None)
     ours: bool = False
 
@@ -147,7 +192,7 @@ class Definition:
     name: str
     scale: Scale
     variants: tuple[Variant, ...]
-    kind: Literal["training", "isoflop", "memory", "conversion"] = "training"
+    kind: Literal["training", "rates", "isoflop", "memory", "conversion"] = "training"
     title: str = ""
     claim: str = ""
     source: str = ""
