@@ -16,9 +16,13 @@ from lrtrain.runtime.errors import UserError
 if TYPE_CHECKING:
     from lrtrain.config.train_parser import TrainingRun
 
+PRINT_MODEL = "--print-model"
+
 
 def fit(argv: list[str]) -> int:
-    """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
+    """Trains, or resumes with `--ckpt_path last`, and ends with a summary; `--print-model` prints a table alone."""
+    if PRINT_MODEL in argv:
+        return _print_model([argument for argument in argv if argument != PRINT_MODEL])
     argv = _begin("fit", argv)
     from lrtrain.checkpoint.leaving import leave_together
     from lrtrain.checkpoint.signals import Told
@@ -50,6 +54,14 @@ def fit(argv: list[str]) -> int:
         print_summary(run.trainer, run.model)
     run.finish_copy()
     export_last(run)
+    return 0
+
+
+def _print_model(argv: list[str]) -> int:
+    announce(f"fit: the model of {' + '.join(config_files(with_files(argv))) or 'no --config'}; importing torch …")
+    from lrtrain.studies.plan.layer_table import print_model
+
+    print_model(argv)
     return 0
 
 
