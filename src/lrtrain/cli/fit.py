@@ -162,16 +162,21 @@ def _begin(command: str, argv: list[str]) -> list[str]:
         raise SystemExit(0)
     argv = with_files(argv)
     announce(f"{command}: {' + '.join(config_files(argv)) or 'no --config'}; importing torch and lightning …")
-    # Says nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
-    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses
+    hush()
     if topic is not None:
         from lrtrain.config.described import describe
 
         print(describe(command, argv, topic), flush=True)
         raise SystemExit(0)
     return argv
+
+
+
+def hush() -> None:
+    """Leaves out warnings of libraries that say nothing that a user could act on."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses
