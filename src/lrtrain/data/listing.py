@@ -13,12 +13,13 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from lrtrain.data.formats import DocumentFormat, Unknown, formats_by_suffix
+from lrtrain.data.formats import DocumentFormat, Unknown
+from lrtrain.data.known_formats import formats_by_suffix
 from lrtrain.data.messages import shown, some, unreadable
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.stores import register_s3
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+COMPRESSIONS = {".gz": "gzip", ".dz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 # Not prose and not code that one would learn from: test suites hold files with broken encodings on purpose.
 STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 VERSION_KEYS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "last_modified", "created")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrtrain.data.formats import formats_named
+from lrtrain.data.known_formats import formats_named
 from lrtrain.data.listing import Part
 from lrtrain.data.messages import NAMES, shown
 from lrtrain.data.tokenizer import load_tokenizer, local_file
