@@ -31,6 +31,7 @@ LAYERS = {
     "config": {"nn", "optim", "data", "tracking", "checkpoint", "checkpoint/huggingface", "training", "runtime"},
     "studies": {"linalg", "nn", "optim", "constraints", "data", "tracking", "config", "runtime"},
     "studies/evaluation": {"nn", "data", "tracking", "training", "config", "runtime"},
+    "studies/profile": {"nn", "tracking", "training", "config", "studies", "runtime"},
     "cli": {
         "nn",
         "data",
@@ -40,6 +41,7 @@ LAYERS = {
         "config",
         "studies",
         "studies/evaluation",
+        "studies/profile",
         "runtime",
         "",
     },
@@ -71,6 +73,7 @@ LIGHTNING = (
     "tracking.run_record",
     "config",
     "studies.evaluation.during_training",
+    "studies.profile",
     "cli",
     "runtime.ranks",
 )

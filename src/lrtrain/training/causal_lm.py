@@ -78,6 +78,11 @@ class CausalLM(L.LightningModule):
         self.validation = TokenLoss()
         self.validation_texts: dict[str, str] = {}
 
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks are compiled."""
+        return self._compile
+
     def check(self) -> int:
         """Builds decoder, optimizers and schedule without memory or data, to refuse wrong values at once.
 

@@ -22,7 +22,7 @@ from lrtrain.data.tokenizer import end_of_text, vocabulary_size
 from lrtrain.nn import Decoder
 from lrtrain.runtime.allocator import give_back_freed_memory
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import NO_ROOM, fsync_folder
+from lrtrain.runtime.files import NO_ROOM, alone, fsync_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARTIAL = ".partial"
@@ -165,17 +165,19 @@ def _compare(
 @contextmanager
 def _whole_or_absent(out: Path, size: int) -> Iterator[Path]:
     """A folder beside `out`, which takes its name when the block has ended well and all is on disk, else is gone."""
-    partial = out.with_name(out.name + PARTIAL)
+    partial, lock = out.with_name(out.name + PARTIAL), out.with_name(f".{out.name}.lock")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        fsync_folder(partial)
-        partial.rename(out)
-        fsync_folder(out.parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with alone(lock, f"--out {out}: another process writes it just now; name another folder"), _gone(partial):
+            check_target(out)
+            partial.mkdir()
+            yield partial
+            for file in partial.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            fsync_folder(partial)
+            partial.rename(out)
+            fsync_folder(out.parent)
     except OSError as error:
         needs = ""
         if error.errno in NO_ROOM:
@@ -184,6 +186,14 @@ def _whole_or_absent(out: Path, size: int) -> Iterator[Path]:
         raise UserError(
             f"cannot write {out}: {error.strerror or error}{needs}; make room or name another folder"
         ) from error
+
+
+@contextmanager
+def _gone(partial: Path) -> Iterator[None]:
+    """Removes a folder before, where a process was killed, and after."""
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        yield
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -181,11 +181,11 @@ function curves(plot, panel, state, range) {
     return;
   }
   const first = Math.min(...bands.map((band) => band.x[0])), last = Math.max(...bands.map((band) => band.x[band.x.length - 1]));
-  const alone = !(last > first), half = panel.logarithmic_x ? first / 2 : 0.5;
+  const alone = !(last > first), half = panel.x_logarithmic ? first / 2 : 0.5;
   const from = alone ? first - half : first, to = alone ? first + half : last;
-  const x = scale(from, to, inside.left, inside.right, panel.logarithmic_x);
+  const x = scale(from, to, inside.left, inside.right, panel.x_logarithmic);
   const y = scale(range[0], range[1], inside.bottom, inside.top, state.logarithmic);
-  const places = alone ? [first] : panel.logarithmic_x ? logTicks(from, to) : ticks(from, to, width < 480 ? 4 : 6);
+  const places = alone ? [first] : panel.x_logarithmic ? logTicks(from, to) : ticks(from, to, width < 480 ? 4 : 6);
   frame(svg, panel, { x, y, places, range, inside, state });
   const clip = `clip${(curves.count = (curves.count || 0) + 1)}`;
   drawn("rect", { x: inside.left, y: inside.top - 4, width: inside.right - inside.left + 6, height: inside.bottom - inside.top + 4 }, drawn("clipPath", { id: clip }, svg));

@@ -26,7 +26,7 @@ class Panel:
         logarithmic: The vertical axis.
         bound: A value of y that is marked.
         whole: No steep beginning is cut off.
-        logarithmic_x: The horizontal axis.
+        x_logarithmic: The horizontal axis.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Panel:
     logarithmic: bool = False
     bound: float | None = None
     whole: bool = False
-    logarithmic_x: bool = False
+    x_logarithmic: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "xlabel": panel.xlabel,
         "ylabel": panel.ylabel,
         "logarithmic": panel.logarithmic,
-        "logarithmic_x": panel.logarithmic_x,
+        "x_logarithmic": panel.x_logarithmic,
         "bound": panel.bound,
         "whole": panel.whole,
         "bands": [

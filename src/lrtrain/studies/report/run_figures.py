@@ -100,7 +100,7 @@ def loss_by_position(texts: Sequence[tuple[int | None, str]]) -> Panel | None:
         bands = [_by_position(f"step {step}", rows) for step in shown for rows in found[step].values()]
     title = "Held-out loss by position in the context"
     xlabel = "tokens of context that the model sees"
-    return Panel(title, xlabel, "loss (nats per token)", bands, whole=True, logarithmic_x=True) if bands else None
+    return Panel(title, xlabel, "loss (nats per token)", bands, whole=True, x_logarithmic=True) if bands else None
 
 
 def _by_position(label: str, rows: Sequence[Mapping[str, Any]]) -> Band:
