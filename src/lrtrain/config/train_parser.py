@@ -147,6 +147,7 @@ class TrainingRun(Configured):
             decoder = yaml.safe_load(self.as_yaml())["model"]["decoder"]
             self.model.warm_start = warm_start(origin, place.weights, decoder)
             self.parts.checkpoints.validate_first = True
+            self.parts.checkpoints.ancestor = self.model.warm_start.saved.ancestor
 
     def finish_copy(self) -> None:
         """Waits until the store has what `checkpoints.path` asks for, with the record as it is at the end.
