@@ -171,7 +171,6 @@ def _begin(command: str, argv: list[str]) -> list[str]:
     return argv
 
 
-
 def hush() -> None:
     """Leaves out warnings of libraries that say nothing that a user could act on."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
