@@ -107,7 +107,8 @@ def write_folder(
     with _whole_or_absent(out, parameters * DTYPES[dtype].itemsize) as partial:
         config = llama_layout.llama_config(decoder, length, end_of_text(tokenizer), keep_factors)
         config |= imported.ends if imported is not None else {}
-        ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
+        stops = imported.stop_tokens() if imported is not None else []
+        ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": stops or config["eos_token_id"]}
         padding = config["pad_token_id"] if imported is not None else config["eos_token_id"]
         _write_json(partial / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
         _write_json(partial / "generation_config.json", ends | {"pad_token_id": padding})
