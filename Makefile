@@ -40,7 +40,7 @@ types: $(READY)
 
 # The documentation site, for a browser that opens files: no network to build it or to read it.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "open build/site/index.html"
 
 # Minutes to an hour, on an otherwise idle machine; tables on the screen, JSON in benchmarks/results.
