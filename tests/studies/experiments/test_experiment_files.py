@@ -22,6 +22,7 @@ SHIPPED = [
     for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales", [None])
 ]
 PUBLISHED = {
+    "c4_60m": {"dense": 58_176_000, "adamw": 42_873_344, "spectron": 42_873_344},
     "optimizers": {"spectron": 296_930_560, "adamw": 296_930_560},
     "equal_flops": {"spectron": 453_846_528, "dense": 777_856_512},
     "ablation": {"neither": 93_604_608, "spectron": 93_604_608},
