@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from lrtrain.cli.fit_help import asked, page
 from lrtrain.config.settings import config_files, with_files
 from lrtrain.runtime.allocator import keep_freed_memory
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.quiet import ignore_idle_warnings
 
 if TYPE_CHECKING:
     from lrtrain.config.train_parser import TrainingRun
@@ -150,11 +150,7 @@ def _begin(command: str, argv: list[str]) -> list[str]:
         raise SystemExit(0)
     argv = with_files(argv)
     announce(f"{command}: {' + '.join(config_files(argv)) or 'no --config'}; importing torch and lightning …")
-    # Says nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
-    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
+    ignore_idle_warnings()
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses
     if topic is not None:
