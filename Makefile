@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 
 BENCHMARKS := polar orthonormalize spectron_step lora_muon_step communication step_share data_wait checkpoint_wait throughput seventy_b telemetry compare
 
-.PHONY: always install quickstart test test-cluster lint types notebooks bench clean
+.PHONY: always install quickstart test test-cluster lint types docs notebooks bench clean
 
 # The versions of constraints.txt, with which the figures were measured; LATEST=1 takes the newest that pyproject.toml allows.
 install: $(READY)
@@ -37,6 +37,11 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The documentation site, for a browser that opens files: no network to build it or to read it.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 # Executes all notebooks, minutes each, and renders them to pages in build/notebooks.
 notebooks: $(READY)

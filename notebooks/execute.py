@@ -7,7 +7,8 @@ python -m notebooks.execute 02 03 --out pages   # those whose names begin so
 import argparse
 import ast
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,16 @@ TAG = "parameters"
 """Tag of the one cell of a notebook that assigns its parameters."""
 
 SECONDS = 900
-"""For one cell."""
+"""For one cell, and for the kernel to answer."""
 
 
-def execute(
-    notebook: Path, values: Mapping[str, Any] | None = None, kernel: KernelManager | None = None
-) -> NotebookNode:
-    """A notebook with its outputs, executed in its own folder.
+def execute(notebook: Path, kernel: KernelManager, values: Mapping[str, Any] | None = None) -> NotebookNode:
+    """A notebook with its outputs.
 
     Args:
         notebook: The file; it is not written.
+        kernel: One that runs; what an earlier notebook defined in it is forgotten.
         values: Parameters that are to differ from what the cell tagged `parameters` assigns.
-        kernel: One that runs already, for several notebooks in turn; what an earlier one defined is forgotten. Its
-            folder is where it was started. None for one of the notebook's own.
 
     Raises:
         ValueError: the notebook has no such parameter.
@@ -44,13 +42,21 @@ def execute(
     """
     content = nbformat.read(notebook, as_version=4)
     set_parameters(content, values or {})
-    if kernel is None:
-        NotebookClient(content, timeout=SECONDS, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    else:
-        content.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
-        NotebookClient(content, timeout=SECONDS, km=kernel).execute()
-        del content.cells[0]
+    content.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    NotebookClient(content, timeout=SECONDS, startup_timeout=SECONDS, km=kernel).execute()
+    del content.cells[0]
     return content
+
+
+@contextmanager
+def running_kernel() -> Iterator[KernelManager]:
+    """A process that executes cells, in the folder of the notebooks."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(FOLDER), extra_arguments=["--log-level=ERROR"])
+    try:
+        yield manager
+    finally:
+        manager.shutdown_kernel(now=True)
 
 
 def set_parameters(content: NotebookNode, values: Mapping[str, Any]) -> None:
@@ -72,13 +78,8 @@ def set_parameters(content: NotebookNode, values: Mapping[str, Any]) -> None:
 
 def parameters(source: str) -> set[str]:
     """Names that a cell assigns."""
-    return {
-        target.id
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name)
-    }
+    targets = (one for line in ast.parse(source).body if isinstance(line, ast.Assign) for one in line.targets)
+    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
 def main() -> None:
@@ -91,7 +92,8 @@ def main() -> None:
         parser.error(f"no notebook begins with {' or '.join(arguments.names)}")
     for notebook in chosen:
         began = time.monotonic()
-        page = write_page(execute(notebook), arguments.out / f"{notebook.stem}.html")
+        with running_kernel() as kernel:
+            page = write_page(execute(notebook, kernel), arguments.out / f"{notebook.stem}.html")
         print(f"{page}  {time.monotonic() - began:.0f} s", flush=True)
 
 

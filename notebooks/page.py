@@ -1,12 +1,10 @@
 """An executed notebook as one HTML file: styles, pictures and formulas inside, no script."""
 
-import functools
 import html
 import re
+import runpy
 from pathlib import Path
-from xml.etree import ElementTree
 
-import ziamath
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
@@ -14,9 +12,11 @@ from pygments.formatters import HtmlFormatter
 FORMULA = re.compile(r"\$\$(?P<displayed>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![$\w])", re.S)
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.S)
 WIDGET = "application/vnd.jupyter.widget-view+json"
+SEEN = re.compile(r"\*\*What to see\.\*\* (.+?)(?=\n\n|\Z)", re.S)
+"""What the text behind a picture says of it, and a screen reader in its place."""
 NOTE = '<p class="note">Here the notebook has a slider, which needs a running kernel.</p>'
-SIZE = 16
-"""Height of the letters for which ziamath lays out a formula; one em of the page."""
+drawn = runpy.run_path(str(Path(__file__).parents[1] / "docs/site/formulas.py"))["drawn"]
+"""(TeX, inline) -> SVG, as the site draws its formulas."""
 
 STYLE = """
 :root {
@@ -27,7 +27,7 @@ STYLE = """
   :root { --ground: #15181c; --text: #dfe3e8; --faint: #9aa4af; --field: #1e2329; --line: #363d46; }
 }
 body { background: var(--ground); color: var(--text); font: 16px/1.6 system-ui, sans-serif; margin: 0; }
-main { max-width: 52rem; margin: 0 auto; padding: 1rem 1.2rem 4rem; }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem 1.2rem 4rem; }
 h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .6rem; }
 a { color: #3b82f6; }
 .anchor-link { display: none; }
@@ -49,14 +49,18 @@ svg.math { max-width: none; }
 
 def write_page(content: NotebookNode, out: Path) -> Path:
     """Writes the page of an executed notebook and returns its path."""
-    title = out.stem
-    for cell in content.cells:
+    content.metadata.pop("widgets", None)
+    title = content.cells[0].source.partition("\n")[0].removeprefix("# ")
+    seen = ""
+    for cell in reversed(content.cells):
         if cell.cell_type == "markdown":
-            title = next(iter(re.findall(r"^# (.+)$", cell.source, re.M)), title) if title == out.stem else title
+            seen = next(iter(SEEN.findall(cell.source)), seen)
             cell.source = with_formulas(cell.source)
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
                 output.data = {"text/html": NOTE}
+            if "image/png" in output.get("data", {}):
+                output.metadata["image/png"] = {"alt": seen}
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     styles = f"{STYLE}{colors('default')}\n@media (prefers-color-scheme: dark) {{\n{colors('github-dark')}\n}}\n"
@@ -76,7 +80,11 @@ def colors(style: str) -> str:
 
 
 def with_formulas(markdown: str) -> str:
-    """Markdown whose TeX between dollar signs, outside code, is drawn."""
+    """Markdown whose TeX between dollar signs, outside code, is drawn.
+
+    Raises:
+        ValueError: a command of it is not known.
+    """
 
     def drawing(found: re.Match[str]) -> str:
         if found["inline"] is not None:
@@ -88,25 +96,3 @@ def with_formulas(markdown: str) -> str:
         pieces += [FORMULA.sub(drawing, markdown[end : code.start()]), code[0]]
         end = code.end()
     return "".join([*pieces, FORMULA.sub(drawing, markdown[end:])])
-
-
-@functools.cache
-def drawn(tex: str, inline: bool) -> str:
-    """A formula as SVG, in em, on the line of the text around it; its TeX is what a screen reader reads.
-
-    Raises:
-        ValueError: ziamath does not know a command of it.
-    """
-    tex = " ".join(tex.split())
-    try:
-        svg = ziamath.Latex(tex, size=SIZE, color="currentColor", inline=inline).svgxml()
-    except Exception as error:
-        raise ValueError(f"the formula {tex} cannot be drawn: {error}") from error
-    if unknown := re.search(r"\\[a-zA-Z]+", "".join(svg.itertext())):
-        raise ValueError(f"the formula {tex} cannot be drawn: {unknown[0]} is not known")
-    _, top, width, height = map(float, svg.attrib["viewBox"].split())
-    style = f"width:{width / SIZE:.3f}em;height:{height / SIZE:.3f}em;vertical-align:{-(top + height) / SIZE:.3f}em"
-    svg.attrib |= {"role": "img", "aria-label": tex, "style": style, "class": "math"}
-    for size in ("width", "height"):
-        svg.attrib.pop(size, None)
-    return ElementTree.tostring(svg, encoding="unicode")

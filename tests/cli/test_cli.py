@@ -113,7 +113,7 @@ def test_the_options_of_the_help_exist_and_have_the_defaults_it_tells() -> None:
     described = re.findall(r"^--(\S+) ", describe("fit", [], "all"), re.MULTILINE)
     for flag, _, default in OPTIONS:
         name = flag.split()[0].removeprefix("--")
-        assert name in {*described, "config", "print_config"}
+        assert name in {*described, "config", "print_config", "print-model"}
         if default and default != "recipe":
             assert yaml.safe_load(default) == defaults[name], name
 

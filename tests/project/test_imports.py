@@ -31,6 +31,7 @@ LAYERS = {
     "config": {"nn", "optim", "data", "tracking", "checkpoint", "checkpoint/huggingface", "training", "runtime"},
     "studies": {"linalg", "nn", "optim", "constraints", "data", "tracking", "config", "runtime"},
     "studies/evaluation": {"nn", "data", "tracking", "training", "config", "runtime"},
+    "studies/profile": {"nn", "tracking", "training", "config", "studies", "runtime"},
     "cli": {
         "nn",
         "data",
@@ -40,6 +41,7 @@ LAYERS = {
         "config",
         "studies",
         "studies/evaluation",
+        "studies/profile",
         "runtime",
         "",
     },
@@ -65,10 +67,12 @@ LIGHTNING = (
     "checkpoint",
     "data.datamodule",
     "data.run_length",
+    "tracking.history",
     "tracking.logger",
     "tracking.run_record",
     "config",
     "studies.evaluation.during_training",
+    "studies.profile",
     "cli",
     "runtime.ranks",
 )

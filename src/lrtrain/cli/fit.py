@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,17 @@ from lrtrain.cli.fit_help import asked, page
 from lrtrain.config.settings import config_files, with_files
 from lrtrain.runtime.allocator import keep_freed_memory
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.quiet import ignore_idle_warnings
 
 if TYPE_CHECKING:
     from lrtrain.config.train_parser import TrainingRun
 
+PRINT_MODEL = "--print-model"
+
 
 def fit(argv: list[str]) -> int:
-    """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
+    """Trains, or resumes with `--ckpt_path last`, and ends with a summary; `--print-model` prints a table alone."""
+    if PRINT_MODEL in argv:
+        return _print_model([argument for argument in argv if argument != PRINT_MODEL])
     argv = _begin("fit", argv)
     from lrtrain.checkpoint.leaving import leave_together
     from lrtrain.checkpoint.signals import Told
@@ -50,6 +54,14 @@ def fit(argv: list[str]) -> int:
         print_summary(run.trainer, run.model)
     run.finish_copy()
     export_last(run)
+    return 0
+
+
+def _print_model(argv: list[str]) -> int:
+    announce(f"fit: the model of {' + '.join(config_files(with_files(argv))) or 'no --config'}; importing torch …")
+    from lrtrain.studies.plan.layer_table import print_model
+
+    print_model(argv)
     return 0
 
 
@@ -150,12 +162,21 @@ def _begin(command: str, argv: list[str]) -> list[str]:
         raise SystemExit(0)
     argv = with_files(argv)
     announce(f"{command}: {' + '.join(config_files(argv)) or 'no --config'}; importing torch and lightning …")
-    ignore_idle_warnings()
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses
+    hush()
     if topic is not None:
         from lrtrain.config.described import describe
 
         print(describe(command, argv, topic), flush=True)
         raise SystemExit(0)
     return argv
+
+
+
+def hush() -> None:
+    """Leaves out warnings of libraries that say nothing that a user could act on."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses

@@ -29,6 +29,7 @@ OPTIONS = (
     ("--init_from FILE", "checkpoint whose weights a new run begins with", "null"),
     ("--seed_everything N", "seed of initial weights and all random draws", "0"),
     ("--print_config", "print the settings that result as YAML, and end", ""),
+    ("--print-model", "print layers, ranks, optimizers, FLOPs as a table, and end", ""),
     ("--model.decoder.width N", "model width; so depth, heads, ffn_width", "recipe"),
     ("--model.decoder.attention.rank_ratio F", "rank / input width; so mlp.rank_ratio", "recipe"),
     ("--model.optimizers.hidden CLASS", "of the projections; other: of all the rest", "recipe"),
@@ -52,7 +53,10 @@ OPTIONS = (
 )
 """Flag with its value, meaning, default; `recipe` where the class has none, or which class is the recipe's to say."""
 
-TRAINING = ("init", "optimizers", "schedule", "activation", "max_steps", "accumulate", "gradient", "check", "logger")
+TRAINING = (
+    *("init", "print-model", "optimizers", "schedule", "activation"),
+    *("max_steps", "accumulate", "gradient", "check", "logger"),
+)
 """What marks an option that validate and test take with the recipe and do nothing with."""
 
 

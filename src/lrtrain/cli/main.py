@@ -27,6 +27,7 @@ COMMANDS = {
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
     "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
+    "profile": ("lrtrain.cli.profile:main", "tell where the time and the memory of training steps go"),
     "doctor": ("lrtrain.cli.doctor:main", "tell what will go wrong on this machine, or for a configuration"),
     "experiment": ("lrtrain.cli.experiment:main", "reproduce a figure or table of the papers, with a verdict"),
     "scaling": ("lrtrain.cli.scaling:main", "plan, train and fit runs of equal FLOPs: scaling laws"),

@@ -170,6 +170,8 @@ class TrainingRun(Configured):
             "use_distributed_sampler": not isinstance(self.datamodule, TokenDataModule),
             "enable_model_summary": settings["enable_model_summary"] or False,
         }
+        if settings["profiler"]:
+            logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what it found is an info to it
         try:
             return Trainer(**settings)
         except REFUSALS as error:

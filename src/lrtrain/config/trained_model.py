@@ -117,24 +117,28 @@ def read_trained(path: Path) -> TrainedModel:
 
 def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Decoder:
     """The decoder with the very tensors that were read."""
-    decoder = made_decoder(config, path, "meta")
-    if not all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
-        decoder = made_decoder(config, path, "cpu")  # it may keep tensors that no checkpoint holds
+    decoder = made_decoder(config, path)
     before_load(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights, assign=True)
     return decoder.eval()
 
 
-def made_decoder(config: dict[str, Any], path: Path, device: str) -> Decoder:
-    """The decoder of a checkpoint's configuration, with fresh weights.
+def made_decoder(config: dict[str, Any], path: Path) -> Decoder:
+    """The decoder of a configuration, for the weights of a checkpoint.
+
+    It is on the meta device, or with fresh weights on the CPU where a module of it is a class of one's own, which may
+    keep tensors that no checkpoint holds.
 
     Raises:
         UserError: a class of it is not here, or takes other arguments.
     """
     try:
-        with torch.device(device):
-            return build_decoder(config)
+        with torch.device("meta"):
+            decoder = build_decoder(config)
+        if all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
+            return decoder
+        return build_decoder(config)
     except ArgumentError as error:
         missing = re.search(r"No module named '(([^'.]+)[^']*)'", str(error))
         if missing is None:

@@ -70,6 +70,11 @@ class CausalLM(L.LightningModule):
         self._rates: dict[str, float] = {}  # of each parameter in the next step of the run resumed
         self.validation = TokenLoss()
 
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks are compiled."""
+        return self._compile
+
     def check(self) -> int:
         """Builds decoder, optimizers and schedule without memory or data, to refuse wrong values at once.
 

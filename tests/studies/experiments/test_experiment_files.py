@@ -12,7 +12,7 @@ from commandline import refusal
 from lrtrain.cli.main import main
 from lrtrain.config.recipes import find, folder, names
 from lrtrain.studies.experiments.experiment_file import load
-from lrtrain.studies.experiments.variant_runs import VariantRuns, variant_runs, with_rate
+from lrtrain.studies.experiments.variant_runs import VariantRuns, variant_runs, with_rate, with_size
 
 FOLDER = folder("experiments")
 NAMES = names("experiments")
@@ -102,6 +102,9 @@ def test_the_learning_rate_goes_where_it_is_named() -> None:
     assert settings["model.optimizers.overrides"]["*.mlp.*"]["init_args"]["lr"] == 0.01
     assert settings["seed_everything"] == 3
     assert with_rate({"a": ["lr", "lr * 2", "lrs", 1]}, 0.5) == {"a": [0.5, 1.0, "lrs", 1]}
+    sized = with_size({"a": ["size", "size * 3", "size / 32", "lr"]}, 48.0)
+    assert sized == {"a": [48, 144, 1.5, "lr"]}
+    assert [type(number) for number in sized["a"][:2]] == [int, int]
 
 
 def test_the_list_has_a_claim_and_a_time_for_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +144,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("titel", "t", "titel: unknown key; did you mean title?"),
         ("title", None, "title: expected a text, got None"),
-        ("kind", "trainin", "kind: expected one of training, isoflop, memory, conversion, got 'trainin'"),
+        ("kind", "trainin", "kind: expected one of training, rates, isoflop, memory, conversion, got 'trainin'"),
         ("scales", {"": {"configs": ["quickstart.yaml"]}}, "variants.one.tiny: unknown key; "),
         ("scales.tiny.seeds", 0, "scales.tiny.seeds: expected a whole number of at least 1, got 0"),
         ("scales.tiny.configs", [], "scales.tiny.configs: expected a recipe, got ()"),
@@ -155,6 +158,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("seeds", "many", "seeds: expected a whole number of at least 1, got 'many'"),
         ("variants.one", 3, "variants.one: expected keys with their values, got 3"),
         ("figure", [{"metric": "val/loss", "over": "stepz"}], "figure[0].over: expected one of steps"),
+        ("figure", [{"metric": "x", "statistic": "max"}], "figure[0].statistic: expected last, for a curve, got 'max'"),
+        ("scales.tiny.factors", [0.5], "factors: expected factors that differ, 1 among them, got [0.5]"),
+        ("variants.one.without", ["width"], "variants.one.without: expected nothing beside kind: rates"),
         ("checks", [{"order": ["one"]}], "checks[0].order: expected two variants or more"),
         ("checks", [{"order": ["one", "tow"]}], "checks[0].order: no variant 'tow': did you mean two?"),
         ("checks", [{"ratio": ["one", "two"]}], "checks[0].between: expected a lower and an upper end"),

@@ -8,9 +8,10 @@ import yaml
 
 from lrtrain.checkpoint.huggingface.exported_folder import Written
 from lrtrain.checkpoint.huggingface.imported import Imported
-from lrtrain.checkpoint.huggingface.llama_layout import MODELING, factors
+from lrtrain.checkpoint.huggingface.llama_layout import MODELING
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import factors
 
 TRUST = f"""
 `{MODELING}.py` in the folder computes with the factors. `trust_remote_code=True` lets transformers run that file, and

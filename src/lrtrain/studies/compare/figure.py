@@ -50,8 +50,14 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     return {label: own[index] if index < len(own) else rest for index, label in enumerate(labels)}
 
 
-def picture(panels: Sequence[Panel | Shares], labels: Sequence[str], out: Path) -> None:
-    """Writes a .png or .svg: one panel, or several in two columns.
+def picture(panels: Sequence[Panel | Shares | None], labels: Sequence[str] | None, out: Path, columns: int = 2) -> None:
+    """Writes a .png or .svg: one panel, or several in columns.
+
+    Args:
+        panels: None leaves a place empty.
+        labels: Of all lines, for a look that is the same in all panels; None where each panel has lines of its own.
+        out: The file.
+        columns: At most.
 
     Raises:
         UserError: the file cannot be written.
@@ -59,15 +65,16 @@ def picture(panels: Sequence[Panel | Shares], labels: Sequence[str], out: Path) 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    columns = min(2, len(panels))
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        height = max(_height(panel) for panel in panels)
+        height = max(_height(panel) for panel in panels if panel)
         size = (1.3 * WIDTH, 1.3 * height) if rows == columns == 1 else (columns * WIDTH, rows * height)
         whole = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
         parts = whole.subfigures(rows, columns, squeeze=False)
         for part, panel in zip(parts.flat, panels, strict=False):
-            draw(panel, looks(labels), part)
+            if panel:
+                draw(panel, looks(_labels(panel) if labels is None else labels), part)
         with writing(f"--out {out}"):
             out.parent.mkdir(parents=True, exist_ok=True)
             whole.savefig(out)
@@ -113,6 +120,8 @@ def _lines(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
         axes.plot(band.x, band.mean, label=text, markevery=max(1, len(band.x) // 7), **own)
     if panel.bound is not None:
         axes.axhline(panel.bound, color=INK, linewidth=0.8)
+    if panel.x_logarithmic:
+        axes.set_xscale("log")
     if panel.logarithmic:
         axes.set_yscale("log")
     elif not panel.whole:
@@ -130,6 +139,10 @@ def _cut_off_beginning(panel: Panel, axes: "Axes") -> None:
     if bottom < top:
         margin = 0.06 * (top - bottom)
         axes.set_ylim(bottom - margin, top + margin)
+
+
+def _labels(panel: Panel | Shares) -> list[str]:
+    return panel.labels if isinstance(panel, Shares) else [band.label for band in panel.bands]
 
 
 def _bars(shares: Shares, axes: "Axes") -> None:

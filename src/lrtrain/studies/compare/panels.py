@@ -37,7 +37,18 @@ TIMES = ("throughput/seconds", "throughput/step_seconds", "throughput/validation
 
 @dataclass(frozen=True)
 class Panel:
-    """Bands over one horizontal axis. `bound`: a value of y that is marked; `whole`: no steep beginning is cut off."""
+    """Bands over one horizontal axis.
+
+    Attributes:
+        title: Above it.
+        xlabel: Below it.
+        ylabel: Beside it.
+        bands: The lines.
+        logarithmic: Whether y is.
+        bound: A value of y that is marked.
+        whole: No steep beginning is cut off.
+        x_logarithmic: Whether x is.
+    """
 
     title: str
     xlabel: str
@@ -46,6 +57,7 @@ class Panel:
     logarithmic: bool = False
     bound: float | None = None
     whole: bool = False
+    x_logarithmic: bool = False
 
 
 @dataclass(frozen=True)
