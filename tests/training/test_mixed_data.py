@@ -106,3 +106,15 @@ def test_what_a_mix_does_not_go_with_is_a_line(
         (["--data.mix=[{path: numbers, weight: much}]"], "weight"),
     ):
         assert words in refusal(["fit", *argv, *flags], capsys)
+
+
+def test_an_export_of_lower_rank_tells_the_loss_on_the_mix(
+    argv: list[str], tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *argv, "--trainer.max_steps=2"]) == 0
+    loss = dict(series(tmp_path / "runs/x/0001", "val/loss"))[2]
+    flags = ["--out", str(tmp_path / "out"), "--truncate-rank", "4"]
+    assert main(["export", str(tmp_path / "runs"), *flags]) == 0
+    assert f"held-out loss {loss:.4f} → " in capsys.readouterr().out
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| data | `{shards}` (weight 3), `numbers` (weight 1) |" in card

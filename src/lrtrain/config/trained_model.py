@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
-from lrtrain.checkpoint.huggingface.imported import Imported
+from lrtrain.checkpoint.huggingface.imported import Ancestor, Imported
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
@@ -60,6 +60,7 @@ class TrainedModel:
         version: Of lrtrain, when it was saved.
         callbacks: The states of Lightning's callbacks, by their keys.
         imported: Where `lrtrain import` had it from, if no step has changed it since.
+        ancestor: The imported model with whose weights its run began, if it did.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class TrainedModel:
     version: str
     callbacks: dict[str, Any]
     imported: Imported | None
+    ancestor: Ancestor | None
 
     @property
     def context(self) -> int | None:
@@ -80,6 +82,11 @@ class TrainedModel:
         data = self.config["data"]
         found = data.get("init_args", data).get("block_size")
         return found if isinstance(found, int) else None
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The directory of its run, if it lies in a folder of one; None of what no run has made."""
+        return self.path.resolve().parent.parent if self.imported is None else None
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -112,6 +119,7 @@ def read_trained(path: Path) -> TrainedModel:
         version=own.get("version", ""),
         callbacks=checkpoint.get("callbacks", {}),
         imported=Imported(**own["imported"]) if own.get("imported") else None,
+        ancestor=Ancestor(**own["ancestor"]) if own.get("ancestor") else None,
     )
 
 

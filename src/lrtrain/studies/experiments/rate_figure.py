@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, with_unit
+from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, with_unit
 from lrtrain.studies.experiments.definition import LOSS, Definition, Drawing
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.rate_curves import Mapped
 from lrtrain.studies.experiments.rate_optimum import optimum
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.variant_runs import VariantRuns
+from lrtrain.studies.pages.drawn import Panel
 
 
 def rate_panels(definition: Definition, mapped: Sequence[Mapped]) -> tuple[list[Panel | None], list[str]]:
