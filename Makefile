@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 
 BENCHMARKS := polar orthonormalize spectron_step lora_muon_step communication step_share data_wait checkpoint_wait throughput seventy_b telemetry compare
 
-.PHONY: always install quickstart test test-cluster lint types docs bench clean
+.PHONY: always install quickstart test test-cluster lint types docs notebooks bench clean
 
 # The versions of constraints.txt, with which the figures were measured; LATEST=1 takes the newest that pyproject.toml allows.
 install: $(READY)
@@ -42,6 +42,10 @@ types: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "open build/site/index.html"
+
+# Executes all notebooks, minutes each, and renders them to pages in build/notebooks.
+notebooks: $(READY)
+	$(BIN)/python -m notebooks.execute
 
 # Minutes to an hour, on an otherwise idle machine; tables on the screen, JSON in benchmarks/results.
 bench: $(READY)

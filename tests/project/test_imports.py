@@ -69,6 +69,7 @@ LIGHTNING = (
     "checkpoint",
     "data.datamodule",
     "data.run_length",
+    "tracking.history",
     "tracking.logger",
     "tracking.run_record",
     "config",

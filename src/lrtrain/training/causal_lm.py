@@ -49,9 +49,6 @@ class CausalLM(L.LightningModule):
         activation_checkpointing: Keep each block's input alone and compute the rest again in the backward pass: less
             memory, a third more computation.
         compile: Compile each block (`torch.compile`); the first steps take longer.
-
-    Attributes:
-        validation_texts: What the last validation found beside its metrics: texts for the record, by name.
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class CausalLM(L.LightningModule):
         self._losses: list[Tensor] = []  # of the micro-batches since the last step
         self._rates: dict[str, float] = {}  # of each parameter in the next step of the run resumed
         self.validation = TokenLoss()
-        self.validation_texts: dict[str, str] = {}
+        self.validation_texts: dict[str, str] = {}  # what the last one found beside its metrics, for the record
 
     @property
     def compiled(self) -> bool:

@@ -202,6 +202,7 @@ function curves(plot, panel, state, range) {
     }
     drawn("path", { d: path(xs, mean), fill: "none", stroke: `var(--c${look})`, "stroke-width": band.index < OWN ? 1.8 : 0.8, "stroke-dasharray": DASHES[look] }, group);
     if (band.index < OWN) markers(group, xs, mean, band.index);
+    else if (xs.length === 1 && mean[0] !== null) drawn("circle", { cx: xs[0], cy: mean[0], r: 2.5, fill: "var(--c7)" }, group);
   }
   reading(plot, svg, panel, bands, { x, y: place, inside, width, height });
 }
