@@ -7,6 +7,7 @@ Every line has `time` (milliseconds since 1970) and one of
     {"step": 10, "metrics": {"loss": 2.5}}       NaN and infinities as "NaN", "Infinity", "-Infinity": strict JSON
     {"params": {"model.rank": "64"}}  {"tags": {"git.dirty": "false"}}
     {"artifact": "config.yaml", "text": "..."}
+    {"dataset": {"name", "digest", "source", "profile", "context"}}   what was trained or validated on
     {"lost": true}                               the record came from a store after its disk was lost: the session may
                                                  have recorded, and sent to MLflow, more than there is here
 """
@@ -40,7 +41,8 @@ class Spool:
 
     Opening, and `start`, read what earlier sessions left of the run's present course: `run` (the first line's entry,
     None when new), `marks` (the highest step of each metric, frozen from there on), `params`, `artifacts` (each one's
-    last text), `status`, `host`, `last_step` and `last_time`. A last line that a crash cut short is dropped.
+    last text), `datasets`, `tags`, `status`, `host`, `last_step` and `last_time`. A last line that a crash cut short is
+    dropped.
 
     Args:
         run_dir: the run directory; made when missing.
@@ -135,6 +137,8 @@ class Spool:
         self.marks: dict[str, int] = {}
         self.params: dict[str, str] = {}
         self.artifacts: dict[str, str] = {}
+        self.datasets: list[dict[str, str]] = []
+        self.tags: dict[str, str] = {}
         self.last_step = 0
         for _, record in surviving(self.path):
             self._remember(record)
@@ -150,6 +154,10 @@ class Spool:
             self.params.update(record["params"])
         elif "artifact" in record:
             self.artifacts[record["artifact"]] = record["text"]
+        elif "dataset" in record:
+            self.datasets.append(record["dataset"])
+        elif "tags" in record:
+            self.tags.update(record["tags"])
         elif "status" in record:
             self.status, self.host = record["status"], record.get("host", self.host)
         elif "run" in record:

@@ -160,7 +160,7 @@ def test_a_search_that_diverges_begins_again_lower_and_one_that_fails_does_not()
 def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:
     tagged = Job("toy", (), {}, tmp_path, tags={"a": "b"})
     made = launch.tracked(None, tagged)
-    arguments = {"experiment": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}}
+    arguments = {"group": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}}
     assert made == [{"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": arguments}]
     other = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}
     own = {"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": {"tags": {"c": "d"}, "run_name": "n"}}
