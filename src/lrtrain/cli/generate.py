@@ -11,6 +11,7 @@ from lrtrain.cli.arguments import Arguments, announce, positive
 from lrtrain.cli.generated import Printed
 from lrtrain.cli.prompts import from_command_line, one_prompt, prompts_in
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import LongWork
 from lrtrain.runtime.stores import is_remote
 
 if TYPE_CHECKING:
@@ -147,11 +148,15 @@ def _continue(
         generator.prompt(text, place, where if line is None else f"{arguments.prompts} line {line}")
         for place, (line, text) in enumerate(given)
     ]
-    for start in range(0, len(prompts), arguments.batch_size):
-        batch = slice(start, start + arguments.batch_size)
-        printed = Printed(given[batch], settings.samples, arguments.json, len(prompts) * settings.samples > 1)
-        with printed:
-            generator.write(prompts[batch], settings, printed.piece, printed.end)
+    # On a terminal the texts themselves tell how far it is.
+    shown = len(prompts) > arguments.batch_size and not sys.stdout.isatty()
+    with LongWork("generate", len(prompts), "prompts", shown) as work:
+        for start in range(0, len(prompts), arguments.batch_size):
+            batch = slice(start, start + arguments.batch_size)
+            printed = Printed(given[batch], settings.samples, arguments.json, len(prompts) * settings.samples > 1)
+            with printed:
+                generator.write(prompts[batch], settings, printed.piece, printed.end)
+            work.advance(len(prompts[batch]))
 
 
 def _converse(generator: "TextGenerator", settings: "Settings", as_json: bool) -> None:

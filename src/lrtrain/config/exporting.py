@@ -22,6 +22,7 @@ from lrtrain.config.trained_model import TrainedModel, read_trained
 from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.nn import Decoder
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import LongWork
 from lrtrain.tracking.provenance import git_state
 from lrtrain.tracking.recorded import recorded
 
@@ -105,8 +106,9 @@ def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | 
     else:  # as the Trainer reads it
         count = int(limit) if isinstance(limit, int) or limit > 1 else max(1, int(limit * len(loader)))
     total, tokens = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), LongWork("held-out loss", count, "batches") as work:
         for batch in islice(iter(loader), count):
+            work.advance()
             predicted = batch[:, 1:].numel()
             total += float(decoder.loss(batch[:, :-1], batch[:, 1:])) * predicted
             tokens += predicted
