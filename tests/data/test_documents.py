@@ -17,12 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from lrtrain.data import documents
 from lrtrain.data.documents import read_documents
 from lrtrain.data.formats import TEXT_DOCUMENT
 from lrtrain.data.listing import list_sources
+from lrtrain.data.preparation import prepare
+from lrtrain.data.spec import PrepareSpec
 from lrtrain.runtime.errors import UserError
+from sources import decoded
 
 FINEWEB = {
     "text": ["First page.", "Second page.", None, "   ", "Fifth page."],
@@ -45,6 +49,32 @@ def texts(source: str | Path, column: str = "text", start: int = 0) -> list[str]
 def test_parquet_of_finewebs_schema_gives_its_texts_and_leaves_out_nulls_and_blanks(tmp_path: Path) -> None:
     pq.write_table(pa.table(FINEWEB), tmp_path / "a.parquet", row_group_size=2)
     assert texts(tmp_path / "a.parquet") == FINEWEB_TEXTS
+
+
+def test_shards_of_c4_are_read_with_a_tokenizer_like_t5s(tmp_path: Path) -> None:
+    pages = [f"Page {i} has some words, and\nanother line of {i * i}." for i in range(60)]
+    for shard in range(3):
+        rows = [{"text": page, "timestamp": "2019-04-25T12:57:54Z", "url": "https://e.org"} for page in pages[shard::3]]
+        name = f"c4-train.0000{shard}-of-01024.json.gz"
+        (tmp_path / name).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator(
+        pages, trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in range(10)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(tmp_path / "t5.json"))
+    source = [str(tmp_path / "c4-train.0000?-of-01024.json.gz")]
+    made = prepare(
+        PrepareSpec(source=source, tokenizer=str(tmp_path / "t5.json"), val_fraction=0.2), str(tmp_path / "data")
+    )
+    assert (made.train.documents + made.val.documents, made.eot_id) == (60, 1)
+    assert made.vocab_size == tokenizer.get_vocab_size(with_added_tokens=True)
+    found = [*decoded(tmp_path / "data", "train", "</s>"), *decoded(tmp_path / "data", "val", "</s>")]
+    assert sorted(text.split() for text in found) == sorted(page.split() for page in pages)
 
 
 def test_parquet_and_globs_are_read_through_fsspec() -> None:

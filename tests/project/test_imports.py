@@ -52,12 +52,14 @@ LAYERS = {
 
 STUDIES = {
     "jobs": set(),
-    "compare": set(),
+    "pages": set(),
+    "compare": {"pages"},
+    "report": {"pages", "compare"},
     "plan": set(),
     "doctor": {"plan"},
     "sweep": {"jobs"},
     "scaling": {"jobs"},
-    "experiments": {"jobs", "compare", "plan", "scaling"},
+    "experiments": {"jobs", "pages", "compare", "plan", "scaling"},
 }
 """What each study may import of the others."""
 
@@ -67,6 +69,7 @@ LIGHTNING = (
     "checkpoint",
     "data.datamodule",
     "data.run_length",
+    "tracking.history",
     "tracking.logger",
     "tracking.run_record",
     "config",

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     from lrtrain.config.exporting import check_export, export
     from lrtrain.config.trained_model import newest_checkpoint
 
-    check_export(out, arguments.truncate_rank, arguments.energy)
+    check_export(out, arguments.truncate_rank, arguments.energy, arguments.data)
     checkpoint = cached(arguments.checkpoint) if is_remote(arguments.checkpoint) else newest_checkpoint(path)
     print(f"{'checkpoint':<15} {checkpoint}")
     export(checkpoint, out, settings, arguments.truncate_rank, arguments.energy, arguments.data, arguments.context)

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lrtrain.cli.arguments import announce
@@ -33,11 +34,13 @@ def fit(argv: list[str]) -> int:
     from lrtrain.config.export_at_end import export_is_possible, export_last
     from lrtrain.config.run_directory import discard_if_empty
     from lrtrain.config.train_parser import TrainingRun
+    from lrtrain.studies.report.run_report import write_report
     from lrtrain.training.summary import print_summary
 
     keep_freed_memory()
     try:
         run = TrainingRun("fit", argv)
+        run.record.report = partial(write_report, ended=True)
         if run.trainer.is_global_zero:
             print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
         export_is_possible(run)

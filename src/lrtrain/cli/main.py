@@ -26,6 +26,7 @@ COMMANDS = {
     "import": ("lrtrain.cli.import_model:main", "make a checkpoint of a Llama that transformers loads"),
     "consolidate": ("lrtrain.cli.consolidate:main", "make one file of a checkpoint that several processes wrote"),
     "compare": ("lrtrain.cli.compare:main", "a table, figures and a page of tracked runs"),
+    "report": ("lrtrain.cli.report:main", "one page of a run: course, spectra, samples, configuration"),
     "plan": ("lrtrain.cli.plan:main", "tell parameters, FLOPs, memory and time of a configuration"),
     "profile": ("lrtrain.cli.profile:main", "tell where the time and the memory of training steps go"),
     "doctor": ("lrtrain.cli.doctor:main", "tell what will go wrong on this machine, or for a configuration"),

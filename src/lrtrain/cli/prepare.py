@@ -64,8 +64,9 @@ def _parser() -> Arguments:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="files, folders, globs or URLs (hf://…, s3://…) of .txt .md .rst .py .jsonl (.jsonlines .ndjson .json) "
-        ".parquet, also .gz .zst .bz2 .xz; or stdlib, the text of Python's standard library (default)",
+        help="files, folders, globs or URLs (hf://…, s3://…) of .txt .md .rst .py .html (.htm .xhtml) .dict .jsonl "
+        "(.jsonlines .ndjson .json) .parquet, also .gz .dz .zst .bz2 .xz; or stdlib, the text of Python's standard "
+        "library (default), or site-packages, sources and documentation of the packages installed for it",
     )
     parser.add_argument("--text-column", metavar="NAME", help="the column or key with the text (text)")
     parser.add_argument("--tokenizer", metavar="FILE|NAME", help="a tokenizer.json or a Hugging Face name")

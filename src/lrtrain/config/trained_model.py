@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
-from lrtrain.checkpoint.huggingface.imported import Imported
+from lrtrain.checkpoint.huggingface.imported import Ancestor, Imported
 from lrtrain.config.run_names import place_of
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
@@ -65,6 +65,7 @@ class TrainedModel:
         version: Of lrtrain, when it was saved.
         callbacks: The states of Lightning's callbacks, by their keys.
         imported: Where `lrtrain import` had it from, if no step has changed it since.
+        ancestor: The imported model with whose weights its run began, if it did.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class TrainedModel:
     version: str
     callbacks: dict[str, Any]
     imported: Imported | None
+    ancestor: Ancestor | None
 
     @property
     def context(self) -> int | None:
@@ -85,6 +87,11 @@ class TrainedModel:
         data = self.config["data"]
         found = data.get("init_args", data).get("block_size")
         return found if isinstance(found, int) else None
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The directory of its run, if it lies in a folder of one; None of what no run has made."""
+        return self.path.resolve().parent.parent if self.imported is None else None
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -117,29 +124,34 @@ def read_trained(path: Path) -> TrainedModel:
         version=own.get("version", ""),
         callbacks=checkpoint.get("callbacks", {}),
         imported=Imported(**own["imported"]) if own.get("imported") else None,
+        ancestor=Ancestor(**own["ancestor"]) if own.get("ancestor") else None,
     )
 
 
 def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Decoder:
     """The decoder with the very tensors that were read."""
-    decoder = made_decoder(config, path, "meta")
-    if not all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
-        decoder = made_decoder(config, path, "cpu")  # it may keep tensors that no checkpoint holds
+    decoder = made_decoder(config, path)
     before_load(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights, assign=True)
     return decoder.eval()
 
 
-def made_decoder(config: dict[str, Any], path: Path, device: str) -> Decoder:
-    """The decoder of a checkpoint's configuration, with fresh weights.
+def made_decoder(config: dict[str, Any], path: Path) -> Decoder:
+    """The decoder of a configuration, for the weights of a checkpoint.
+
+    It is on the meta device, or with fresh weights on the CPU where a module of it is a class of one's own, which may
+    keep tensors that no checkpoint holds.
 
     Raises:
         UserError: a class of it is not here, or takes other arguments.
     """
     try:
-        with torch.device(device):
-            return build_decoder(config)
+        with torch.device("meta"):
+            decoder = build_decoder(config)
+        if all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
+            return decoder
+        return build_decoder(config)
     except ArgumentError as error:
         missing = re.search(r"No module named '(([^'.]+)[^']*)'", str(error))
         if missing is None:

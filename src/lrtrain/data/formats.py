@@ -1,10 +1,10 @@
 """How documents are stored in files: text, source code, JSON lines and parquet, and the base class of any other."""
 
-import importlib
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any, BinaryIO, ClassVar, cast
 
@@ -58,26 +58,39 @@ class Text(DocumentFormat):
     at_least = TEXT_DOCUMENT
 
     def texts(self, file: BinaryIO) -> Iterator[str]:
-        beginning = io.BufferedReader(cast(Any, file), max(BEGINNING, io.DEFAULT_BUFFER_SIZE))
-        head = beginning.peek(BEGINNING)[:BEGINNING]
-        if said := not_text(head):
-            raise UserError(said)
         lines: list[str] = []
-        size = number = 0
-        text = io.TextIOWrapper(beginning, encoding="utf-8-sig")
-        try:
-            while line := text.readline(self.at_least):
-                lines.append(line)
-                size += len(line)
-                number += line.endswith("\n")
-                # A file without blank lines must not grow into one document of any size.
-                if size >= self.at_least and (not line.strip() or size >= 2 * self.at_least):
-                    yield "".join(lines)
-                    lines, size = [], 0
-        except UnicodeDecodeError as error:
-            number += 1 + error.object.count(b"\n", 0, error.start)
-            raise UserError(f"line {number} {not_utf8(head)}") from error
+        size = 0
+        for line in utf8_lines(file, self.at_least):
+            lines.append(line)
+            size += len(line)
+            # A file without blank lines must not grow into one document of any size.
+            if size >= self.at_least and (not line.strip() or size >= 2 * self.at_least):
+                yield "".join(lines)
+                lines, size = [], 0
         yield "".join(lines)
+
+
+def utf8_lines(file: BinaryIO, longest: int) -> Iterator[str]:
+    """The lines of a text, one longer than `longest` characters in pieces.
+
+    Raises UserError with the line's number for what is not UTF-8.
+    """
+    beginning = io.BufferedReader(cast(Any, file), max(BEGINNING, io.DEFAULT_BUFFER_SIZE))
+    head = beginning.peek(BEGINNING)[:BEGINNING]
+    if said := not_text(head):
+        raise UserError(said)
+    number = 0
+    text = io.TextIOWrapper(beginning, encoding="utf-8-sig")
+    try:
+        while line := text.readline(longest):
+            number += line.endswith("\n")
+            yield line
+    except UnicodeDecodeError as error:
+        number += 1 + error.object.count(b"\n", 0, error.start)
+        raise UserError(f"line {number} {not_utf8(head)}") from error
+    finally:
+        with suppress(ValueError):  # the file may be closed by now; else it stays open, for whoever opened it
+            text.detach().detach()
 
 
 class Code(Text):
@@ -155,37 +168,6 @@ class Parquet(DocumentFormat):
                     start = max(0, start - len(batch))
             else:
                 start -= rows
-
-
-BUILT_IN: tuple[type[DocumentFormat], ...] = (Text, Code, JsonLines, Parquet)
-
-
-def formats_by_suffix(class_paths: Sequence[str] = ()) -> dict[str, type[DocumentFormat]]:
-    """Suffix -> format: the built-in ones, and before them those of class paths such as `my_format.Csv`.
-
-    Raises:
-        UserError: a class path names no format.
-    """
-    return {suffix: kind for kind in [*BUILT_IN, *formats_named(class_paths)] for suffix in kind.suffixes}
-
-
-def formats_named(class_paths: Sequence[str]) -> list[type[DocumentFormat]]:
-    """The classes of these class paths. Raises UserError for one that names no format."""
-    return [*map(_imported, class_paths)]
-
-
-def _imported(class_path: str) -> type[DocumentFormat]:
-    module, _, name = class_path.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"formats: {class_path} cannot be imported ({error}): give a class path such as my_format.Csv, of a file "
-            "in this folder or beside the YAML"
-        ) from error
-    if not (isinstance(kind, type) and issubclass(kind, DocumentFormat) and hasattr(kind, "suffixes")):
-        raise UserError(f"formats: {class_path} is no lrtrain.data.DocumentFormat with suffixes: derive it from that")
-    return kind
 
 
 def _is_object(line: str) -> bool:

@@ -13,14 +13,15 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from lrtrain.data.formats import DocumentFormat, Unknown, formats_by_suffix
+from lrtrain.data.formats import Code, DocumentFormat, Unknown
+from lrtrain.data.installed import SITE_PACKAGES, TESTS, installed_files
+from lrtrain.data.known_formats import formats_by_suffix
 from lrtrain.data.messages import shown, some, unreadable
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.stores import register_s3
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-# Not prose and not code that one would learn from: test suites hold files with broken encodings on purpose.
-STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+COMPRESSIONS = {".gz": "gzip", ".dz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+STDLIB_LEFT_OUT = {*TESTS, "site-packages", "dist-packages"}
 VERSION_KEYS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "last_modified", "created")
 NO_FORMAT, HIDDEN, TWICE, OWN = "of unknown suffix", "hidden", "reached twice", "of the data set itself"
 
@@ -30,7 +31,7 @@ class Part:
     """One file of a source.
 
     `compression` is None or one of `COMPRESSIONS`; `size` in bytes, 0 where nobody tells it; `version` is its time of
-    change (nanoseconds), or what a store has in its place, or empty.
+    change (nanoseconds), or what a store has in its place, or empty; `package` is the installed one that it is of.
     """
 
     url: str
@@ -38,6 +39,7 @@ class Part:
     compression: str | None
     size: int
     version: str = ""
+    package: str = ""
 
 
 @dataclass
@@ -61,11 +63,12 @@ class Listing:
 def list_sources(source: Iterable[str], formats: Iterable[str] = (), out: Path | None = None) -> Listing:
     """Lists the files of `source` in a fixed order: entries as given, sorted by path within one, each file once.
 
-    An entry is `stdlib` (the text of the running Python's standard library), or a name, local or any fsspec URL. A
-    file that is named is read whatever its suffix, as text where no format knows it. A folder stands for its files of
-    a known suffix, at any depth; hidden ones and the folder `out` are left out. A glob stands for the names that it
-    matches, as in a shell: files and folders, hidden ones only where it spells the dot. Links are followed. `formats`
-    are class paths of further formats.
+    An entry is `stdlib` (the text of the running Python's standard library), `site-packages` (that of the packages
+    installed for it, in an order that mixes them), or a name, local or any fsspec URL. A file that is named is read
+    whatever its suffix, as text where no format knows it. A folder stands for its files of a known suffix, at any
+    depth; hidden ones and the folder `out` are left out. A glob stands for the names that it matches, as in a shell:
+    files and folders, hidden ones only where it spells the dot. Links are followed. `formats` are class paths of
+    further formats.
 
     Raises:
         UserError: an entry names nothing, a link leads nowhere, or something cannot be listed or is no file.
@@ -76,7 +79,7 @@ def list_sources(source: Iterable[str], formats: Iterable[str] = (), out: Path |
     own = os.path.realpath(out) if out else None
     for entry in source:
         before = len(listing.parts), sum(map(len, listing.left_out.values()))
-        for key, part in _stdlib() if entry == "stdlib" else _expand(entry, known, listing, own):
+        for key, part in _found(entry, known, listing, own):
             if key in seen:
                 listing.leave_out(TWICE, part.url)
             else:
@@ -88,6 +91,19 @@ def list_sources(source: Iterable[str], formats: Iterable[str] = (), out: Path |
         left = "; ".join(listing.remarks())
         raise UserError(f"source {some(source)} has no {' '.join(known)} file (or .gz .zst .bz2 .xz of these). {left}")
     return listing
+
+
+def _found(
+    entry: str, known: Mapping[str, type[DocumentFormat]], listing: Listing, own: str | None
+) -> Iterable[tuple[Any, Part]]:
+    if entry == "stdlib":
+        return _stdlib()
+    if entry == SITE_PACKAGES:
+        return [
+            (one.digest, Part(one.path, Code, None, one.size, one.digest, one.package))
+            for one in installed_files(listing.leave_out)
+        ]
+    return _expand(entry, known, listing, own)
 
 
 def _stdlib() -> Iterator[tuple[Any, Part]]:

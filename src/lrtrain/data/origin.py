@@ -2,12 +2,14 @@
 
 import hashlib
 import inspect
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrtrain.data.formats import formats_named
+from lrtrain.data.installed import SITE_PACKAGES
+from lrtrain.data.known_formats import formats_named
 from lrtrain.data.listing import Part
 from lrtrain.data.messages import NAMES, shown
 from lrtrain.data.tokenizer import load_tokenizer, local_file
@@ -19,14 +21,22 @@ def origin(parts: Sequence[Part], formats: Sequence[str] = ()) -> Origin:
     """Name, size in bytes and version of each file in `parts`, and of the modules of own formats.
 
     A local name is the path below the folder that all local files share, so that the whole may move. The version is
-    the time of change, what a store has in its place, or a module's hash.
+    the time of change, what a store has in its place, or a module's hash. A package is one, with the size and hash of
+    its text.
     """
+    installed = [part for part in parts if part.package]
+    parts = [part for part in parts if not part.package]
     local = [part.url for part in parts if "://" not in part.url]
     shared = os.path.commonpath([os.path.dirname(file) for file in local]) if local else ""
     files = [
         [part.url if "://" in part.url else os.path.relpath(part.url, shared), part.size, part.version]
         for part in parts
     ]
+    of_package = sorted(installed, key=lambda part: (part.package, part.version))
+    for package, own in itertools.groupby(of_package, key=lambda part: part.package):
+        texts = [*own]
+        digest = hashlib.sha256("".join(part.version for part in texts).encode()).hexdigest()
+        files.append([f"{SITE_PACKAGES}: {package}", sum(part.size for part in texts), digest])
     for name, kind in zip(formats, formats_named(formats), strict=True):
         code = Path(inspect.getfile(kind)).read_bytes()
         files.append([f"the format {name}", len(code), hashlib.sha256(code).hexdigest()])

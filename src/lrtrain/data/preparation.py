@@ -12,6 +12,7 @@ import numpy as np
 
 from lrtrain.data.encode import encode_batches, held_out, read_batches
 from lrtrain.data.encoder import Encoder
+from lrtrain.data.installed import SITE_PACKAGES
 from lrtrain.data.listing import Part, list_sources
 from lrtrain.data.manifest import MANIFEST, PARTS, PROGRESS, SPLITS, Manifest, difference
 from lrtrain.data.messages import some
@@ -37,9 +38,10 @@ def prepare(spec: PrepareSpec, path: str, ask_stores: bool = True) -> Manifest:
 
     Writes `tokenizer.json`, `train/`, `val/` and last `manifest.json`. A data set of the same request is returned as
     it is if the files that the request names are those it was made from; without `ask_stores` URLs are not compared,
-    and neither is what is not on this machine. The result depends on the request and the sources alone, not on
-    interruptions or `workers`; two processes may ask at once, the second waits. Raises UserError for whatever is wrong
-    with the request, the sources, the tokenizer, the folder or the disk.
+    and neither are installed packages, which change while a study runs, and what is not on this machine. The result
+    depends on the request and the sources alone, not on interruptions or `workers`; two processes may ask at once, the
+    second waits. Raises UserError for whatever is wrong with the request, the sources, the tokenizer, the folder or the
+    disk.
     """
     spec.check()
     if is_remote(path):
@@ -79,8 +81,8 @@ def refuse_stale(
     `folder` has its tokenizer; `where` is how it is called if not by that.
     """
     where = where or str(folder)
-    source = [entry for entry in spec.source if ask_stores or "://" not in entry]
-    made = [file for file in manifest.files if ask_stores or "://" not in file[0]]
+    source = [entry for entry in spec.source if ask_stores or not _passed_over(entry)]
+    made = [file for file in manifest.files if ask_stores or not _passed_over(file[0])]
     try:
         changed = tokenizer_changes(spec.tokenizer, folder / TOKENIZER)
         if source and not changed:
@@ -95,6 +97,11 @@ def refuse_stale(
             f"{where} was made from other sources: {changed}; delete it to prepare it again, name another folder, or "
             "train on it as it is with --data.prepare null"
         )
+
+
+def _passed_over(name: str) -> bool:
+    """Whether a source, or what it named when the data set was made, is none that a fit compares."""
+    return "://" in name or name.partition(": ")[0] == SITE_PACKAGES
 
 
 def _prepare(spec: PrepareSpec, folder: Path) -> Manifest:

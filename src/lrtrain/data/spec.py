@@ -12,9 +12,10 @@ class PrepareSpec:
     """What to make a data set from. Exactly one of `tokenizer` and `train_vocab_size` must be given.
 
     Args:
-        source: Where the text is: `stdlib` (the text of Python's own standard library), or files, folders, globs and
-            fsspec URLs (`hf://datasets/…`, `s3://…`) of .txt, .md, .py, .jsonl, .parquet, also .gz, .zst, .bz2, .xz;
-            what each stands for: `lrtrain prepare --help`.
+        source: Where the text is: `stdlib` (the text of Python's own standard library), `site-packages` (that of the
+            packages installed for it), or files, folders, globs and fsspec URLs (`hf://datasets/…`, `s3://…`) of .txt,
+            .md, .py, .html, .dict, .jsonl, .parquet, also .gz, .zst, .bz2, .xz; what each stands for:
+            `lrtrain prepare --help`.
         text_column: The column of .parquet, or the key of .jsonl, that holds the text.
         tokenizer: A tokenizer.json, a folder with one, or the name of a Hugging Face repository.
         train_vocab_size: Train a byte-level BPE of so many tokens on (at most 100 MB of) the training documents.

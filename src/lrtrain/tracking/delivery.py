@@ -168,8 +168,10 @@ class Delivery:
 
     def _send_artifacts(self, client: "MlflowClient", run_id: str) -> None:
         for end, record in self._pending(self.state.artifacts_delivered):
-            if "artifact" in record:
+            if "text" in record:
                 client.log_text(run_id, record["text"], record["artifact"])
+            elif "artifact" in record and (file := self.run_dir / record["file"]).is_file():
+                client.log_artifact(run_id, str(file))  # one that is gone can be made again
             self.state.artifacts_delivered = end
             if "artifact" in record:
                 self._save()

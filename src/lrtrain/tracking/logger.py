@@ -140,11 +140,19 @@ class MLflowLogger(Logger):
         self._log_params(flatten(resolved))
 
     @rank_zero_only
-    def log_text(self, artifact_name: str, text: str) -> None:
-        """Record `text` as the artifact `artifact_name`; a later text of the same name replaces it."""
+    def log_text(self, artifact_name: str, text: str, step: int | None = None) -> None:
+        """Record `text` as the artifact `artifact_name`; a later text of the same name replaces it.
+
+        One of a step is superseded when the run is resumed from an earlier one, as its metrics are.
+        """
         spool = self._open()
         if spool.artifacts.get(artifact_name) != text:
-            spool.append({"artifact": artifact_name, "text": text})
+            spool.append({"artifact": artifact_name, "text": text} | ({} if step is None else {"step": step}))
+
+    @rank_zero_only
+    def log_file(self, file_name: str) -> None:
+        """Record a file of the run directory as an artifact; MLflow gets what it holds then."""
+        self._open().append({"artifact": file_name, "file": file_name})
 
     @rank_zero_only
     def log_manifest(self, manifest: Mapping[str, Any]) -> None:

@@ -38,6 +38,10 @@ class RunRecord(L.Callback):
 
     Attributes:
         texts: Name of an artifact -> what makes its text when the first batch is there; an empty one is left out.
+        report: Makes the file that closes the record, of a run directory, when a fit has come to its end; none if None.
+
+    After each validation, what the model and the callbacks hold in `validation_texts` (name of an artifact -> text) is
+    recorded at that step.
 
     Raises:
         UserError: another process trains in the run directory, the tokenizer is not that of the shards, or the disk is
@@ -48,6 +52,7 @@ class RunRecord(L.Callback):
         self.config = config
         self.written = False
         self.texts: dict[str, Callable[[], str]] = {}
+        self.report: Callable[[Path], Path] | None = None
         self._tokenizer: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -70,6 +75,27 @@ class RunRecord(L.Callback):
         if not self.written and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(trainer, pl_module)
         self.written = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        logger = own_logger(trainer.loggers)
+        if logger is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for part in (pl_module, *callbacks):
+            for name, text in getattr(part, "validation_texts", {}).items():
+                logger.log_text(name, text, trainer.global_step)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        closed_late = stage == "validate"  # what was still due when the process of a run had gone
+        if self.report is None or not (self.written or closed_late) or not trainer.is_global_zero:
+            return
+        logger, folder = own_logger(trainer.loggers), Path(trainer.default_root_dir)
+        if logger is None or not (folder / SPOOL_NAME).is_file():
+            return
+        try:
+            logger.log_file(self.report(folder).name)
+        except Exception as error:  # the run is whole without a page, whatever goes wrong with that
+            print(f"no report: {type(error).__name__}: {error}; `lrtrain report {folder}` tries again", flush=True)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.default_root_dir)

@@ -6,7 +6,8 @@ Every line has `time` (milliseconds since 1970) and one of
                                                  with "resumed": 10 where it goes on from a checkpoint of that step
     {"step": 10, "metrics": {"loss": 2.5}}       NaN and infinities as "NaN", "Infinity", "-Infinity": strict JSON
     {"params": {"model.rank": "64"}}  {"tags": {"git.dirty": "false"}}
-    {"artifact": "config.yaml", "text": "..."}
+    {"artifact": "config.yaml", "text": "..."}   with "step": 10 where it is of that step
+    {"artifact": "report.html", "file": "report.html"}   a file of the run directory, as it is when it is sent
     {"dataset": {"name", "digest", "source", "profile", "context"}}   what was trained or validated on
     {"lost": true}                               the record came from a store after its disk was lost: the session may
                                                  have recorded, and sent to MLflow, more than there is here
@@ -153,7 +154,7 @@ class Spool:
         elif "params" in record:
             self.params.update(record["params"])
         elif "artifact" in record:
-            self.artifacts[record["artifact"]] = record["text"]
+            self.artifacts[record["artifact"]] = record.get("text", "")
         elif "dataset" in record:
             self.datasets.append(record["dataset"])
         elif "tags" in record:

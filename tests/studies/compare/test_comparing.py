@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import compare, figure
-from lrtrain.studies.compare.curves import BINS, Band, Curve, band, curve, reached
+from lrtrain.studies.compare.curves import BINS, Curve, band, curve, reached
 from lrtrain.studies.compare.figure import COLORS, draw, looks, picture
 from lrtrain.studies.compare.groups import Group, check_data, differing, group_runs, ranked
-from lrtrain.studies.compare.panels import Panel, Shares, all_panels, metric_panel, share_of_time, spectral_panels
+from lrtrain.studies.compare.panels import all_panels, metric_panel, share_of_time, spectral_panels
+from lrtrain.studies.compare.rates_table import best_rates
 from lrtrain.studies.experiments.experiment_figure import over_x
+from lrtrain.studies.pages.drawn import Band, Panel, Shares
 from lrtrain.tracking.runs import TrackedRun
 from lrtrain.tracking.series import Series
 
@@ -168,6 +170,30 @@ def test_there_is_a_panel_for_what_was_logged_and_a_reason_for_what_was_not() ->
     assert missing[-1] == "no share of time: old/0001 and 1 more logged no throughput/step_seconds"
     (layers,) = spectral_panels(groups)[1].bands
     assert (layers.low[0], layers.mean[0], layers.high[0]) == pytest.approx((0.1, 0.2, 0.3))
+
+
+def test_each_method_has_the_best_of_its_learning_rates_and_its_end_is_said() -> None:
+    def tried(name: str, rate: str, loss: float, **others: str) -> TrackedRun:
+        params = {"model.optimizers.hidden.init_args.lr": rate, "model.optimizers.other.init_args.lr": "0.003"}
+        return run(name, params={**params, "name": name, **others}, loss={9: loss})
+
+    runs = [
+        tried("a", rate, loss, seed_everything=str(seed))
+        for rate, losses in {"0.1": (3.0, 3.2), "0.02": (3.4,), "0.3": (np.nan,)}.items()
+        for seed, loss in enumerate(losses)
+    ]
+    wide = [tried("b-lr0.02-s0", "0.02", 2.0, width="2"), tried("b-lr1e-1-s0", "0.1", 2.5, width="2")]
+    narrow = [tried("b", "0.1", 4.0, width="1")]
+    for number, one in enumerate([*runs, *wide, *narrow]):
+        one.id = str(number)
+    groups = [Group("a", runs), Group("b", [*wide, *narrow]), Group("again", runs)]
+    header, rows = best_rates(groups, "loss")
+    assert header[:4] == ["method", "runs", "learning rates tried", "best"]
+    assert rows == [
+        ["a", "4", "hidden 0.02, 0.1, 0.3", "hidden 0.1", "3.1000 ± 0.1414", "between others"],
+        ["b (width 2)", "2", "hidden 0.02, 0.1", "hidden 0.02", "2.0000", "the lowest hidden rate tried"],
+        ["b (width 1)", "1", "hidden 0.1", "hidden 0.1", "4.0000", "the only hidden rate tried"],
+    ]
 
 
 def test_shares_of_time_are_of_all_that_was_measured() -> None:

@@ -12,7 +12,7 @@ from commandline import refusal
 from lrtrain.cli.main import main
 from lrtrain.config.recipes import find, folder, names
 from lrtrain.studies.experiments.experiment_file import load
-from lrtrain.studies.experiments.variant_runs import VariantRuns, variant_runs, with_rate
+from lrtrain.studies.experiments.variant_runs import VariantRuns, variant_runs, with_rate, with_size
 
 FOLDER = folder("experiments")
 NAMES = names("experiments")
@@ -22,6 +22,7 @@ SHIPPED = [
     for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales", [None])
 ]
 PUBLISHED = {
+    "c4_60m": {"dense": 58_176_000, "adamw": 42_873_344, "spectron": 42_873_344},
     "optimizers": {"spectron": 296_930_560, "adamw": 296_930_560},
     "equal_flops": {"spectron": 453_846_528, "dense": 777_856_512},
     "ablation": {"neither": 93_604_608, "spectron": 93_604_608},
@@ -72,7 +73,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 def test_equal_flops_are_equal(scale: str) -> None:
     planned = planned_runs("equal_flops", scale)
     mine, dense = (planned[name].cost for name in ("spectron", "dense"))
@@ -95,6 +96,43 @@ def test_the_dense_decoders_of_the_sct_table_equal_the_spectral_one(scale: str) 
         assert getattr(cost, of) == pytest.approx(getattr(like, of), rel=0.005)
 
 
+@pytest.mark.parametrize("name", ["ablation", "optimizers", "rank_sweep", "sct_from_scratch"])
+def test_the_dense_decoders_at_small_scale_equal_the_factorized_one(name: str) -> None:
+    planned = planned_runs(name, "small")
+    like = planned["quarter" if name == "rank_sweep" else "spectron"].cost
+    assert 2e6 < like.parameters < 1e7
+    assert (like.steps, like.tokens) == (1800, 4096)
+    for of in ("parameters", "flops"):
+        for method in ("dense", "dense_muon"):
+            assert getattr(planned[f"{method}_{of}"].cost, of) == pytest.approx(getattr(like, of), rel=0.005)
+
+
+def test_every_variant_has_as_many_trials_at_small_scale_on_a_text_that_is_not_repeated() -> None:
+    scales = [name for name, scale in SHIPPED if scale == "small"]
+    assert len(scales) >= 8
+    for name in scales:
+        definition = load(find("experiments", name), "small")
+        if definition.kind == "training":
+            assert definition.scale.seeds == 3
+            assert {len(variant.factors) for variant in definition.variants if variant.search} == {3}
+
+
+def test_a_variant_is_left_out_of_a_scale_that_says_null_with_its_checks(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").touch()
+    three = {"tiny": None, "large": {"lr": 1}}
+    content = changed("variants.three", three)
+    content["scales"] = {name: {"configs": [str(tmp_path / "quickstart.yaml")]} for name in ("tiny", "large")}
+    for name in ("one", "two"):
+        content["variants"][name]["large"] = {"lr": 1}
+    content["checks"].append({"order": ["one", "three"]})
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    tiny, large = (load(tmp_path / "toy.yaml", scale) for scale in ("tiny", "large"))
+    assert [variant.name for variant in tiny.variants] == ["one", "two"]
+    assert [check.variants for check in tiny.checks] == [("one", "two")]
+    assert [variant.name for variant in large.variants] == ["one", "two", "three"]
+    assert len(large.checks) == 2
+
+
 def test_the_learning_rate_goes_where_it_is_named() -> None:
     runs = planned_runs("sct_per_component_lr", "tiny")["per_component"]
     settings = runs.configuration(0.01, 3)
@@ -102,6 +140,9 @@ def test_the_learning_rate_goes_where_it_is_named() -> None:
     assert settings["model.optimizers.overrides"]["*.mlp.*"]["init_args"]["lr"] == 0.01
     assert settings["seed_everything"] == 3
     assert with_rate({"a": ["lr", "lr * 2", "lrs", 1]}, 0.5) == {"a": [0.5, 1.0, "lrs", 1]}
+    sized = with_size({"a": ["size", "size * 3", "size / 32", "lr"]}, 48.0)
+    assert sized == {"a": [48, 144, 1.5, "lr"]}
+    assert [type(number) for number in sized["a"][:2]] == [int, int]
 
 
 def test_the_list_has_a_claim_and_a_time_for_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +182,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("titel", "t", "titel: unknown key; did you mean title?"),
         ("title", None, "title: expected a text, got None"),
-        ("kind", "trainin", "kind: expected one of training, isoflop, memory, conversion, got 'trainin'"),
+        ("kind", "trainin", "kind: expected one of training, rates, isoflop, memory, conversion, got 'trainin'"),
         ("scales", {"": {"configs": ["quickstart.yaml"]}}, "variants.one.tiny: unknown key; "),
         ("scales.tiny.seeds", 0, "scales.tiny.seeds: expected a whole number of at least 1, got 0"),
         ("scales.tiny.configs", [], "scales.tiny.configs: expected a recipe, got ()"),
@@ -155,6 +196,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("seeds", "many", "seeds: expected a whole number of at least 1, got 'many'"),
         ("variants.one", 3, "variants.one: expected keys with their values, got 3"),
         ("figure", [{"metric": "val/loss", "over": "stepz"}], "figure[0].over: expected one of steps"),
+        ("figure", [{"metric": "x", "statistic": "max"}], "figure[0].statistic: expected last, for a curve, got 'max'"),
+        ("scales.tiny.factors", [0.5], "factors: expected factors that differ, 1 among them, got [0.5]"),
+        ("variants.one.without", ["width"], "variants.one.without: expected nothing beside kind: rates"),
         ("checks", [{"order": ["one"]}], "checks[0].order: expected two variants or more"),
         ("checks", [{"order": ["one", "tow"]}], "checks[0].order: no variant 'tow': did you mean two?"),
         ("checks", [{"ratio": ["one", "two"]}], "checks[0].between: expected a lower and an upper end"),
@@ -182,7 +226,7 @@ def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, capsys: pytest
     said = refusal(["experiment", "optimizer"], capsys)
     assert said == "optimizer is neither a file nor a shipped experiment: did you mean optimizers?"
     line = refusal(["experiment", "ablation", "--scale", "huge"], capsys)
-    assert line == f"{FOLDER}/ablation.yaml: no scale huge: there are tiny, paper"
+    assert line == f"{FOLDER}/ablation.yaml: no scale huge: there are tiny, small, paper"
     for flag in ("--seeds", "--jobs", "--threads"):
         line = refusal(["experiment", "ablation", flag, "0"], capsys)
         assert line.startswith(f"argument {flag}: expected a whole number, at least 1, got 0")

@@ -143,6 +143,31 @@ def test_a_search_whose_first_rate_diverges_begins_again_lower(
     assert found["variants"][0]["lr"] == 0.04
 
 
+def test_a_search_over_factors_tells_its_trials_and_a_best_rate_at_an_end(
+    log: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = {"model.decoder.width": 56}
+    variants = {
+        "good": {"settings": narrow, "tiny": {"lr": 0.04}},
+        "slow": {"settings": {**narrow, "model.decoder.ffn_width": 64}, "tiny": {"lr": 0.01}},
+    }
+    argv = write(tmp_path, shards, variants=variants, checks=[], figure=[])
+    content = yaml.safe_load(Path(argv[1]).read_text())
+    content["scales"]["tiny"]["factors"] = [0.5, 1, 2]
+    Path(argv[1]).write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    (heads, good, slow) = out.partition("\n\n")[2].splitlines()[:3]
+    assert heads.split() == ["variant", "lr", "of", "rates", "runs", "steps", "val/loss"]
+    assert good.split()[:4] == ["good", "0.04", "3", "2"]
+    assert slow.split()[:4] == ["slow", "0.02", "3", "2"]
+    assert "slow: the best lr, 0.02, is the highest of those tried: its search needs others" in out
+    assert "good: the best lr" not in out
+    started = [name.partition("-lr")[2] for name in log.read_text().splitlines()]
+    searched = [f"{lr}-s1000" for lr in ("0.02", "0.04", "0.08", "0.005", "0.01", "0.02")]
+    assert sorted(started) == sorted([*searched, "0.04-s0", "0.04-s1", "0.02-s0", "0.02-s1"])
+
+
 def test_one_rate_alone_is_tried_where_none_is_searched(log: Path, shards: Path, tmp_path: Path) -> None:
     variants = {"good": {"settings": {"model.decoder.width": 56}, "tiny": {"lr": 0.16, "search": False}}}
     assert main(write(tmp_path, shards, variants=variants, checks=[], figure=[])) == 0

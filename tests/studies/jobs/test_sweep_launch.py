@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import stand_in_fit
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.jobs import Job, Repeated, best_over_seeds, launch, run_job, search_learning_rate, train_best
 from lrtrain.studies.jobs.job_record import record_job, recorded_outcome
+from lrtrain.studies.jobs.rate_grid import losses_of, train_rates
 from stand_in_fit import RATE
 
 STAND_IN = (sys.executable, stand_in_fit.__file__)
@@ -155,6 +157,38 @@ def test_a_search_that_diverges_begins_again_lower_and_one_that_fails_does_not()
     assert lost.rates == {0.5: math.inf}
     assert len(lost.results) == 1
     assert len(best_over_seeds(lambda lr, seed: math.inf, float, 0.5, [0, 1], search=False).results) == 2
+
+
+def test_a_search_over_given_factors_tries_just_these_on_a_seed_that_is_not_reported() -> None:
+    seen: list[tuple[float, int]] = []
+
+    def law(lr: float, seed: int) -> float:
+        seen.append((lr, seed))
+        return math.inf if lr > 0.1 else math.log2(lr / 0.05) ** 2 + seed
+
+    best = best_over_seeds(law, float, 0.1, [0, 1], factors=[1, 0.5, 2])
+    assert (best.lr, best.results) == (0.05, [0.0, 1.0])
+    assert best.rates == {0.05: 1000.0, 0.1: 1001.0, 0.2: math.inf}
+    assert seen == [(0.05, 1000), (0.1, 1000), (0.2, 1000), (0.05, 0), (0.05, 1)]
+    lost = best_over_seeds(lambda lr, seed: math.nan, float, 0.5, [0, 1], factors=[1, 2])
+    assert len(lost.results) == 1
+    assert best_over_seeds(law, float, 0.1, [0], search=False, factors=[1, 2]).rates == {0.1: 1.0}
+
+
+def test_a_grid_goes_on_where_the_best_is_at_an_end_and_over_all_seeds(tmp_path: Path) -> None:
+    wanted = [replace(repeated(tmp_path, "toy", 0.05, 2, search=True), factors=[1, 2])]
+    (found,) = train_rates(wanted, 2)
+    assert list(found) == [0.05, 0.1, 0.025, 0.0125, 0.00625]
+    assert losses_of(found) == {lr: pytest.approx((math.log10(lr) + 2) ** 2 + 0.005) for lr in found}
+    assert [len(outcomes) for outcomes in found.values()] == [2] * 5
+    before = starts(tmp_path)
+    assert len(before) == 10
+    assert [losses_of(again) for again in train_rates(wanted)] == [losses_of(found)]
+    assert starts(tmp_path) == before
+    (alone,) = train_rates([repeated(tmp_path, "toy", 0.05)])
+    assert list(alone) == [0.05]
+    with pytest.raises(UserError, match=r"^toy--1-s0: model.optimizers.hidden: lr must be positive"):
+        train_rates([repeated(tmp_path, "toy", -1)])
 
 
 def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:

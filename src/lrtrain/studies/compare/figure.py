@@ -1,8 +1,6 @@
 """Panels as pictures. Lines are told apart by color, dash and marker; the legend is below them."""
 
-import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +8,13 @@ import numpy as np
 
 from lrtrain.runtime.files import writing
 from lrtrain.studies.compare.comparison import figure as digits
-from lrtrain.studies.compare.panels import Panel, Shares
+from lrtrain.studies.pages.drawn import Panel, Shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#1f2328"
-"""Text, axes and the one dark line; a page replaces it by its own color of text."""
+"""Text, axes and the one dark line."""
 
 # Okabe and Ito's colors, told apart by color-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -50,8 +48,14 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     return {label: own[index] if index < len(own) else rest for index, label in enumerate(labels)}
 
 
-def picture(panels: Sequence[Panel | Shares], labels: Sequence[str], out: Path) -> None:
-    """Writes a .png or .svg: one panel, or several in two columns.
+def picture(panels: Sequence[Panel | Shares | None], labels: Sequence[str] | None, out: Path, columns: int = 2) -> None:
+    """Writes a .png or .svg: one panel, or several in columns.
+
+    Args:
+        panels: None leaves a place empty.
+        labels: Of all lines, for a look that is the same in all panels; None where each panel has lines of its own.
+        out: The file.
+        columns: At most.
 
     Raises:
         UserError: the file cannot be written.
@@ -59,42 +63,25 @@ def picture(panels: Sequence[Panel | Shares], labels: Sequence[str], out: Path) 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    columns = min(2, len(panels))
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        height = max(_height(panel) for panel in panels)
+        height = max(_height(panel) for panel in panels if panel)
         size = (1.3 * WIDTH, 1.3 * height) if rows == columns == 1 else (columns * WIDTH, rows * height)
         whole = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
         parts = whole.subfigures(rows, columns, squeeze=False)
         for part, panel in zip(parts.flat, panels, strict=False):
-            draw(panel, looks(labels), part)
+            if panel:
+                draw(panel, looks(_labels(panel) if labels is None else labels), part)
         with writing(f"--out {out}"):
             out.parent.mkdir(parents=True, exist_ok=True)
             whole.savefig(out)
 
 
-def inline_svg(panel: Panel | Shares, look: Mapping[str, Look], name: str) -> str:
-    """Renders a panel as `<svg>` for a page: transparent, dark strokes in the page's color of text, unique ids."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        whole = Figure(figsize=(WIDTH, _height(panel)), layout="constrained", facecolor="none")
-        draw(panel, look, whole, title=False)
-        buffer = io.StringIO()
-        whole.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    for mark in ('id="', 'href="#', "url(#"):
-        text = text.replace(mark, f"{mark}{name}-")
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.title)}"', 1)
-
-
-def draw(panel: Panel | Shares, look: Mapping[str, Look], figure: Any, title: bool = True) -> None:
+def draw(panel: Panel | Shares, look: Mapping[str, Look], figure: Any) -> None:
     """Draws a panel into an empty figure or subfigure, with its legend below."""
     axes = figure.add_subplot()
-    if title:
-        axes.set_title(panel.title, loc="left")
+    axes.set_title(panel.title, loc="left")
     if isinstance(panel, Shares):
         _bars(panel, axes)
     else:
@@ -113,6 +100,8 @@ def _lines(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
         axes.plot(band.x, band.mean, label=text, markevery=max(1, len(band.x) // 7), **own)
     if panel.bound is not None:
         axes.axhline(panel.bound, color=INK, linewidth=0.8)
+    if panel.x_logarithmic:
+        axes.set_xscale("log")
     if panel.logarithmic:
         axes.set_yscale("log")
     elif not panel.whole:
@@ -130,6 +119,10 @@ def _cut_off_beginning(panel: Panel, axes: "Axes") -> None:
     if bottom < top:
         margin = 0.06 * (top - bottom)
         axes.set_ylim(bottom - margin, top + margin)
+
+
+def _labels(panel: Panel | Shares) -> list[str]:
+    return panel.labels if isinstance(panel, Shares) else [band.label for band in panel.bands]
 
 
 def _bars(shares: Shares, axes: "Axes") -> None:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from lrtrain.config.typed_file import Count, Index, Positive, Share
 
 LOSS = "val/loss"
+
+Statistic: TypeAlias = Literal["last", "mean", "max", "rise"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Variant:
             learning rate that is tried. Without either it is that of the projections.
         lr: First learning rate of the search, or the only one.
         search: Whether the learning rate is searched.
+        factors: Of its first learning rate, which its search tries; by default the scale's.
+        without: Axes of the kind `rates` that it has no setting for, and does not vary over.
         x: Where a figure over x has the variant.
         published: A published figure for it, as text.
         equal_flops: The variant whose training FLOPs it gets; it takes as many steps as they pay.
@@ -32,6 +36,8 @@ class Variant:
     overlays: tuple[Path, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     search: bool = True
+    factors: tuple[Positive, ...] = ()
+    without: tuple[str, ...] = ()
     x: float | None = None
     published: str = ""
     equal_flops: str = ""
@@ -44,21 +50,36 @@ class Training:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """A grid file of `lrtrain scaling`."""
+    """A scaling law.
+
+    Attributes:
+        grid: A grid file of `lrtrain scaling`.
+    """
 
     grid: Path
 
 
 @dataclass(frozen=True)
 class Memory:
-    """`measure` is the most MB of a dense matrix that is measured."""
+    """A table of what matrices take.
+
+    Attributes:
+        measure: The most of a dense matrix that is measured.
+    """
 
     measure: Positive
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Ranks and shares of the energy to convert to, and the steps and first learning rate of fine-tuning."""
+    """A dense model that is converted and fine-tuned.
+
+    Attributes:
+        ranks: To convert to.
+        energies: Shares of Σσ² to convert to.
+        steps: Of the fine-tuning.
+        lr: The first learning rate of its search.
+    """
 
     ranks: tuple[Count, ...]
     energies: tuple[Share, ...]
@@ -66,7 +87,43 @@ class Conversion:
     lr: Positive
 
 
-KINDS: dict[str, type] = {"training": Training, "isoflop": IsoFlop, "memory": Memory, "conversion": Conversion}
+@dataclass(frozen=True)
+class Axis:
+    """One way in which a model is made smaller and larger.
+
+    Attributes:
+        name: In tables and figures.
+        sizes: Its values.
+        at: The one of them that it has while another axis varies.
+        settings: By dotted key; `size`, `size * 3` and `size / 32` as a value anywhere inside stand for the size.
+    """
+
+    name: str
+    sizes: tuple[Positive, ...]
+    at: Positive
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Variants over their learning rates, and over the sizes of a model.
+
+    Attributes:
+        axes: Each varies alone; without any each variant has one size.
+    """
+
+    axes: tuple[Axis, ...] = ()
+
+
+KINDS: dict[str, type] = {
+    "training": Training,
+    "rates": Rates,
+    "isoflop": IsoFlop,
+    "memory": Memory,
+    "conversion": Conversion,
+}
+TRAINED = ("training", "rates", "conversion")
+"""Kinds whose variants are runs on top of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +137,8 @@ class Scale:
         overlays: On top of those.
         settings: Of all variants, by dotted key; a variant's are stronger.
         search: Whether learning rates are searched, where the variant does not say.
+        factors: Of a variant's first learning rate, all of which a search tries, 1 among them. Without any it goes on
+            by factors of two until the best is not at an end.
         seeds: How many, 0 … seeds − 1.
         telemetry: Steps between two measurements of norms; 0 leaves the recipe's.
         seconds: Of one run after its start, on one quiet core, for the estimate of time; 0 where nobody measured.
@@ -93,6 +152,7 @@ class Scale:
     overlays: tuple[Path, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     search: bool = True
+    factors: tuple[Positive, ...] = ()
     seeds: Count = 3
     telemetry: Index = 0
     seconds: Index = 0
@@ -102,11 +162,20 @@ class Scale:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture: a metric, or a pattern of telemetry (`spectral/*/update_norm`), over an axis."""
+    """One picture.
+
+    Attributes:
+        metric: A metric, or a pattern of telemetry (`spectral/*/update_norm`).
+        over: The axis; `x` is that of the variants, `lr`, which the kind `rates` alone draws, that of the runs. Over
+            both each run is a point: the statistic of its metric.
+        logarithmic: Whether the metric's axis is.
+        statistic: Of a run's values of the metric, where it is a point; `rise` is the last one less the lowest.
+    """
 
     metric: str
-    over: Literal["steps", "tokens", "flops", "time", "x"] = "steps"
+    over: Literal["steps", "tokens", "flops", "time", "x", "lr"] = "steps"
     logarithmic: bool = False
+    statistic: Statistic = "last"
 
 
 CHECKS = {"order": range(2, 99), "reaches": [2], "ratio": [2], "difference": [2], "bound": [1]}
@@ -115,7 +184,19 @@ CHECKS = {"order": range(2, 99), "reaches": [2], "ratio": [2], "difference": [2]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One condition of the claim: the variants under its kind, see `verdict`. `ours` ones go beyond the paper."""
+    """One condition of the claim: the variants under one of its kinds, which `verdict` says more of.
+
+    Attributes:
+        order: Each mean lies below the next one's (Welch's t-test, p < 0.05).
+        reaches: The first mean does not lie above the second by that test.
+        ratio: The mean over seeds of the first over the second lies in `between`.
+        difference: The mean over seeds of the first less the second does.
+        bound: Every run's value does.
+        metric: What is compared.
+        statistic: Of a run's values of it; `rise` is the last one less the lowest.
+        between: The lower and the upper end, null for none.
+        ours: Whether it goes beyond the paper, and counts for no verdict.
+    """
 
     order: tuple[str, ...] = ()
     reaches: tuple[str, ...] = ()
@@ -123,7 +204,7 @@ class Check:
     difference: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
     metric: str = LOSS
-    statistic: Literal["last", "mean", "max", "rise"] = "last"
+    statistic: Statistic = "last"
     between: tuple[float | None, float | None] = (None, None)
     ours: bool = False
 
@@ -141,13 +222,24 @@ class Check:
 class Definition:
     """An experiment at one scale. One of a user's own has neither the claim of a paper nor its source.
 
-    `published` is a table of the paper, where the kind computes one.
+    Attributes:
+        name: The file's, without its ending.
+        scale: How large it is run; in the file, what of `Scale` stands at the top or under one of the `scales`.
+        variants: What is compared; in the file by name.
+        kind: What is done: variants trained, an isoFLOP grid, matrices measured, or a dense model converted.
+        title: In a line.
+        claim: What the paper says.
+        source: The paper and its figure.
+        xlabel: Of an axis x.
+        published: A table of the paper, where the kind computes one.
+        figure: The pictures.
+        checks: The conditions of the claim; without any, the verdict is the variants by their means, with p values.
     """
 
     name: str
     scale: Scale
     variants: tuple[Variant, ...]
-    kind: Literal["training", "isoflop", "memory", "conversion"] = "training"
+    kind: Literal["training", "rates", "isoflop", "memory", "conversion"] = "training"
     title: str = ""
     claim: str = ""
     source: str = ""

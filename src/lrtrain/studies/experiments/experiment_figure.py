@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrtrain.studies.compare.curves import Band, Curve, band
+from lrtrain.studies.compare.curves import Curve, band
 from lrtrain.studies.compare.groups import Group
-from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel, with_unit
+from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, metric_panel, with_unit
 from lrtrain.studies.experiments.definition import Definition, Drawing
 from lrtrain.studies.experiments.records import matching, value
 from lrtrain.studies.experiments.variant_runs import Trained
+from lrtrain.studies.pages.drawn import Band, Panel
 from lrtrain.tracking.recorded import recorded
 
 
@@ -31,15 +32,17 @@ def panels(definition: Definition, trained: Sequence[Trained]) -> tuple[list[Pan
     return [p for p in found if isinstance(p, Panel)], [reason for reason in found if isinstance(reason, str)]
 
 
-def over_x(title: str, xlabel: str, ylabel: str, lines: dict[str, list[tuple[float, list[float]]]]) -> Panel:
-    """A panel of values over a number: label -> points (x, values of the runs there)."""
+def over_x(
+    title: str, xlabel: str, ylabel: str, lines: dict[str, list[tuple[float, list[float]]]], **scales: bool
+) -> Panel:
+    """A panel of values over a number: label -> points (x, values of the runs there); `scales` as of `Panel`."""
     bands = []
     for label, points in lines.items():
         x = np.array([place for place, _ in sorted(points)])
         found = [(float(np.mean(values)), min(values), max(values)) for _, values in sorted(points)]
         mean, low, high = (np.array(column) for column in zip(*found, strict=True))
         bands.append(Band(label, min(len(values) for _, values in points), x, mean, low, high, float(mean[-1])))
-    return Panel(title, xlabel, ylabel, bands, whole=True)
+    return Panel(title, xlabel, ylabel, bands, whole=True, **scales)
 
 
 def _panel(wanted: Drawing, groups: Sequence[Group], trained: Sequence[Trained], xlabel: str) -> Panel | str:
@@ -66,10 +69,11 @@ def _norms(metric: str, group: Group) -> Band | None:
 def _summary(wanted: Drawing, trained: Sequence[Trained], xlabel: str) -> Panel | str:
     points = []
     for runs, best in trained:
-        values = [value(outcome, wanted.metric, "last") for outcome in best.results]
+        values = [value(outcome, wanted.metric, wanted.statistic) for outcome in best.results]
         known = [v for v in values if v is not None and math.isfinite(v)]
         if runs.variant.x is not None and known:
             points.append((runs.variant.x, known))
     if not points:
         return f"no {wanted.metric} over {xlabel}: no run of a variant with an x has finished"
-    return over_x(f"{wanted.metric} at the end", xlabel, with_unit(wanted.metric), {"mean over seeds": points})
+    when = "at the end" if wanted.statistic == "last" else f"({wanted.statistic})"
+    return over_x(f"{wanted.metric} {when}", xlabel, with_unit(wanted.metric), {"mean over seeds": points})

@@ -9,7 +9,20 @@ from lrtrain.config.typed_file import complete, mapping, refused, stated
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import near
 from lrtrain.runtime.yaml_file import content_of
-from lrtrain.studies.experiments.definition import CHECKS, KINDS, Check, Definition, Scale, Variant
+from lrtrain.studies.experiments.definition import (
+    CHECKS,
+    KINDS,
+    LOSS,
+    TRAINED,
+    Check,
+    Definition,
+    Drawing,
+    Scale,
+    Variant,
+)
+
+SHARED = ("search", "factors")
+"""What a variant has as its scale does, unless it says another."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ def load(file: Path, scale: str | None = None) -> Definition:
     """Reads an experiment at a scale, the file's first by default.
 
     What stands at the top, or in a variant, holds at every scale; what stands there under a scale is stronger, its
-    overlays and settings come on top.
+    overlays and settings come on top. A variant with null under a scale is none of that scale, nor are checks of it.
 
     Raises:
         UserError: a mistake in the file, with its key.
@@ -41,7 +54,7 @@ def load(file: Path, scale: str | None = None) -> Definition:
         raise UserError(f"{file}: no scale {name}: there are {', '.join(filter(None, scales)) or 'none'}")
     where = f"scales.{name}" if name else ""
     values = _stronger(top, stated(sizes, scales[name], file, where, ("name", "options")))
-    if kind in ("training", "conversion"):
+    if kind in TRAINED:
         if not values.get("configs"):
             raise refused(file, where, "configs", "a recipe", *([values["configs"]] if "configs" in values else []))
         if not variants:
@@ -49,12 +62,19 @@ def load(file: Path, scale: str | None = None) -> Definition:
     for number, check in enumerate(top.get("checks", ())):
         _sound(check, content["checks"][number], file, f"checks[{number}]", variants)
     size = {**values, "name": name, "options": complete(KINDS[kind], values, file, where)}
+    chosen = _variants(file, scales, variants, name, {key: values[key] for key in SHARED if key in values})
     own = {
         "name": file.stem,
         "scale": complete(Scale, size, file, where),
-        "variants": _variants(file, scales, variants, name, values.get("search", True)),
+        "variants": chosen,
     }
-    return complete(Definition, {**top, **own}, file)
+    if kind == "rates":
+        top.setdefault("figure", (Drawing(LOSS, "lr"),))
+    present = {variant.name for variant in chosen}
+    top["checks"] = tuple(check for check in top.get("checks", ()) if present.issuperset(check.variants))
+    found = complete(Definition, {**top, **own}, file)
+    _sound_kind(found, file)
+    return found
 
 
 def _stronger(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +88,16 @@ def _stronger(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 def _variants(
-    file: Path, scales: Iterable[str], variants: Mapping[str, Any], scale: str, search: bool
+    file: Path, scales: Iterable[str], variants: Mapping[str, Any], scale: str, shared: Mapping[str, Any]
 ) -> tuple[Variant, ...]:
     found = []
     for name, content in variants.items():
         where = f"variants.{name}"
         general = {key: value for key, value in mapping(content, file, where).items() if key not in scales}
-        values = {"label": name, "search": search, **stated((Variant,), general, file, where, ["name"], scales)}
+        values = {"label": name, **shared, **stated((Variant,), general, file, where, ["name"], scales)}
         if scale in content:
+            if content[scale] is None:
+                continue
             where += f".{scale}"
             values = _stronger(values, stated((Variant,), content[scale], file, where, ["name"]))
         found.append(complete(Variant, {**values, "name": name}, file, where))
@@ -107,3 +129,37 @@ def _sound(check: Check, content: Mapping[str, Any], file: Path, where: str, kno
         raise refused(file, where, "between", "a lower and an upper end, null for none")
     if kind in ("order", "reaches") and "between" in content:
         raise refused(file, where, "between", f"nothing beside {kind}", list(check.between))
+
+
+def _sound_kind(definition: Definition, file: Path) -> None:
+    """Raises UserError for factors without 1, and for what the kind `rates` alone takes, or alone does not."""
+    for place, factors in [("factors", definition.scale.factors)] + [
+        (f"variants.{variant.name}.factors", variant.factors) for variant in definition.variants
+    ]:
+        if factors and (1 not in factors or len(set(factors)) < len(factors)):
+            raise refused(file, "", place, "factors that differ, 1 among them", list(factors))
+    for number, drawing in enumerate(definition.figure):
+        if (drawing.over == "lr") != (definition.kind == "rates"):
+            wanted = "lr" if definition.kind == "rates" else "another than lr, which kind: rates draws"
+            raise refused(file, f"figure[{number}]", "over", wanted, drawing.over)
+        if drawing.statistic != "last" and drawing.over not in ("x", "lr"):
+            raise refused(file, f"figure[{number}]", "statistic", "last, for a curve", drawing.statistic)
+    if definition.kind != "rates":
+        if beside := next((variant.name for variant in definition.variants if variant.without), None):
+            raise refused(file, f"variants.{beside}", "without", "nothing beside kind: rates")
+        return
+    axes = {axis.name: axis for axis in definition.scale.options.axes}
+    for axis in axes.values():
+        if axis.at not in axis.sizes or len(set(axis.sizes)) < len(axis.sizes):
+            raise UserError(f"{file}: axes: {axis.name}: give sizes that differ, and one of them as at")
+    if definition.checks:
+        raise refused(file, "", "checks", "nothing beside kind: rates", "checks")
+    for variant in definition.variants:
+        if variant.equal_flops:
+            place = f"variants.{variant.name}"
+            raise refused(file, place, "equal_flops", "nothing beside kind: rates", variant.equal_flops)
+        for name in variant.without:
+            if name not in axes:
+                raise UserError(f"{file}: variants.{variant.name}.without: no axis {name!r}: {near(name, axes)}")
+        if not variant.factors and variant.search:
+            raise UserError(f"{file}: factors: kind: rates needs factors of the variants' lr, such as [0.5, 1, 2]")

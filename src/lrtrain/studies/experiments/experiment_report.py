@@ -12,11 +12,11 @@ from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import spread
-from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns
 from lrtrain.studies.experiments.verdict import Finding
+from lrtrain.studies.pages.drawn import Panel
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,18 @@ class Result:
         verdict: In a line.
         found: The numbers, by the keys that `results.json` has.
         findings: Of the checks.
-        panels: Of the figure.
+        panels: Of the figure; None leaves a place of it empty.
         notes: Lines after the table.
+        columns: Of the figure.
     """
 
     table: str
     verdict: str
     found: dict[str, Any]
     findings: Sequence[Finding] = ()
-    panels: Sequence[Panel] = ()
+    panels: Sequence[Panel | None] = ()
     notes: Sequence[str] = ()
+    columns: int = 2
 
 
 def heading(definition: Definition) -> str:
@@ -70,14 +72,20 @@ def plan_table(planned: Sequence[VariantRuns]) -> str:
 
 
 def result_table(definition: Definition, trained: Sequence[Trained]) -> str:
-    """A line a variant: the best learning rate, loss and what the checks look at, mean ± sample standard deviation."""
+    """A line a variant: the best learning rate, of how many, loss and what the checks look at.
+
+    Those are mean ± sample standard deviation over the seeds.
+    """
     looked = _looked_at(definition)
+    searches = any(runs.variant.search for runs, _ in trained)
     others = [f"{statistic} {metric.removeprefix('spectral/').lstrip('*.')}" for metric, statistic in looked[1:]]
     published = any(runs.variant.published for runs, _ in trained)
-    rows = [["variant", "lr", "runs", "steps", LOSS, *others, *(["paper"] if published else [])]]
+    heads = ["variant", "lr", *(["of rates"] if searches else []), "runs", "steps", LOSS, *others]
+    rows = [[*heads, *(["paper"] if published else [])]]
     for runs, best in trained:
         cells = [_cell([value(outcome, *what) for outcome in best.results]) for what in looked]
-        taken = (f"{best.lr:g}", str(len(best.results)), str(runs.cost.steps))
+        rates = [str(len(best.rates))] if searches else []
+        taken = (f"{best.lr:g}", *rates, str(len(best.results)), str(runs.cost.steps))
         rows.append([runs.variant.label, *taken, *cells, *([runs.variant.published] if published else [])])
     return "\n".join([table(rows), *unfinished(trained)])
 
@@ -92,6 +100,9 @@ def unfinished(trained: Sequence[Trained]) -> list[str]:
             for seed, outcome in enumerate(best.results)
             if outcome.status != "finished"
         ]
+        if len(best.rates) > 1 and runs.variant.factors and best.lr in (min(best.rates), max(best.rates)):
+            end = "lowest" if best.lr == min(best.rates) else "highest"
+            lines.append(f"{label}: the best lr, {best.lr:g}, is the {end} of those tried: its search needs others")
         lost = [f"{lr:g}" for lr, loss in sorted(best.rates.items()) if math.isinf(loss)]
         if lost and len(lost) < len(best.rates):
             lines.append(f"{label}: no loss at lr {', '.join(lost)} in the search")

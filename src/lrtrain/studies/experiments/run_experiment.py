@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.table import table
-from lrtrain.studies.experiments.definition import Definition
+from lrtrain.studies.experiments.definition import Definition, Variant
 
 MODULES = {
     "training": "trained_variants",
+    "rates": "rate_map",
     "isoflop": "isoflop_experiment",
     "memory": "measured_memory",
     "conversion": "converted_models",
@@ -32,7 +33,7 @@ def listing(found: Sequence[Definition]) -> str:
         run = (one.scale.seconds + STARTUP) / 2 / 60 if one.scale.seconds else 0.0
         for variant in one.variants:
             same = (variant.overlays, variant.settings, variant.equal_flops, one.scale.settings)
-            own[str(same)] = (one.scale.seeds + (SEARCHED - 1 if variant.search else 0)) * run
+            own[str(same)] = _runs(one, variant) * run
             if one.kind == "conversion":
                 own[f"{same} kept"] = one.scale.seeds * run
         total = f"{sum(own.values()):.0f} min" if any(own.values()) else ""
@@ -40,6 +41,15 @@ def listing(found: Sequence[Definition]) -> str:
         distinct |= own if one.source else {}
     whole = f"about {sum(distinct.values()):.0f} minutes on two quiet cores with --jobs 2"
     return f"{table(rows, numbers=False)}\n\nall of the papers', shared runs once: {whole}"
+
+
+def _runs(definition: Definition, variant: Variant) -> int:
+    """How many runs a variant takes, about, where its search has no end that is known."""
+    seeds, grid = definition.scale.seeds, len(variant.factors) if variant.search else 1
+    if definition.kind == "rates":
+        axes = [axis for axis in definition.scale.options.axes if axis.name not in variant.without]
+        return seeds * grid * (1 + sum(len(axis.sizes) - 1 for axis in axes))
+    return seeds + (0 if not variant.search else len(variant.factors) or SEARCHED - 1)
 
 
 def plan(definition: Definition) -> str:
@@ -69,8 +79,9 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
     if result.panels:
         from lrtrain.studies.compare.figure import picture
 
-        labels = dict.fromkeys(band.label for panel in result.panels for band in panel.bands)
-        picture(result.panels, list(labels), folder / "figure.png")
+        labels = dict.fromkeys(band.label for panel in result.panels if panel for band in panel.bands)
+        own = definition.kind == "rates"
+        picture(result.panels, None if own else list(labels), folder / "figure.png", result.columns)
     print("\n".join([*result.notes, f"verdict: {result.verdict}", f"wrote {folder}"]), flush=True)
     return result.verdict
 

@@ -53,14 +53,18 @@ def run(definition: Definition, effort: Effort) -> Result:
 
 def checked_runs(definition: Definition) -> list[VariantRuns]:
     """The variants' runs, once every configuration is known to be one that `fit` takes; prints what they take."""
+    return checked(definition.name, variant_runs(definition))
+
+
+def checked(name: str, planned: list[VariantRuns]) -> list[VariantRuns]:
+    """The runs of the experiment `name`, as `checked_runs` gives those of variants."""
     from lrtrain.config.train_parser import resolve_config
 
-    planned = variant_runs(definition)
     for runs in planned:
         try:
             resolve_config(runs.configs, runs.configuration(runs.variant.lr, 0))
         except UserError as error:
-            raise UserError(f"{definition.name}: {runs.variant.name}: {error}") from error
+            raise UserError(f"{name}: {runs.variant.name}: {error}") from error
     print(plan_table(planned), flush=True)
     return planned
 
@@ -73,12 +77,14 @@ def train(planned: Sequence[VariantRuns], seeds: int, effort: Effort, keep_check
             one.variant.lr,
             range(seeds),
             one.variant.search,
+            one.variant.factors,
         )
         for one in planned
     ]
-    return list(zip(planned, train_best(wanted, effort.jobs, keep_checkpoints, each=_tell), strict=True))
+    return list(zip(planned, train_best(wanted, effort.jobs, keep_checkpoints, each=tell), strict=True))
 
 
-def _tell(job: Job, outcome: Outcome) -> None:
+def tell(job: Job, outcome: Outcome) -> None:
+    """Prints a line on a run that has ended."""
     said = f"loss {outcome.metric:.4f}" if outcome.status == "finished" else f"{outcome.status}: {outcome.reason}"
     print(f"{job.name}: {said}", flush=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -79,12 +79,29 @@ def variant_runs(definition: Definition) -> list[VariantRuns]:
 
 def with_rate(value: Any, lr: float) -> Any:
     """A setting with the learning rate in the place of `lr` and of `lr * 0.04`, anywhere inside."""
+    return _filled(value, "lr", lambda factor: float(f"{lr * factor:.6g}"))
+
+
+def with_size(value: Any, size: float) -> Any:
+    """A setting with a size in the place of `size`, `size * 3` and `size / 32`; whole where that is whole."""
+
+    def sized(factor: float) -> float:
+        found = float(f"{size * factor:.6g}")
+        return int(found) if found.is_integer() else found
+
+    return _filled(value, "size", sized)
+
+
+def _filled(value: Any, name: str, number: Callable[[float], float]) -> Any:
     if isinstance(value, dict):
-        return {key: with_rate(item, lr) for key, item in value.items()}
+        return {key: _filled(item, name, number) for key, item in value.items()}
     if isinstance(value, list):
-        return [with_rate(item, lr) for item in value]
-    match = re.fullmatch(r"lr(?: \* ([0-9.e-]+))?", value) if isinstance(value, str) else None
-    return value if match is None else float(f"{lr * float(match[1] or 1):.6g}")
+        return [_filled(item, name, number) for item in value]
+    match = re.fullmatch(rf"{name}(?: ([*/]) ([0-9.e-]+))?", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    factor = float(match[2] or 1)
+    return number(1 / factor if match[1] == "/" else factor)
 
 
 def _runs(definition: Definition, variant: Variant, others: Mapping[str, VariantRuns]) -> VariantRuns:

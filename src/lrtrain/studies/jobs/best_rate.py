@@ -16,6 +16,9 @@ from lrtrain.studies.jobs.under_way import UnderWay
 AGAIN = 3
 """How often a search whose first value diverges begins anew, each time at a quarter of it."""
 
+SEARCH_SEED = 1000
+"""With which a search over given factors runs, so that it chooses on no seed that is reported."""
+
 Result = TypeVar("Result")
 
 
@@ -26,14 +29,16 @@ class Repeated:
     Attributes:
         job: Makes the job of a learning rate and a seed.
         start: The first rate of the search, or the only one; 0 where the job takes the recipe's.
-        seeds: The first one searches.
+        seeds: The first one searches, unless there are factors.
         search: Whether the rate is searched.
+        factors: Of `start`, all of which a search tries, with the seed `SEARCH_SEED`.
     """
 
     job: Callable[[float, int], Job]
     start: float
     seeds: Sequence[int]
     search: bool = True
+    factors: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Best(Generic[Result]):
     """What a search found.
 
     Attributes:
-        rates: Learning rate -> loss with the first seed; infinite where it gave none.
+        rates: Learning rate -> loss with the seed of the search; infinite where it gave none.
         lr: The best of them.
-        results: Of the runs at that rate, one a seed; the first seed's alone where no rate of a search gave a loss.
+        results: Of the runs at that rate, one a seed; that of the search alone where no rate of it gave a loss.
     """
 
     rates: dict[float, float]
@@ -95,7 +100,14 @@ def train_best(
     with telling(under_way.line), ThreadPoolExecutor(parallel) as searches, workers(parallel) as pool:
         found = [
             searches.submit(
-                best_over_seeds, lambda lr, seed, of=of: run(of, lr, seed), loss, of.start, of.seeds, of.search, pool
+                best_over_seeds,
+                lambda lr, seed, of=of: run(of, lr, seed),
+                loss,
+                of.start,
+                of.seeds,
+                of.search,
+                pool,
+                of.factors,
             )
             for of in wanted
         ]
@@ -112,10 +124,12 @@ def best_over_seeds(
     seeds: Sequence[int],
     search: bool = True,
     pool: Executor | None = None,
+    factors: Sequence[float] = (),
 ) -> Best[Result]:
     """Searches the learning rate on the first seed, by factors of two, and runs the other seeds at the best one.
 
-    A search whose first rate diverges begins again at a quarter of it.
+    A search whose first rate diverges begins again at a quarter of it. One over given factors tries just these, with a
+    seed of its own.
 
     Args:
         run: Runs one learning rate with one seed.
@@ -125,8 +139,11 @@ def best_over_seeds(
         seeds: The first one searches.
         search: Whether other rates than `start` are tried.
         pool: Where the runs take place, those of the other seeds at once; without, they run here, one by one.
+        factors: Of `start`, all of which a search tries.
     """
     each: Callable[..., Iterable[Result]] = map if pool is None else pool.map
+    if search and factors:
+        return _best_of_grid(run, loss, rates_of(start, factors), seeds, each)
     first: dict[float, Result] = {}
 
     def tried(lr: float) -> float:
@@ -142,6 +159,26 @@ def best_over_seeds(
     best = min(rates, key=lambda lr: rates[lr])
     others = [] if search and math.isinf(rates[best]) else seeds[1:]
     return Best(rates, best, [first[best], *each(run, [best] * len(others), others)])
+
+
+def _best_of_grid(
+    run: Callable[[float, int], Result],
+    loss: Callable[[Result], float],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    each: Callable[..., Iterable[Result]],
+) -> Best[Result]:
+    searched = dict(zip(rates, each(run, rates, [SEARCH_SEED] * len(rates)), strict=True))
+    losses = {lr: _comparable(loss(result)) for lr, result in searched.items()}
+    best = min(losses, key=lambda lr: losses[lr])
+    if math.isinf(losses[best]):
+        return Best(losses, best, [searched[best]])
+    return Best(losses, best, [*each(run, [best] * len(seeds), seeds)])
+
+
+def rates_of(start: float, factors: Iterable[float]) -> list[float]:
+    """Learning rates in increasing order, to six digits, which name a run."""
+    return [float(f"{start * factor:.6g}") for factor in sorted(factors)]
 
 
 def search_learning_rate(start: float, loss: Callable[[float], float]) -> dict[float, float]:
