@@ -50,7 +50,7 @@ def write_report(run_dir: Path, out: Path | None = None, ended: bool = False) ->
     _add_spectra(page, run)
     add_held_out(page, run, texts)
     add_samples(page, texts)
-    add_configuration(page, run, texts)
+    add_configuration(page, texts)
     add_data(page, texts)
     add_machine(page, texts)
     add_checkpoints(page, run_dir)
