@@ -3,6 +3,7 @@
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.afterwards import tracked_at
@@ -27,7 +28,7 @@ def register(run_dir: Path, folder: Path, name: str) -> str:
         from mlflow import MlflowException
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        classes = {"model": AutoModelForCausalLM, "tokenizer": AutoTokenizer}
+        classes: dict[str, Any] = {"model": AutoModelForCausalLM, "tokenizer": AutoTokenizer}
 
         client, _ = connect(uri, run_dir)
         with tempfile.TemporaryDirectory(prefix=".model-", dir=run_dir) as made:
