@@ -77,10 +77,10 @@ def test_a_name_that_is_none_and_two_checkpoints_are_refused(capsys: pytest.Capt
 
 def test_the_commands_at_the_end_work_as_they_stand(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (here / "end.txt").read_text()
-    commands = dict(re.findall(r"^  (go on|write texts|compare|export) +(lrtrain .*)$", text, re.M))
-    assert set(commands) == {"go on", "write texts", "compare", "export"}
+    commands = dict(re.findall(r"^  (go on|write texts|compare|report|export) +(lrtrain .*)$", text, re.M))
+    assert set(commands) == {"go on", "write texts", "compare", "report", "export"}
     assert commands["go on"].endswith("--ckpt_path last --trainer.max_steps 6")
-    for purpose in ("write texts", "export"):
+    for purpose in ("write texts", "report", "export"):
         assert main(shlex.split(commands[purpose])[1:]) == 0
     compared = commands["compare"].replace("OTHER", "")
     assert main(shlex.split(compared)[1:]) == 0

@@ -1,7 +1,6 @@
 """`lrtrain fit`, `validate` and `test`: a configuration, trained or evaluated in its run directory."""
 
 import contextlib
-import importlib.util
 import os
 import sys
 import warnings
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from lrtrain.config.train_parser import TrainingRun
 
 PRINT_MODEL = "--print-model"
-REPORTS = importlib.util.find_spec("lrtrain.cli.report") is not None
 
 
 def fit(argv: list[str]) -> int:
@@ -66,7 +64,7 @@ def fit(argv: list[str]) -> int:
     export_last(run)
     if run.trainer.is_global_zero and run.record.written and not run.trainer.fast_dev_run:  # type: ignore[attr-defined]
         print("\nnext")
-        for purpose, command in after_the_end(run.run_dir, run.config.name, run.trainer.global_step, REPORTS):
+        for purpose, command in after_the_end(run.run_dir, run.config.name, run.trainer.global_step):
             print(f"  {purpose:<13} {command}")
     return 0
 

@@ -8,25 +8,22 @@ LONGER = 2
 """How many times as many steps the command has that goes on with a run that is over."""
 
 
-def after_the_end(run_dir: Path, name: str, steps: int, reports: bool) -> list[tuple[str, str]]:
+def after_the_end(run_dir: Path, name: str, steps: int) -> list[tuple[str, str]]:
     """Lines for the summary of a run that is over, each a purpose and a command that does it.
 
     Args:
         run_dir: Where checkpoints and record are.
         name: Of the run.
         steps: That it has done.
-        reports: Whether there is `lrtrain report`.
     """
     run = shlex.quote(str(run_dir))
-    commands = [
+    return [
         ("go on", f"{_resume(run_dir)} --trainer.max_steps {LONGER * steps}"),
         ("write texts", f"lrtrain generate {run} --prompt TEXT"),
         ("compare", f"lrtrain compare {shlex.quote(name)} OTHER{_runs_flag(run_dir, name)} --html compare.html"),
+        ("report", f"lrtrain report {run}"),
         ("export", f"lrtrain export {run} --out {shlex.quote(Path(name).name)}.hf"),
     ]
-    if reports:
-        commands.insert(3, ("report", f"lrtrain report {run}"))
-    return commands
 
 
 def after_a_signal(received: signal.Signals, run_dir: Path, checkpoint: Path | None) -> str:
