@@ -43,7 +43,9 @@ def execute(notebook: Path, kernel: KernelManager, values: Mapping[str, Any] | N
     content = nbformat.read(notebook, as_version=4)
     set_parameters(content, values or {})
     content.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
-    NotebookClient(content, timeout=SECONDS, startup_timeout=SECONDS, km=kernel).execute()
+    client = NotebookClient(content, timeout=SECONDS, startup_timeout=SECONDS, km=kernel)
+    client.execute()
+    client.kc.stop_channels()
     del content.cells[0]
     return content
 
