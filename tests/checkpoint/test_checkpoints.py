@@ -83,7 +83,7 @@ def test_it_holds_the_runs_configuration_and_tokenizer(tmp_path):
     own = read_whole(newest(tmp_path))["lrtrain"]
     assert own["config"] == "seed: 0\n"
     assert own["tokenizer"] is None
-    assert set(own) == {"version", "config", "tokenizer", "rng", "validation_due"}
+    assert set(own) == {"version", "config", "tokenizer", "rng", "validation_due", "ancestor"}
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])

@@ -19,6 +19,7 @@ from lrtrain.checkpoint.huggingface.modeling_factorized_llama import FactorizedL
 from lrtrain.config.trained_model import load
 from lrtrain.nn.self_guided import release
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import alone
 from saved_model import DENSE, LOW_RANK, SELF_GUIDED, SPECTRAL, VOCABULARY, decoder_config
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -306,6 +307,19 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
     export(file, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "out"]
     assert not list((tmp_path / "out").glob("*-of-*"))
+
+
+def test_another_export_to_the_same_folder_is_kept_out_until_it_has_ended(tmp_path: Path) -> None:
+    file = saved_model.save(tmp_path / "a.ckpt", decoder_config(DENSE))
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/model.safetensors").write_bytes(b"another's")
+    with alone(tmp_path / ".out.lock", "busy"), pytest.raises(UserError, match="another process writes it just now"):
+        export(file, tmp_path / "out")
+    assert (tmp_path / "out.partial/model.safetensors").read_bytes() == b"another's"
+    export(file, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "out"]
+    with pytest.raises(UserError, match="exists already; name a new folder"):
+        export(file, tmp_path / "out")
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

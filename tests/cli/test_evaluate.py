@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import llama_folder
 import saved_model
 import toy
 from commandline import arguments, refusal
 from lrtrain.cli.main import main
+from lrtrain.studies.evaluation.evaluated_model import EvaluatedModel
+from lrtrain.studies.evaluation.harness_run import Evaluated
 from lrtrain.studies.evaluation.harness_tasks import check_names
+from lrtrain.studies.evaluation.kept_results import keep
 from lrtrain.tracking.recorded import recorded
 from lrtrain.tracking.spool import Spool
 from saved_model import DENSE, LOW_RANK, decoder_config
@@ -113,6 +117,27 @@ def test_an_older_checkpoint_takes_nothing_from_a_newer_one(trained: Path) -> No
     _, tracked = mlflow_run(run)
     assert tracked.data.metrics["eval/sample_piqa/acc_norm"] == newer
     assert files < set((run / "evaluations").iterdir())
+
+
+def test_an_imported_model_is_of_no_run_wherever_it_lies(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama_folder.save(tmp_path / "tiny")
+    file = run / "imports/model.ckpt"
+    assert main(["import", str(tmp_path / "tiny"), "--out", str(file)]) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(["evaluate", str(file), *PIQA, "--limit", "2", "--out", str(tmp_path / "found.json")]) == 0
+    assert f"not recorded: {file} lies in no run's directory" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert main(["export", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert "\n# model\n" in (tmp_path / "out/README.md").read_text()
+
+
+def test_evaluations_of_one_moment_have_a_file_each(run: Path) -> None:
+    model = EvaluatedModel(None, run / "checkpoints/step-00000004.ckpt", 4, run)
+    for _ in range(2):
+        keep(Evaluated([], {}, []), model, None, True, {})
+    assert len(list((run / "evaluations").iterdir())) == 2
 
 
 def test_other_settings_have_names_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

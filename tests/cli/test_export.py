@@ -136,6 +136,22 @@ def test_a_finished_run_that_is_started_again_writes_the_folder_that_it_lacks(
     assert (folder / "README.md").stat().st_mtime_ns == before
 
 
+def test_a_folder_of_weights_that_the_run_has_left_behind_is_written_anew(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    merged = ["--export.format=merged", "--checkpoints.every_n_steps=1", "--checkpoints.keep=-1"]
+    assert main(["fit", *arguments(shards, tmp_path, *merged)]) == 0
+    folder = tmp_path / f"quickstart/0001/{STEP}.hf"
+    before = load_file(folder / "model.safetensors")
+    earlier = folder.with_name("step-00000001.ckpt")
+    again = [f"--ckpt_path={earlier}", "--model.optimizers.hidden.lr=0.01"]
+    assert main(["fit", *arguments(shards, tmp_path, *merged, *again)]) == 0
+    after, name = load_file(folder / "model.safetensors"), "model.layers.0.mlp.up_proj.weight"
+    decoder, _ = load(folder.with_suffix(".ckpt"))
+    torch.testing.assert_close(after[name], decoder.blocks[0].mlp.up.materialize().detach())
+    assert not torch.equal(before[name], after[name])
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
@@ -246,6 +262,7 @@ def test_a_merged_folder_of_lower_rank_says_that_it_is_no_smaller(
             ["--energy", "0.9", "--data", "nowhere"],
             "needs the held-out data of the run: nowhere holds no prepared data",
         ),
+        (["--data", "nowhere"], "--data nowhere: it is for the loss before and after --truncate-rank or --energy"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--shard-size", "5"], "--shard-size 5: give an amount of memory with its unit"),
         (["--shard-size", "5KB"], "--shard-size 5KB: give at least 1MB"),

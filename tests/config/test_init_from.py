@@ -132,7 +132,7 @@ def test_data_of_another_tokenizer_or_vocabulary_are_refused(
     assert line.startswith(f"checkpoint {base / 'dense' / STEP} (step 2) is of another tokenizer than the data: its")
     line = refusal(fit(shards, tmp_path / "runs", base / "dense", "--model.decoder.vocab_size=310"), capsys)
     assert "model.decoder: vocab_size is 310, its 300; set what it has" in line
-    assert not (tmp_path / "runs/tuned").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     (tmp_path / "hf/config.json").write_text("{}")
     found = refusal(fit(shards, tmp_path / "runs", tmp_path / asked if asked else ""), capsys)
     assert line.format(tmp_path) in found
-    assert not (tmp_path / "runs/tuned").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_only_fit_takes_the_flag_and_the_record_of_a_run_hinders_no_other_command(

@@ -97,13 +97,13 @@ def test_what_lies_behind_a_row_is_never_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 @torch.no_grad()
-def test_the_cache_is_of_the_dtype_that_is_computed_with() -> None:
-    model, tokens = decoder(), torch.randint(0, VOCAB, (1, 6))
-    with torch.autocast("cpu", torch.bfloat16):
-        cache = KVCache(1, 7)
-        model(tokens, cache)
-        model(tokens[:, :1], cache)
-    assert {tensor.dtype for pair in cache._kept.values() for tensor in pair} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_cache_is_of_no_narrower_dtype_than_float32_on_a_cpu(dtype: torch.dtype) -> None:
+    model, tokens = decoder().to(dtype), torch.randint(0, VOCAB, (1, 6))
+    cache = KVCache(1, 7)
+    assert model(tokens, cache).dtype == model(tokens[:, :1], cache).dtype == dtype
+    kept = {tensor.dtype for pair in cache._kept.values() for tensor in pair}
+    assert kept == {torch.float64 if dtype == torch.float64 else torch.float32}
 
 
 class Deaf(Decoder):

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import lrtrain.nn.loss as loss_module
-from lrtrain.nn import next_token_loss
+from lrtrain.nn import losses_by_position, next_token_loss
 
 VOCAB, WIDTH, TOKENS = 97, 16, 23
 
@@ -62,6 +62,16 @@ def test_float32_stays_with_float64_at_any_scale_of_the_logits(chunk: int, scale
     for got, want in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
         # Logits of size s are rounded by 6e-8 s, and the softmax with them.
         assert float((got.double() - want).norm()) <= 1e-6 * (1 + 10 * scale) * max(1.0, float(want.norm()))
+
+
+@in_chunks_of("tokens_per_chunk", CHUNKS, indirect=True)
+def test_losses_by_position_are_means_over_rows_and_their_mean_is_the_loss(tokens_per_chunk: None) -> None:
+    hidden, targets = torch.randn(3, TOKENS, WIDTH, dtype=torch.float64), torch.randint(0, VOCAB, (3, TOKENS))
+    head = torch.randn(VOCAB, WIDTH, dtype=torch.float64)
+    found = losses_by_position(hidden, head, targets)
+    expected = [at_once(hidden[:, place], head, targets[:, place]) for place in range(TOKENS)]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.mean(), next_token_loss(hidden, head, targets), rtol=1e-12, atol=0)
 
 
 @in_chunks_of("tokens_per_chunk", CHUNKS, indirect=True)

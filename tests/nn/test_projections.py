@@ -17,6 +17,7 @@ import reference
 from lrtrain.linalg import orthonormality_error
 from lrtrain.nn import DenseLinear, LowRankLinear, Projection, SpectralLinear
 from lrtrain.nn.factorized import resolve_rank
+from lrtrain.nn.rewriting import as_factors
 
 
 def subclasses(cls: type) -> Iterator[type]:
@@ -63,7 +64,7 @@ def test_forward_is_the_product_with_the_materialized_weight(cls: type, into: in
 @shapes
 def test_a_dense_weight_is_reproduced_at_full_rank(cls: type, into: int, out: int) -> None:
     weight = torch.randn(out, into)
-    layer = cls.from_dense(weight, rank=min(into, out))
+    layer = as_factors(weight, cls, rank=min(into, out))[0]
     assert (layer.in_features, layer.out_features) == (into, out)
     torch.testing.assert_close(layer.materialize(), weight, rtol=0, atol=2e-5)
     assert all(p.dtype == torch.float32 and p.is_leaf and p.requires_grad for p in layer.parameters())
@@ -73,10 +74,10 @@ def test_a_dense_weight_is_reproduced_at_full_rank(cls: type, into: int, out: in
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_dense_weight_of_another_dtype_becomes_float32_triplets(cls: type, dtype: torch.dtype) -> None:
     weight = torch.randn(40, 24).to(dtype)
-    layer = cls.from_dense(weight, rank=24)
+    layer = as_factors(weight, cls, rank=24)[0]
     torch.testing.assert_close(layer.materialize(), weight.float(), rtol=0, atol=2e-5)
     assert all(float(orthonormality_error(basis)) <= 1e-5 for basis in layer.orthonormal())
-    assert cls.from_dense(weight, energy=0.9).rank == cls.from_dense(weight.float(), energy=0.9).rank
+    assert as_factors(weight, cls, energy=0.9)[0].rank == as_factors(weight.float(), cls, energy=0.9)[0].rank
 
 
 @every_factorized
@@ -85,15 +86,15 @@ def test_a_dense_weight_of_another_dtype_becomes_float32_triplets(cls: type, dty
 def test_a_dense_weight_that_is_not_finite_is_refused(cls: type, wrong: float, size: dict[str, float]) -> None:
     weight = torch.randn(24, 16)
     weight[3, 5] = wrong
-    with pytest.raises(ValueError, match=r"weight of shape \(24, 16\) holds NaN or infinite numbers"):
-        cls.from_dense(weight, **size)
+    with pytest.raises(ValueError, match="its weight holds NaN or infinite numbers"):
+        as_factors(weight, cls, **size)
 
 
 @every_factorized
-def test_from_dense_draws_no_random_numbers_and_is_a_copy(cls: type) -> None:
+def test_factors_of_a_weight_draw_no_random_numbers_and_are_a_copy(cls: type) -> None:
     weight = torch.randn(24, 16)
     kept, state = weight.clone(), torch.get_rng_state()
-    layer = cls.from_dense(weight, rank=16)
+    layer = as_factors(weight, cls, rank=16)[0]
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -177,19 +178,19 @@ def test_a_state_dict_restores_the_weight(cls: type) -> None:
 @every_factorized
 @shapes
 @pytest.mark.parametrize("rank", [1, 7, 15])
-def test_from_dense_at_a_rank_is_the_best_approximation(cls: type, into: int, out: int, rank: int) -> None:
+def test_factors_of_a_rank_are_the_best_approximation(cls: type, into: int, out: int, rank: int) -> None:
     weight = torch.randn(out, into)
-    error = (weight - cls.from_dense(weight, rank=rank).materialize()).detach().double()
+    error = (weight - as_factors(weight, cls, rank=rank)[0].materialize()).detach().double()
     values = torch.linalg.svdvals(weight.double())
     assert reference.norm(error) == pytest.approx(float(values[rank]), rel=1e-4)
     assert float(error.norm()) == pytest.approx(float(values[rank:].norm()), rel=1e-4)
 
 
 @every_factorized
-def test_from_dense_at_an_energy_takes_the_smallest_rank(cls: type) -> None:
+def test_factors_of_an_energy_have_the_smallest_rank(cls: type) -> None:
     weight = torch.zeros(10, 6)
     weight[:3, :3] = torch.diag(torch.tensor([2.0, 1.0, 1.0]))
-    assert [cls.from_dense(weight, energy=share).rank for share in (0.5, 0.8, 1.0)] == [1, 2, 3]
+    assert [as_factors(weight, cls, energy=share)[0].rank for share in (0.5, 0.8, 1.0)] == [1, 2, 3]
 
 
 @every_factorized
@@ -219,9 +220,9 @@ def test_a_rank_out_of_range_is_refused(cls: type, wrong: dict[str, float]) -> N
 @pytest.mark.parametrize(
     "wrong", [{}, {"rank": 4, "energy": 0.5}, {"rank": 0}, {"rank": 17}, {"energy": 0.0}, {"energy": 1.5}]
 )
-def test_from_dense_refuses_values_out_of_range(cls: type, wrong: dict[str, float]) -> None:
+def test_factors_refuse_values_out_of_range(cls: type, wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"rank|energy"):
-        cls.from_dense(torch.randn(24, 16), **wrong)
+        as_factors(torch.randn(24, 16), cls, **wrong)
 
 
 @given(st.integers(1, 4096), st.integers(1, 4096), st.floats(1e-4, 1))

@@ -1,4 +1,4 @@
-"""docs/architecture.md shows what is there, and the README the same packages."""
+"""docs/architecture.md shows what is there."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,6 @@ import lrtrain
 SOURCES = Path(lrtrain.__file__).parent
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = {path.parent.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("__init__.py")} - {"."}
 
 
@@ -37,18 +36,10 @@ def test_the_tree_shows_every_package_with_what_it_is_for() -> None:
     assert (missing, gone) == ([], []), f"docs/architecture.md, The tree: add {missing}, remove {gone}"
 
 
-def test_the_readme_shows_the_same_packages() -> None:
-    tree = drawn(section(README, "The house"))
-    wanted = {name for name in PACKAGES if "/" not in name}
-    missing, gone = sorted(wanted - tree.keys()), sorted(tree.keys() - wanted)
-    assert (missing, gone) == ([], []), f"README.md, The house: add {missing}, remove {gone}"
-
-
-def test_folders_that_a_tree_names_exist() -> None:
-    for tree in (section(PAGE, "The tree"), section(README, "The house")):
-        for line in re.findall(r"^(?:configs|tests|benchmarks|docs)/ .*$", tree, re.M):
-            folder, *inside = re.findall(r"\b\w+/(?!\w)", line)
-            assert all((ROOT / folder / name).is_dir() for name in ("", *inside)), line
+def test_folders_that_the_tree_names_exist() -> None:
+    for line in re.findall(r"^(?:configs|tests|benchmarks|docs)/ .*$", section(PAGE, "The tree"), re.M):
+        folder, *inside = re.findall(r"\b\w+/(?!\w)", line)
+        assert all((ROOT / folder / name).is_dir() for name in ("", *inside)), line
 
 
 def test_every_file_is_there_with_a_few_words() -> None:

@@ -31,6 +31,7 @@ LAYERS = {
     "config": {"nn", "optim", "data", "tracking", "checkpoint", "checkpoint/huggingface", "training", "runtime"},
     "studies": {"linalg", "nn", "optim", "constraints", "data", "tracking", "config", "runtime"},
     "studies/evaluation": {"nn", "data", "tracking", "training", "config", "runtime"},
+    "studies/profile": {"nn", "tracking", "training", "config", "studies", "runtime"},
     "cli": {
         "nn",
         "data",
@@ -40,6 +41,7 @@ LAYERS = {
         "config",
         "studies",
         "studies/evaluation",
+        "studies/profile",
         "runtime",
         "",
     },
@@ -50,12 +52,14 @@ LAYERS = {
 
 STUDIES = {
     "jobs": set(),
-    "compare": set(),
+    "pages": set(),
+    "compare": {"pages"},
+    "report": {"pages", "compare"},
     "plan": set(),
     "doctor": {"plan"},
     "sweep": {"jobs"},
     "scaling": {"jobs"},
-    "experiments": {"jobs", "compare", "plan", "scaling"},
+    "experiments": {"jobs", "pages", "compare", "plan", "scaling"},
 }
 """What each study may import of the others."""
 
@@ -65,10 +69,12 @@ LIGHTNING = (
     "checkpoint",
     "data.datamodule",
     "data.run_length",
+    "tracking.history",
     "tracking.logger",
     "tracking.run_record",
     "config",
     "studies.evaluation.during_training",
+    "studies.profile",
     "cli",
     "runtime.ranks",
 )

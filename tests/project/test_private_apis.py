@@ -225,6 +225,13 @@ def test_a_dispatch_mode_sees_every_operator_and_storages_have_an_identity() -> 
     assert x.untyped_storage()._cdata == x.view(3, 2).untyped_storage()._cdata != x.clone().untyped_storage()._cdata
 
 
+def test_torch_records_the_history_of_a_gpus_memory() -> None:
+    record = torch.cuda.memory._record_memory_history
+    assert inspect.signature(record).parameters["enabled"].default == "all"
+    assert "max_entries" in (record.__doc__ or "")
+    assert [*inspect.signature(torch.cuda.memory._dump_snapshot).parameters] == ["filename", "augment_with_fx_traces"]
+
+
 def test_torch_gives_the_store_of_the_process_group() -> None:
     assert not distributed.is_initialized()
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)

@@ -108,6 +108,25 @@ class Unlike(Decoder):
         self.blocks[-1].mlp_norm = nn.Identity()
 
 
+class Foreign(Decoder):
+    """A decoder whose last block is of another class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.blocks[-1] = Around(self.blocks[-1])
+
+
+class Around(nn.Module):
+    """A block inside a module."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.block(*args, **kwargs)
+
+
 def square(layer: nn.Module) -> dict[str, float]:
     """The sum of the squares of a projection's parameters."""
     return {"square": float(sum(p.square().sum() for p in layer.parameters()))}

@@ -4,6 +4,7 @@ As a program it prints `kind recompute bytes` lines: by how much resident memory
 MALLOC_MMAP_THRESHOLD_, so that glibc gives back what is freed; else it keeps each phase's blocks beside the others'.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,10 +50,14 @@ def projection(kind: str, in_features: int, out_features: int) -> nn.Module:
 
 
 def decoder(kind: str, size: Size, depth: int) -> Decoder:
-    def linear(in_features: int, out_features: int) -> nn.Module:
-        return projection(kind, in_features, out_features)
+    """Of a kind; `unlike` is low-rank with blocks of other ranks, and one that is dense."""
 
-    return Decoder(size.vocabulary, size.width, depth, size.heads, size.ffn_width, linear, linear)
+    def linear(in_features: int, out_features: int) -> nn.Module:
+        return projection("spectron" if kind == "unlike" else kind, in_features, out_features)
+
+    sizes = size.vocabulary, size.width, depth, size.heads, size.ffn_width
+    overrides = {"blocks.1.*": DenseLinear, "blocks.2.mlp.*": partial(LowRankLinear, rank=120)}
+    return Decoder(*sizes, linear, linear, overrides=overrides if kind == "unlike" else None)
 
 
 def optimizers(kind: str) -> Optimizers:
@@ -60,6 +65,8 @@ def optimizers(kind: str) -> Optimizers:
 
 
 def planned(kind: str, size: Size) -> PlannedModel:
+    if kind == "unlike":
+        return planned_model(lambda: decoder(kind, size, size.depth), None, optimizers(kind))
     return planned_model(lambda depth: decoder(kind, size, depth), size.depth, optimizers(kind))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from lrtrain.nn import Decoder, DenseLinear
 from lrtrain.optim import Optimizers, WarmupCosine
 from lrtrain.training.causal_lm import CausalLM
-from lrtrain.training.token_loss import TokenLoss, summary
+from lrtrain.training.token_loss import TokenLoss, by_position, summary
 
 
 def test_the_mean_weighs_every_token_alike() -> None:
@@ -22,27 +23,45 @@ def test_the_mean_weighs_every_token_alike() -> None:
     metric = TokenLoss()
     for part in losses.split([1, 60, 39]):
         metric.update(part.mean(), len(part))
-    assert float(metric.compute()) == pytest.approx(float(losses.mean()), rel=1e-12)
+    assert float(metric.compute()[0]) == pytest.approx(float(losses.mean()), rel=1e-12)
 
 
 def test_the_sums_stay_exact_over_a_large_held_out_set() -> None:
     metric = TokenLoss()
-    metric.nll += 3e8
-    metric.tokens += 1e8
+    metric.nll[0, -1] += 3e8
+    metric.tokens[0, -1] += 1e8
     metric.update(torch.tensor(4.0), 1)
-    assert float(metric.nll) == 3e8 + 4
-    assert float(metric.tokens) == 1e8 + 1
+    assert float(metric.nll.sum()) == 3e8 + 4
+    assert float(metric.tokens.sum()) == 1e8 + 1
 
 
 def test_perplexity_and_bits_per_byte_follow_from_the_loss() -> None:
     metric = TokenLoss()
     metric.update(torch.tensor(math.log(16)), 10)
-    assert summary(float(metric.compute()), None) == pytest.approx({"loss": math.log(16), "perplexity": 16})
+    assert summary(float(metric.compute()[0]), None) == pytest.approx({"loss": math.log(16), "perplexity": 16})
     # 16 equally likely tokens are 4 bits a token; two bytes a token make 2 bits a byte.
-    assert summary(float(metric.compute()), 2.0)["bits_per_byte"] == pytest.approx(2)
+    assert summary(float(metric.compute()[0]), 2.0)["bits_per_byte"] == pytest.approx(2)
     metric.reset()
     metric.update(torch.tensor(1e6), 1)
-    assert math.isfinite(summary(float(metric.compute()), None)["perplexity"])
+    assert math.isfinite(summary(float(metric.compute()[0]), None)["perplexity"])
+
+
+def test_losses_by_position_are_kept_in_intervals_that_widen() -> None:
+    metric = TokenLoss(2)
+    for length in (40, 5):
+        metric.update(torch.arange(float(length)), 3 * length, 1)
+    mean, losses, tokens = metric.compute()
+    assert float(mean[1]) == pytest.approx((sum(range(40)) + sum(range(5))) / 45)
+    assert math.isnan(float(mean[0]))
+    assert by_position(losses[0].tolist(), tokens[0].tolist(), metric.longest) == []
+    rows = by_position(losses[1].tolist(), tokens[1].tolist(), metric.longest)
+    places = [(row["first"], row["last"]) for row in rows]
+    assert places[:5] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [(b["first"], a["last"] + 1) for a, b in pairwise(rows)] == [(b["first"],) * 2 for b in rows[1:]]
+    assert places[-1][1] == 39
+    for row in rows:
+        inside = [float(p) for p in range(int(row["first"]), int(row["last"]) + 1) for _ in range(1 + (p < 5))]
+        assert (row["loss"], row["tokens"]) == pytest.approx((sum(inside) / len(inside), 3 * len(inside)))
 
 
 def test_a_checkpoint_holds_no_metric_state() -> None:

@@ -29,7 +29,7 @@ class Counted(L.Callback):
     tokens = 0.0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CausalLM) -> None:  # type: ignore[override]
-        self.tokens = float(pl_module.validation.tokens)
+        self.tokens = float(pl_module.validation.tokens.sum())
 
 
 def figures(shards: Path, strategy: str, batch_sizes: list[int], num_workers: int = 0) -> list[dict[str, float]]:

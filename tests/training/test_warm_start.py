@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import saved_model
 import spectral_runs
+from lrtrain.checkpoint.shard_folder import write_sharded
+from lrtrain.checkpoint.single_file import read_whole
 from lrtrain.config.init_from import find_origin, warm_start
 from lrtrain.config.trained_model import build_decoder, read_trained
 from lrtrain.linalg import truncated_svd
@@ -208,6 +212,71 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
             begun(file, decoder_config(LOW_RANK))
 
 
+# Arguments that give the same numbers another meaning
+
+
+class Scaled(nn.Module):
+    """A dense map times a number that no checkpoint holds."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) * in_features**-0.5)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def materialize(self) -> torch.Tensor:
+        return self.scale * self.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.materialize())
+
+
+def scaled(**arguments: float) -> dict[str, Any]:
+    return {"class_path": "test_warm_start.Scaled", "init_args": arguments}
+
+
+@pytest.mark.parametrize(
+    ("start", "goal", "line"),
+    [
+        (
+            decoder_config(DENSE, scaled(scale=2.0)),
+            decoder_config(DENSE, scaled(scale=3.0)),
+            "blocks.*.mlp.gate: test_warm_start.Scaled: scale is 3.0, its 2.0; blocks.*.mlp.up: ",
+        ),
+        (
+            decoder_config(DENSE, overrides={"*.up": scaled(scale=2.0)}),
+            decoder_config(DENSE, overrides={"blocks.*.mlp.up": scaled()}),
+            "blocks.*.mlp.up: test_warm_start.Scaled: scale is 1.0, its 2.0",
+        ),
+        (
+            {**decoder_config(DENSE), "class_path": "test_warm_start.Taller"},
+            {**decoder_config(DENSE, slope=2.0), "class_path": "test_warm_start.Taller"},
+            "model.decoder.slope is 2.0, its 1.0",
+        ),
+        (decoder_config(DENSE, scaled(scale=2.0)), decoder_config(DENSE, scaled(scale=2.0)), ""),
+        (decoder_config(DENSE, scaled(scale=2.0)), decoder_config(DENSE, LOW_RANK), ""),
+    ],
+    ids=["projection", "override", "decoder", "the same", "rewritten"],
+)
+def test_an_argument_of_ones_own_class_that_differs_is_told(start: Any, goal: Any, line: str, tmp_path: Path) -> None:
+    file = saved_model.save(tmp_path / "a.ckpt", start)
+    _, beginning = begun(file, goal)
+    (first, *more) = [text for text in beginning.report.splitlines() if text.startswith("init_from")]
+    assert first.startswith(f"init_from {file} (step 3): ")
+    assert bool(more) == bool(line)
+    for text in more:
+        assert text.startswith(
+            f"init_from {file}: weights are copied into what may compute something else with them: {line}"
+        )
+
+
+def test_what_no_checkpoint_holds_counts_where_a_weight_is_written_in_another_way(tmp_path: Path) -> None:
+    file = saved_model.save(tmp_path / "a.ckpt", decoder_config(DENSE, scaled(scale=2.0)))
+    decoder, beginning = begun(file, decoder_config(DENSE, made(LOW_RANK, 48)))
+    assert ", 6 projections rewritten" in beginning.report
+    torch.testing.assert_close(logits(decoder), logits(read_trained(file).decoder), rtol=1e-4, atol=2e-4)
+
+
 # Several processes
 
 GOAL = decoder_config(LOW_RANK, SPECTRAL)
@@ -247,3 +316,37 @@ def test_every_process_begins_with_the_weights_that_one_alone_would(strategy: st
     for many in on_ranks(3, weights_at_start, tmp_path, file, strategy):
         for name, weight in alone.items():
             assert torch.equal(many[name], weight), name
+
+
+def save_sharded(folder: Path, file: Path) -> None:
+    """The checkpoint in a file as the folder that two processes write."""
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    content = read_whole(file)
+    weights = content["state_dict"]
+    content["state_dict"] = {name: distribute_tensor(w, mesh, [Shard(0)]) for name, w in weights.items()}
+    write_sharded(content, folder)
+
+
+def line_at_start(folder: Path, file: Path, strategy: str) -> str:
+    try:
+        weights_at_start(folder, file, strategy)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "blocks.0.attention.query.A"])
+def test_a_sharded_checkpoint_with_a_number_that_is_none_is_refused_by_every_process(name: str, tmp_path: Path) -> None:
+    state = {f"decoder.{key}": weight for key, weight in build_decoder(GOAL).state_dict().items()}
+    file = saved_model.save(tmp_path / "whole/a.ckpt", GOAL, state_dict=state)
+    on_ranks(2, save_sharded, tmp_path / "good.ckpt", file)
+    assert on_ranks(2, line_at_start, tmp_path, tmp_path / "good.ckpt", "fsdp") == ["", ""]
+    state[f"decoder.{name}"][-1] = torch.inf  # a row of the last process alone
+    file = saved_model.save(tmp_path / "whole/a.ckpt", GOAL, state_dict=state)
+    on_ranks(2, save_sharded, tmp_path / "a.ckpt", file)
+    line = f"--init_from {tmp_path}/a.ckpt (step 3): {name} holds NaN or infinite numbers; name another checkpoint"
+    assert on_ranks(2, line_at_start, tmp_path, tmp_path / "a.ckpt", "fsdp") == [line, line]
+    with pytest.raises(UserError) as caught:
+        begun(tmp_path / "a.ckpt", GOAL)
+    assert str(caught.value) == line

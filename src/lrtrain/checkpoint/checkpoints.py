@@ -42,8 +42,9 @@ class Checkpoints(Checkpoint):
     strategy goes on from either, on any number of processes.
 
     It holds what Lightning saves and, under `lrtrain`: `version`, the run's `config` and `tokenizer` as text (None
-    where the run directory has no such file), `rng`, the random state of each rank, and `validation_due`, whether a
-    validation began at this step and was not over yet: a resumed run begins with it.
+    where the run directory has no such file), `rng`, the random state of each rank, `validation_due`, whether a
+    validation began at this step and was not over yet: a resumed run begins with it, and `ancestor`, the imported model
+    with whose weights the run began, if it did.
 
     Only training batches advance the random state: after validation and data loading it is restored, so the frequency
     of validation changes no result, and a resumed run draws what the uninterrupted one drew.
@@ -76,6 +77,7 @@ class Checkpoints(Checkpoint):
         self.asynchronous = asynchronous
         self.path = check_path(path) if path is not None else None
         self.validate_first = False  # a run that begins from trained weights tells their loss
+        self.ancestor: dict[str, Any] | None = None
         self.saver: Saver
         self._signals: GracefulSignals
         self._shape_check: RemovableHandle | None = None
@@ -126,6 +128,7 @@ class Checkpoints(Checkpoint):
         if own.get("tokenizer") is not None and hasattr(data, "tokenizer_json"):
             check_tokenizer(own["tokenizer"], data.tokenizer_json(), trainer.ckpt_path or "in memory")
         self._validation_owed = own.get("validation_due", False)
+        self.ancestor = own.get("ancestor")
         states = own.get("rng", [])
         if len(states) == trainer.world_size:
             self._random = states[trainer.global_rank]
@@ -236,6 +239,7 @@ class Checkpoints(Checkpoint):
             "tokenizer": _text(root / "tokenizer.json"),
             "rng": states,
             "validation_due": self._validating,
+            "ancestor": self.ancestor,
         }
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:

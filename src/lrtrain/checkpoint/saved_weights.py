@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from lrtrain.checkpoint import single_file as wholefile
 from lrtrain.checkpoint.checkpoint_io import of_lightning
 
 WEIGHTS = "state_dict"
+ANCESTOR = ("source", "family", "license")
 
 
 class SavedWeights:
@@ -24,6 +26,7 @@ class SavedWeights:
         step: Optimizer steps done.
         config: The configuration of its run as YAML; None where it holds none.
         tokenizer: The text of its tokenizer.json, or None.
+        ancestor: `source`, `family` and `license` of the model that it was imported from, or that its run began with.
 
     Raises:
         UserError: it is anything but a whole checkpoint.
@@ -42,6 +45,8 @@ class SavedWeights:
         self.step: int = content.get("global_step", 0)
         self.config: str | None = own.get("config")
         self.tokenizer: str | None = own.get("tokenizer")
+        imported = own.get("imported") or own.get("ancestor")
+        self.ancestor: dict[str, Any] | None = imported and {key: imported[key] for key in ANCESTOR}
         self._tensors: dict[str, Tensor] = content[WEIGHTS]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

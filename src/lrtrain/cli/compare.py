@@ -11,8 +11,12 @@ from lrtrain.studies.compare.curves import AXES
 from lrtrain.studies.compare.figure import picture
 from lrtrain.studies.compare.groups import Group, check_data, group_runs, ranked
 from lrtrain.studies.compare.page import write_page
-from lrtrain.studies.compare.panels import Panel, all_panels, metric_panel
+from lrtrain.studies.compare.panels import all_panels, metric_panel, metric_panels, other_panels
+from lrtrain.studies.pages.drawn import Panel
 from lrtrain.tracking.named_runs import named_runs
+
+BESIDE = ("val/loss", "train/loss", "train/gradient_norm", "throughput/tokens_per_second")
+"""Metrics that a page can show in place of the one that is compared."""
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +52,7 @@ def main(argv: list[str]) -> int:
         names=list(labels),
         tags=_tags(arguments.tag),
         study=arguments.study,
-        metrics=[arguments.metric, *AXES.values(), *(["spectral/*"] if everything else [])],
+        metrics=[arguments.metric, *AXES.values(), *([*BESIDE, "spectral/*"] if everything else [])],
     )
     groups = group_runs(found, labels)
     if not labels:
@@ -56,16 +60,28 @@ def main(argv: list[str]) -> int:
     warnings = check_data(groups, arguments.anyway)
     result = compare(groups, arguments.metric)
     print("\n".join([table([result.header, *result.rows]), *warnings, *result.notes]))
-    panels, missing = all_panels(groups, arguments.metric) if everything else ([], [])
     if arguments.out is not None:
-        drawn = panels if arguments.x == "all" else [_panel(groups, arguments.metric, arguments.x)]
+        every = arguments.x == "all"
+        drawn = all_panels(groups, arguments.metric)[0] if every else [_panel(groups, arguments.metric, arguments.x)]
         picture(drawn, [group.label for group in groups], arguments.out)
         print(f"wrote {arguments.out}")
     if arguments.html is not None:
         command = shlex.join(["lrtrain", "compare", *argv])
-        write_page(groups, arguments.metric, result, panels, [*warnings, *missing], command, arguments.html)
+        curves, no_axes = _curves(groups, arguments.metric)
+        panels, missing = other_panels(groups)
+        notes = [*warnings, *no_axes, *missing]
+        write_page(groups, arguments.metric, result, curves, panels, notes, command, arguments.html)
         print(f"wrote {arguments.html}")
     return 0
+
+
+def _curves(groups: list[Group], metric: str) -> tuple[dict[str, dict[str, Panel]], list[str]]:
+    """The panels of the metric, and of those beside it that all runs have, over every axis; what there is not."""
+    of_metric, missing = metric_panels(groups, metric)
+    everywhere = set.intersection(*({*run.metrics} for group in groups for run in group.runs))
+    others = [one for one in BESIDE if one != metric and one in everywhere]
+    found = {metric: of_metric, **{one: metric_panels(groups, one)[0] for one in others}}
+    return {name: panels for name, panels in found.items() if panels}, missing
 
 
 def _panel(groups: list[Group], metric: str, axis: str) -> Panel:

@@ -1,14 +1,17 @@
 """`lrtrain fit`, `validate` and `test`: a configuration, trained or evaluated in its run directory."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lrtrain.cli.arguments import announce
 from lrtrain.cli.fit_help import asked, page
+from lrtrain.cli.next_steps import after_a_signal, after_the_end
 from lrtrain.config.settings import config_files, with_files
 from lrtrain.runtime.allocator import keep_freed_memory
 from lrtrain.runtime.errors import UserError
@@ -16,20 +19,28 @@ from lrtrain.runtime.errors import UserError
 if TYPE_CHECKING:
     from lrtrain.config.train_parser import TrainingRun
 
+PRINT_MODEL = "--print-model"
+REPORTS = importlib.util.find_spec("lrtrain.cli.report") is not None
+
 
 def fit(argv: list[str]) -> int:
-    """Trains, or resumes with `--ckpt_path last`, and ends with a summary."""
+    """Trains, or resumes with `--ckpt_path last`, and ends with a summary; `--print-model` prints a table alone."""
+    if PRINT_MODEL in argv:
+        return _print_model([argument for argument in argv if argument != PRINT_MODEL])
     argv = _begin("fit", argv)
+    from lrtrain.checkpoint.directory import FOLDER, steps_in
     from lrtrain.checkpoint.leaving import leave_together
     from lrtrain.checkpoint.signals import Told
     from lrtrain.config.export_at_end import export_is_possible, export_last
     from lrtrain.config.run_directory import discard_if_empty
     from lrtrain.config.train_parser import TrainingRun
+    from lrtrain.studies.report.run_report import write_report
     from lrtrain.training.summary import print_summary
 
     keep_freed_memory()
     try:
         run = TrainingRun("fit", argv)
+        run.record.report = partial(write_report, ended=True)
         if run.trainer.is_global_zero:
             print(f"run {run.run_dir}" + (f": resuming from {run.resumed}" if run.resumed is not None else ""))
         export_is_possible(run)
@@ -42,6 +53,9 @@ def fit(argv: list[str]) -> int:
             _finish_copy_of_what_ended(run)
             raise
     except Told as told:
+        if run.trainer.is_global_zero:
+            newest = next(iter(steps_in(run.run_dir / FOLDER).values()), None)
+            print(after_a_signal(told.signal, run.run_dir, newest), file=sys.stderr, flush=True)
         leave_together(told.signal)
         raise
     finally:
@@ -50,11 +64,23 @@ def fit(argv: list[str]) -> int:
         print_summary(run.trainer, run.model)
     run.finish_copy()
     export_last(run)
+    if run.trainer.is_global_zero and run.record.written and not run.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        print("\nnext")
+        for purpose, command in after_the_end(run.run_dir, run.config.name, run.trainer.global_step, REPORTS):
+            print(f"  {purpose:<13} {command}")
+    return 0
+
+
+def _print_model(argv: list[str]) -> int:
+    announce(f"fit: the model of {' + '.join(config_files(with_files(argv))) or 'no --config'}; importing torch …")
+    from lrtrain.studies.plan.layer_table import print_model
+
+    print_model(argv)
     return 0
 
 
 def validate(argv: list[str]) -> int:
-    """Prints loss, perplexity and bits per byte on the held-out split."""
+    """Prints loss, perplexity and bits per byte on the held-out split, of a recipe's run or of a checkpoint."""
     return _evaluate("validate", argv)
 
 
@@ -64,17 +90,22 @@ def test(argv: list[str]) -> int:
 
 
 def _evaluate(command: str, argv: list[str]) -> int:
+    checkpoint, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
     argv = _begin(command, argv)
+    from lrtrain.config.evaluated_run import of_checkpoint
     from lrtrain.config.train_parser import TrainingRun
 
+    for named in checkpoint:
+        argv = of_checkpoint(named, argv)
     run = TrainingRun(command, argv)
+    if run.trainer.is_global_zero:
+        print(f"checkpoint {run.resumed}", flush=True)
     evaluate = getattr(run.trainer, command)
     with _one_line_for_a_lost_process(run):
         results = evaluate(
             run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True, verbose=False
         )
     if run.trainer.is_global_zero:
-        print(f"checkpoint {run.resumed}")
         for name, value in {name: value for found in results for name, value in found.items()}.items():
             print(f"{name:<20} {value:.4f}")
     return 0
@@ -150,16 +181,20 @@ def _begin(command: str, argv: list[str]) -> list[str]:
         raise SystemExit(0)
     argv = with_files(argv)
     announce(f"{command}: {' + '.join(config_files(argv)) or 'no --config'}; importing torch and lightning …")
-    # Says nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
-    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses
+    hush()
     if topic is not None:
         from lrtrain.config.described import describe
 
         print(describe(command, argv, topic), flush=True)
         raise SystemExit(0)
     return argv
+
+
+def hush() -> None:
+    """Leaves out warnings of libraries that say nothing that a user could act on."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system but is not used.*")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs have no QR
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store on a lost host is told with a stack of addresses

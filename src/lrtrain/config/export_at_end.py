@@ -1,5 +1,8 @@
 """The group `export` of a run: refused before the first step, or written after the last."""
 
+import contextlib
+import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,11 +11,13 @@ import yaml
 from lrtrain.checkpoint.directory import FOLDER, step_path
 from lrtrain.checkpoint.huggingface.exported_folder import check_packages
 from lrtrain.checkpoint.huggingface.llama_layout import check_exportable
+from lrtrain.checkpoint.shard_folder import digest
 from lrtrain.config.export_target import is_whole, upload
 from lrtrain.config.exporting import block_size, export
 from lrtrain.config.train_parser import TrainingRun
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.files import writing
 from lrtrain.runtime.stores import joined
 
 SUFFIX = ".hf"
@@ -49,20 +54,31 @@ def export_last(run: TrainingRun) -> None:
     if trainer.is_global_zero and checkpoint.exists():
         print()
         try:
-            if not out.exists():
+            if _is_of_others(out, checkpoint):
+                with writing(f"cannot replace {out}", "remove it"):
+                    shutil.rmtree(out)
+            if fresh := not out.exists():
                 export(checkpoint, out, settings)
-            _copy(out, run)
+            _copy(out, run, fresh)
         except UserError as caught:
             error = f"{caught}. The run is finished: lrtrain export {checkpoint} --out DIR writes it later"
     if error := trainer.strategy.broadcast(error):
         raise UserError(error)
 
 
-def _copy(folder: Path, run: TrainingRun) -> None:
+def _is_of_others(folder: Path, checkpoint: Path) -> bool:
+    """Whether a folder was made of other weights of the same step, before the run went on from an earlier one."""
+    with contextlib.suppress(OSError):
+        found = re.search(r", sha256 ([0-9a-f]{64}) \|", (folder / "README.md").read_text(encoding="utf-8"))
+        return found is not None and found[1] != digest(checkpoint)
+    return False
+
+
+def _copy(folder: Path, run: TrainingRun, fresh: bool) -> None:
     uploads = run.parts.checkpoints.saver.uploads
     if uploads is None:
         return
     url = joined(uploads.url, f"{FOLDER}/{folder.name}")
-    if not is_whole(url):
+    if fresh or not is_whole(url):
         upload(folder, url)
         print(f"{'copied to':<15} {url}")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lrtrain.checkpoint.huggingface.exported_folder import check_target
+from lrtrain.data.lease import leased
 from lrtrain.data.remote_preparation import staging_folder
 from lrtrain.runtime import stores
 from lrtrain.runtime.errors import UserError
@@ -15,6 +16,9 @@ LAST = "config.json"
 
 UNFINISHED = ".unfinished"
 """There from before the first file of an upload until after the last."""
+
+LEASE = ".exporting.json"
+"""There while somebody writes: others wait."""
 
 
 def check_out(out: str | Path) -> None:
@@ -27,7 +31,7 @@ def check_out(out: str | Path) -> None:
     if not stores.is_remote(out):
         check_target(Path(out))
         return
-    there = stores.stored(str(out))
+    there = stores.stored(str(out)).keys() - {LEASE}
     if LAST in there or (there and UNFINISHED not in there):
         raise UserError(f"--out {out}: {min(there)} exists already there; name a new URL")
 
@@ -40,12 +44,15 @@ def folder_for(out: str | Path) -> Iterator[Path]:
         yield check_target(Path(out))
         return
     folder = staging_folder(str(out))
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    try:
-        yield folder
-        upload(folder, str(out))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with leased(stores.joined(str(out), LEASE), f"An export to {out}") as lease:
+        check_out(out)
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        try:
+            yield folder
+            lease.check()
+            upload(folder, str(out))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_whole(url: str) -> bool:
@@ -58,7 +65,7 @@ def upload(folder: Path, url: str) -> None:
     url = url.rstrip("/")
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     stores.write(stores.joined(url, UNFINISHED), b"")
-    stores.clear_folder(url, LAST, keep=[UNFINISHED])
+    stores.clear_folder(url, LAST, keep=[UNFINISHED, LEASE])
     for name in [*(name for name in names if name != LAST), LAST]:
         stores.upload(folder / name, stores.joined(url, name))
     stores.delete(stores.joined(url, UNFINISHED))

@@ -20,8 +20,10 @@ from lrtrain.config.export_settings import Export
 from lrtrain.config.export_target import check_out, folder_for
 from lrtrain.config.trained_model import TrainedModel, read_trained
 from lrtrain.data.datamodule import TokenDataModule
+from lrtrain.data.mix import Weighted
 from lrtrain.nn import Decoder
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import LongWork
 from lrtrain.tracking.provenance import git_state
 from lrtrain.tracking.recorded import recorded
 
@@ -55,7 +57,7 @@ def export(
         UserError: whatever cannot be exported, or not whole; nothing is left then.
         TemporaryError: the store does not answer.
     """
-    check_export(out, rank, energy)
+    check_export(out, rank, energy, data)
     trained = read_trained(checkpoint)
     keep = settings.format == "factorized"
     check_exportable(trained.decoder, keep)
@@ -85,28 +87,42 @@ def export(
     return written
 
 
-def check_export(out: str | Path, rank: int | None = None, energy: float | None = None) -> None:
+def check_export(
+    out: str | Path, rank: int | None = None, energy: float | None = None, data: str | None = None
+) -> None:
     """Refuses what can be refused before a model is read: a missing package, a target that is there, a bad rank."""
     check_packages()
     if rank is not None or energy is not None:
         check_truncation(rank, energy)
+    elif data is not None:
+        raise UserError(f"--data {data}: it is for the loss before and after --truncate-rank or --energy")
     check_out(out)
 
 
 def held_out_loss(decoder: Decoder, data: TokenDataModule, limit: int | float | None) -> tuple[float, int]:
     """Mean next-token loss over the held-out split, in nats, computed in float32, and the tokens that were predicted.
 
-    `limit` is `trainer.limit_val_batches`: a number of batches, or a share of them; all where it is None, or 0, which a
-    run without validation has.
+    Of a mix it is the mean of the sources' losses by weight, as in training. `limit` is `trainer.limit_val_batches`: a
+    number of batches of each source, or a share of them; all where it is None, or 0, as without validation.
     """
-    loader = data.val_dataloader()
+    loaders, shares = data.val_dataloader(), list(data.source_shares.values())
+    mean, tokens = 0.0, 0
+    for loader, share in zip(loaders, shares, strict=True) if shares else [(loaders, 1.0)]:
+        loss, predicted = _loss(decoder, loader, limit)
+        mean, tokens = mean + share * loss, tokens + predicted
+    return mean, tokens
+
+
+@torch.no_grad()
+def _loss(decoder: Decoder, loader: Any, limit: int | float | None) -> tuple[float, int]:
     if not limit:
         count = len(loader)
     else:  # as the Trainer reads it
         count = int(limit) if isinstance(limit, int) or limit > 1 else max(1, int(limit * len(loader)))
     total, tokens = 0.0, 0
-    with torch.no_grad():
+    with LongWork("held-out loss", count, "batches") as work:
         for batch in islice(iter(loader), count):
+            work.advance()
             predicted = batch[:, 1:].numel()
             total += float(decoder.loss(batch[:, :-1], batch[:, 1:])) * predicted
             tokens += predicted
@@ -135,8 +151,9 @@ def _held_out(trained: TrainedModel, path: str | None, length: int) -> TokenData
             )
         settings = {"block_size": length, "batch_size": 8}
     sizes = {key: settings[key] for key in ("block_size", "batch_size")}
+    mix = [Weighted(**source) for source in settings.get("mix") or ()]
     try:
-        data = TokenDataModule(path or settings["path"], **sizes)
+        data = TokenDataModule(path, **sizes) if path else TokenDataModule(settings["path"], mix=mix or None, **sizes)
         data.setup("validate")
     except UserError as error:
         raise UserError(
@@ -158,19 +175,20 @@ def block_size(stated: dict[str, Any], command: str = "export") -> int:
 
 
 def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
-    run_dir = trained.path.resolve().parent.parent
-    run = recorded(run_dir)
+    run_dir = trained.run_dir
+    run = None if run_dir is None else recorded(run_dir)
     metrics: dict[str, tuple[int, float]] = {}
     for name, series in ({} if run is None else run.metrics).items():
         known = series.step <= trained.step
         if known.any():
             metrics[name] = int(series.step[known][-1]), float(series.value[known][-1])
+    origin = trained.imported or trained.ancestor
     tags = {} if run is None else run.tags
     versions = {name.partition(".")[2]: version for name, version in tags.items() if name.startswith("versions.")}
     return Facts(
-        name=trained.config["name"] + (f"/{run_dir.name}" if run is not None else ""),
+        name=trained.config["name"] + (f"/{run_dir.name}" if run_dir is not None and run is not None else ""),
         format=settings.format or "merged",
-        license=settings.license or (trained.imported.license if trained.imported else None),
+        license=settings.license or (origin.license if origin else None),
         config=trained.config,
         step=trained.step,
         tokens_seen=trained.callbacks.get("Throughput", {}).get("tokens_seen"),
@@ -186,6 +204,7 @@ def _facts(trained: TrainedModel, settings: Export, length: int) -> Facts:
         exported_at=git_state().get("commit"),
         dtype=settings.dtype,
         imported=trained.imported,
+        ancestor=trained.ancestor,
     )
 
 

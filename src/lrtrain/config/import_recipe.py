@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
-from lrtrain.checkpoint.huggingface.factorized_import import KINDS, PARTS, Factorization, Outcome
+from lrtrain.checkpoint.huggingface.factorized_import import PARTS, Factorization, Outcome
 from lrtrain.nn import Decoder, DenseLinear, LowRankLinear
+from lrtrain.nn.noted_ranks import KINDS
 
 LONGEST = 1024
 """Tokens of the recipe's sequences, at most: a model's own context may be more than a batch has room for."""

@@ -4,17 +4,11 @@ import importlib.metadata
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import lightning
 import torch
-import yaml
-from torch import Tensor
 
-from lrtrain.checkpoint.checkpoint_io import check_architecture
 from lrtrain.checkpoint.huggingface import llama_source
 from lrtrain.checkpoint.huggingface.exported_folder import check_packages
 from lrtrain.checkpoint.huggingface.factorized_import import Factorization, Outcome, factorize
@@ -23,31 +17,16 @@ from lrtrain.checkpoint.huggingface.imported import Imported, license_in
 from lrtrain.checkpoint.huggingface.llama_fields import llama_fields
 from lrtrain.checkpoint.huggingface.llama_source import Source, SourceTokenizer
 from lrtrain.checkpoint.huggingface.llama_weights import compare, take_weights
-from lrtrain.checkpoint.single_file import write_whole
-from lrtrain.config.import_recipe import decoder_config, recipe
+from lrtrain.config.import_files import Target, find_target, write_import
+from lrtrain.config.import_recipe import decoder_config
 from lrtrain.config.trained_model import build_decoder
 from lrtrain.data.tokenizer import end_of_text, vocabulary_size
 from lrtrain.nn import Decoder
 from lrtrain.runtime.allocator import give_back_freed_memory
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import write_atomically
-from lrtrain.runtime.stores import is_remote
 
-SUFFIX = ".ckpt"
 QUIET = 10.0
 """Seconds without a word while matrices are decomposed."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The files that an import writes."""
-
-    checkpoint: Path
-    recipe: Path
-    tokenizer: Path
-
-    def files(self) -> tuple[Path, Path, Path]:
-        return self.checkpoint, self.recipe, self.tokenizer
 
 
 def import_model(
@@ -74,10 +53,14 @@ def import_model(
     config, fields = llama_fields(text, stated)
     tokenizer = llama_source.read_tokenizer(source, tokenizer_file)
     _check_vocabulary(text, tokenizer, fields["vocab_size"])
-    origin = _origin(source, stated, gguf, config, tokenizer)
+    card = "" if gguf is not None and source.local else llama_source.card(source)
+    origin = _origin(source, stated, gguf, config, tokenizer, card)
     for name, line in _what_it_is(origin, fields, tokenizer):
         say(f"{name:<15} {line}")
-    decoder, difference = _dense_decoder(source, config, fields, tokenizer)
+    if origin.license is None and card is None:
+        say(f"{'':<15} its card, which may state a license, cannot be read without the hub: export takes --license")
+    decoder, difference, stops = _dense_decoder(source, config, fields, tokenizer)
+    origin = replace(origin, stops=stops)
     say(f"{'logits':<15} {difference}")
     numbers = sum(p.numel() for p in decoder.parameters())
     outcome = Outcome()
@@ -92,9 +75,18 @@ def import_model(
         say(f"{'factorized':<15} {origin.factorized}")
         say(f"{'numbers':<15} {numbers:,} → {sum(p.numel() for p in decoder.parameters()):,}")
     made = decoder_config(fields, asked, outcome)
-    _write(decoder, made, tokenizer, origin, target)
+    write_import(decoder, made, tokenizer.ours, origin, target)
     for name, file in zip(("wrote", "recipe", "tokenizer"), target.files(), strict=True):
         say(f"{name:<15} {file}")
+
+
+def check_import(out: str, asked: Factorization) -> Target:
+    """Refuses what can be refused before anything is read: a missing package, a rank out of range, a target that is
+    there; returns the files to write.
+    """
+    check_packages("import")
+    asked.check()
+    return find_target(out)
 
 
 def _progress(blocks: int) -> Callable[[str], None]:
@@ -110,38 +102,19 @@ def _progress(blocks: int) -> Callable[[str], None]:
     return begin
 
 
-def check_import(out: str, asked: Factorization) -> Target:
-    """What can be refused before anything is read: a missing package, a target that is there, a rank out of range.
-
-    Returns:
-        The files to write, by their absolute paths.
-    """
-    check_packages("import")
-    asked.check()
-    if is_remote(out):
-        raise UserError(f"--out {out}: name a file of this machine; it can be copied to a store")
-    path = Path(out).expanduser().resolve()
-    if path.suffix != SUFFIX:
-        raise UserError(f"--out {out}: name a file that ends in {SUFFIX}; the recipe and the tokenizer go beside it")
-    target = Target(path, path.with_suffix(".yaml"), path.with_suffix(".tokenizer.json"))
-    for file in target.files():
-        if file.exists():
-            raise UserError(f"--out {out}: {file} exists already; name a new file")
-    return target
-
-
 def _dense_decoder(
     source: Source, config: Any, fields: dict[str, Any], tokenizer: SourceTokenizer
-) -> tuple[Decoder, str]:
-    """Our decoder with the source's weights, and how far its logits are from transformers'."""
+) -> tuple[Decoder, str, list[int]]:
+    """Our decoder with the source's weights, how far its logits are from transformers', and where its answers end."""
     model = llama_source.read_model(source, config)
     with torch.device("meta"):
         decoder = build_decoder(decoder_config(fields, Factorization(), Outcome()))
     take_weights(model, decoder, source.text)
     difference = compare(model, decoder, tokenizer.ours, source.text)
+    ends = model.generation_config.eos_token_id
     del model
     give_back_freed_memory()
-    return decoder, difference
+    return decoder, difference, ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _check_vocabulary(text: str, tokenizer: SourceTokenizer, rows: int) -> None:
@@ -150,20 +123,21 @@ def _check_vocabulary(text: str, tokenizer: SourceTokenizer, rows: int) -> None:
 
 
 def _origin(
-    source: Source, stated: dict[str, Any], gguf: GgufFacts | None, config: Any, tokenizer: SourceTokenizer
+    source: Source,
+    stated: dict[str, Any],
+    gguf: GgufFacts | None,
+    config: Any,
+    tokenizer: SourceTokenizer,
+    card: str | None,
 ) -> Imported:
-    license_, stored = None, str(stated.get("dtype") or stated.get("torch_dtype") or "unknown")
-    if gguf is not None:
-        license_, stored = gguf.license, gguf.types
-    else:
-        license_ = license_in(llama_source.card(source))
+    stored = gguf.types if gguf is not None else str(stated.get("dtype") or stated.get("torch_dtype") or "unknown")
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return Imported(
         source=source.name,
         family=config.model_type,
         stored=stored,
         context=config.max_position_embeddings,
-        license=license_,
+        license=(gguf and gguf.license) or license_in(card or ""),
         ends={name: getattr(config, name, None) for name in names},
         special=tokenizer.special,
         chat_template=tokenizer.chat_template,
@@ -201,51 +175,3 @@ def _in_words(asked: Factorization, outcome: Outcome) -> str:
         f"{len(ranks)} of {len(outcome.ranks)} projections of {' and '.join(asked.parts)} {kind}, rank {span}, "
         f"{outcome.total:.2%} of their energy lost"
     )
-
-
-def _write(
-    decoder: Decoder, made: dict[str, Any], tokenizer: SourceTokenizer, origin: Imported, target: Target
-) -> None:
-    state: dict[str, Tensor] = {f"decoder.{name}": weight.detach() for name, weight in decoder.state_dict().items()}
-    with torch.device("meta"):
-        again = torch.nn.ModuleDict({"decoder": build_decoder(made)})
-    check_architecture({"state_dict": state}, again, target.checkpoint)
-    name, tokens = target.checkpoint.stem, target.tokenizer
-    texts = [recipe(name, origin.source, made, origin.context, tokens, begin) for begin in (None, target.checkpoint)]
-    yaml.safe_load(texts[0])
-    own = {
-        "version": importlib.metadata.version("lrtrain"),
-        "config": texts[0],
-        "tokenizer": tokenizer.ours.to_str(),
-        "rng": [],
-        "validation_due": False,
-        "imported": origin.record(),
-    }
-    checkpoint = {
-        "state_dict": state,
-        "pytorch-lightning_version": lightning.__version__,
-        "epoch": 0,
-        "global_step": 0,
-        "callbacks": {},
-        "lrtrain": own,
-    }
-    with _all_or_none(target):
-        write_whole(checkpoint, target.checkpoint)
-        write_atomically(tokens, tokenizer.ours.to_str(pretty=True).encode())
-        write_atomically(target.recipe, texts[1].encode())
-
-
-@contextmanager
-def _all_or_none(target: Target) -> Iterator[None]:
-    """Removes what was written where the rest could not be."""
-    try:
-        yield
-    except BaseException as error:
-        for file in target.files():
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError):
-            why = cause.strerror or str(cause)
-            raise UserError(f"cannot write {target.checkpoint}: {why}; make room or name another place") from error
-        raise

@@ -3,7 +3,9 @@
 import inspect
 import re
 from argparse import ArgumentError
+from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +122,17 @@ def warm_start(origin: Origin, path: Path, decoder: dict[str, Any]) -> WarmStart
         raise UserError(f"--init_from {origin.where} holds no configuration: use one of lrtrain fit or lrtrain import")
     of_saved = yaml.safe_load(saved.config)["model"]["decoder"]
     try:
-        check_fields(resolved_decoder(of_saved), resolved_decoder(decoder), origin.where)
+        configs = resolved_decoder(of_saved), resolved_decoder(decoder)
+        check_fields(*configs, origin.where)
     except ArgumentError as error:
         raise UserError(f"--init_from {origin.where}: {' '.join(str(error).split())}") from error
-    found = WarmStart(saved, made_decoder(of_saved, path, "meta"), f"{origin.where} (step {origin.step})")
-    found.check(made_decoder(decoder, path, "meta"))
+    found = WarmStart(saved, made_decoder(of_saved, path), f"{origin.where} (step {origin.step})")
+    found.check(made_decoder(decoder, path))
+    if differing := unlike(*configs, found.copied):
+        found.notes.append(
+            f"init_from {origin.where}: weights are copied into what may compute something else with them: "
+            f"{'; '.join(differing)}"
+        )
     return found
 
 
@@ -150,6 +158,40 @@ def check_fields(saved: dict[str, Any], given: dict[str, Any], where: str) -> No
         raise UserError(
             f"--init_from {where} is of another architecture: model.decoder: {'; '.join(differing)}; set what it has"
         )
+
+
+def unlike(saved: dict[str, Any], given: dict[str, Any], copied: Collection[str]) -> list[str]:
+    """Arguments of classes that are not lrtrain's which differ: what they change is not known here.
+
+    Args:
+        saved: The resolved decoder of the checkpoint.
+        given: That of the configuration.
+        copied: Names of the projections whose weights are copied.
+    """
+    theirs, ours = saved["init_args"], given["init_args"]
+    beside = {key: value for key, value in ours.items() if key not in inspect.signature(Decoder).parameters}
+    found = _differing("model.decoder.", beside, theirs)
+    for name in copied:
+        here, there = _maker(ours, name), _maker(theirs, name)
+        if here and there and here["class_path"].partition(".")[0] not in ("lrtrain", "torch"):
+            place = f"{re.sub(r'[.][0-9]+[.]', '.*.', name)}: {here['class_path']}: "
+            found += _differing(place, here.get("init_args", {}), there.get("init_args", {}))
+    return list(dict.fromkeys(found))
+
+
+def _maker(arguments: dict[str, Any], projection: str) -> dict[str, Any] | None:
+    """What makes a projection of a decoder, as `nn.Decoder` chooses it; None where that is not known."""
+    overrides = arguments.get("overrides") or {}
+    part = projection.split(".")[2] if projection.count(".") > 2 else ""
+    made = next((overrides[pattern] for pattern in overrides if fnmatchcase(projection, pattern)), arguments.get(part))
+    return made if isinstance(made, dict) and "class_path" in made else None
+
+
+def _differing(place: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """`<place><name> is 2, its 1` of each argument; None stands for one that is not there."""
+    return [
+        f"{place}{name} is {value}, its {theirs.get(name)}" for name, value in ours.items() if value != theirs.get(name)
+    ]
 
 
 def _numbers(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from lrtrain.runtime.files import writing
 from lrtrain.runtime.ranks import decide_on_rank_zero, is_first
 from lrtrain.runtime.stores import is_remote
 
-_made: list[Path] = []
+_made: list[list[Path]] = []
+"""A run's directory, then the folders above it that there were not before."""
 
 
 def run_directories(runs: str | Path, name: str) -> list[Path]:
@@ -35,9 +36,10 @@ def new_run_directory(runs: str | Path, name: str, path: str | None = None) -> P
         if link is not None or path is None:
             directory = Path(runs, name, f"{number:04d}")
             advice = "set --runs to a folder that can be written"
+            above = [folder for folder in directory.parents if not folder.exists()]
             with writing(f"cannot make {directory}", advice), contextlib.suppress(FileExistsError):
                 directory.mkdir(parents=True)
-                _made.append(directory)
+                _made.append([directory, *above])
                 if link is not None:
                     remote_runs.write_link(directory, link)
                 return directory
@@ -45,13 +47,13 @@ def new_run_directory(runs: str | Path, name: str, path: str | None = None) -> P
 
 
 def discard_if_empty() -> None:
-    """Removes the directories that this process made, and those of their names, if nothing was written there."""
+    """Removes the directories that this process made, and the folders above that it made, if nothing was written."""
     while _made and is_first():
-        path = _made.pop()
+        folders = _made.pop()
         with contextlib.suppress(OSError, UserError):  # not empty, or gone; a store that does not answer
-            remote_runs.give_up(path)
-            path.rmdir()
-            path.parent.rmdir()
+            remote_runs.give_up(folders[0])
+            for folder in folders:
+                folder.rmdir()
 
 
 class Place(NamedTuple):

@@ -88,8 +88,7 @@ class TextGenerator:
         self._end = end_of_text(trained.tokenizer)
         # An imported model knows the texts of its tokenizer, with what that puts before them, and its own ends.
         self._before = put_before(trained.tokenizer) if imported else []
-        ends = imported.ends.get("eos_token_id") if imported else None
-        self._ends = {self._end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
+        self._ends = {self._end, *(imported.stop_tokens() if imported else ())}
         self._encoder = Encoder(trained.tokenizer, np.dtype(np.int64))
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:

@@ -15,6 +15,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
+from lrtrain.config.base_recipe import BASE, base_recipe
 from lrtrain.config.error_lines import one_line
 from lrtrain.config.export_settings import Export
 from lrtrain.config.init_from import Origin, warm_start
@@ -33,6 +34,7 @@ from lrtrain.training.callbacks.heartbeat import Heartbeat
 from lrtrain.training.callbacks.nonfinite import NonFiniteGradients
 from lrtrain.training.callbacks.roll_call import RollCall
 from lrtrain.training.callbacks.step_progress import StepProgress
+from lrtrain.training.callbacks.text_samples import TextSamples
 from lrtrain.training.callbacks.throughput import Throughput
 from lrtrain.training.causal_lm import CausalLM
 from lrtrain.training.checks import check_precision, check_strategy
@@ -130,6 +132,8 @@ class TrainingRun(Configured):
             self.run_dir, self.resumed = place.directory, place.checkpoint
             self._begin_from(place)
             self.record, self.roll_call = RunRecord(self.as_yaml()), RollCall()
+            base = base_recipe(Parser.settings)
+            self.record.texts[BASE] = lambda: base
             if beginning := self.model.warm_start:
                 self.record.texts["init_from.txt"] = lambda: beginning.report
             self.trainer = self._trainer(dict(self.parts.trainer), tracked=command == "fit")
@@ -143,6 +147,7 @@ class TrainingRun(Configured):
             decoder = yaml.safe_load(self.as_yaml())["model"]["decoder"]
             self.model.warm_start = warm_start(origin, place.weights, decoder)
             self.parts.checkpoints.validate_first = True
+            self.parts.checkpoints.ancestor = self.model.warm_start.saved.ancestor
 
     def finish_copy(self) -> None:
         """Waits until the store has what `checkpoints.path` asks for, with the record as it is at the end.
@@ -158,7 +163,9 @@ class TrainingRun(Configured):
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         callbacks[:0] = [self.roll_call, self.parts.nonfinite]  # before any that takes time, or acts on gradients
-        callbacks += [self.parts.checkpoints, ClosingValidation(), Throughput(), self.record, self.parts.heartbeat]
+        own_samples = any(isinstance(one, TextSamples) for one in callbacks)
+        callbacks += [self.parts.checkpoints, ClosingValidation(), *([] if own_samples else [TextSamples()])]
+        callbacks += [Throughput(), self.record, self.parts.heartbeat]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         settings |= {
@@ -170,6 +177,8 @@ class TrainingRun(Configured):
             "use_distributed_sampler": not isinstance(self.datamodule, TokenDataModule),
             "enable_model_summary": settings["enable_model_summary"] or False,
         }
+        if settings["profiler"]:
+            logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what it found is an info to it
         try:
             return Trainer(**settings)
         except REFUSALS as error:
@@ -182,10 +191,11 @@ class TrainingRun(Configured):
         loggers = [logger for logger in loggers if not isinstance(logger, bool | None)]
         if own_logger(loggers) is None:
             send = configured is not False and configured != []
-            loggers.append(MLflowLogger(experiment=self.config.name, root=self.config.runs, send=send))
+            loggers.append(MLflowLogger(root=self.config.runs, send=send))
         for logger in loggers:
             if isinstance(logger, MLflowLogger):
                 logger.run_dir = str(self.run_dir)
+                logger.group = logger.group or self.config.name
         return loggers
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
-from lrtrain.checkpoint.huggingface.imported import Imported
+from lrtrain.checkpoint.huggingface.imported import Ancestor, Imported
+from lrtrain.config.run_names import place_of
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
@@ -26,6 +27,8 @@ from lrtrain.training.causal_lm import DecoderCallable
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest whole one of a run directory or of a folder of runs.
 
+    What is no path may be a run's name (`quickstart`, `quickstart/0001`) in the folder of runs.
+
     Of several runs the newest is the one whose record was written last, wherever it was copied since.
 
     Raises:
@@ -33,8 +36,10 @@ def newest_checkpoint(path: Path) -> Path:
     """
     if path.is_file() or (path.is_dir() and path.suffix == ".ckpt"):
         return path
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")
+    place = place_of(path)
+    if place is None:
+        raise UserError(f"{path} does not exist: name a .ckpt file, a run, a run directory or a folder of runs")
+    path = place
     folders = sorted(path.rglob(FOLDER), key=_written, reverse=True)
     for folder in [path, *folders]:
         checkpoint, _ = newest_whole(folder)
@@ -60,6 +65,7 @@ class TrainedModel:
         version: Of lrtrain, when it was saved.
         callbacks: The states of Lightning's callbacks, by their keys.
         imported: Where `lrtrain import` had it from, if no step has changed it since.
+        ancestor: The imported model with whose weights its run began, if it did.
     """
 
     path: Path
@@ -71,6 +77,7 @@ class TrainedModel:
     version: str
     callbacks: dict[str, Any]
     imported: Imported | None
+    ancestor: Ancestor | None
 
     @property
     def context(self) -> int | None:
@@ -80,6 +87,11 @@ class TrainedModel:
         data = self.config["data"]
         found = data.get("init_args", data).get("block_size")
         return found if isinstance(found, int) else None
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The directory of its run, if it lies in a folder of one; None of what no run has made."""
+        return self.path.resolve().parent.parent if self.imported is None else None
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -112,29 +124,34 @@ def read_trained(path: Path) -> TrainedModel:
         version=own.get("version", ""),
         callbacks=checkpoint.get("callbacks", {}),
         imported=Imported(**own["imported"]) if own.get("imported") else None,
+        ancestor=Ancestor(**own["ancestor"]) if own.get("ancestor") else None,
     )
 
 
 def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Decoder:
     """The decoder with the very tensors that were read."""
-    decoder = made_decoder(config, path, "meta")
-    if not all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
-        decoder = made_decoder(config, path, "cpu")  # it may keep tensors that no checkpoint holds
+    decoder = made_decoder(config, path)
     before_load(decoder, weights)
     check_architecture({"state_dict": weights}, decoder, path)
     decoder.load_state_dict(weights, assign=True)
     return decoder.eval()
 
 
-def made_decoder(config: dict[str, Any], path: Path, device: str) -> Decoder:
-    """The decoder of a checkpoint's configuration, with fresh weights.
+def made_decoder(config: dict[str, Any], path: Path) -> Decoder:
+    """The decoder of a configuration, for the weights of a checkpoint.
+
+    It is on the meta device, or with fresh weights on the CPU where a module of it is a class of one's own, which may
+    keep tensors that no checkpoint holds.
 
     Raises:
         UserError: a class of it is not here, or takes other arguments.
     """
     try:
-        with torch.device(device):
-            return build_decoder(config)
+        with torch.device("meta"):
+            decoder = build_decoder(config)
+        if all(type(module).__module__.partition(".")[0] in ("lrtrain", "torch") for module in decoder.modules()):
+            return decoder
+        return build_decoder(config)
     except ArgumentError as error:
         missing = re.search(r"No module named '(([^'.]+)[^']*)'", str(error))
         if missing is None:

@@ -14,7 +14,7 @@ from lrtrain.nn.generation import (
     text_after,
 )
 from lrtrain.nn.kv_cache import KVCache
-from lrtrain.nn.loss import LossCallable, next_token_loss
+from lrtrain.nn.loss import LossCallable, losses_by_position, next_token_loss
 from lrtrain.nn.lowrank import LowRankLinear
 from lrtrain.nn.projection import LinearCallable, Projection, as_projections, projections
 from lrtrain.nn.rope_scaling import RopeScaling
@@ -41,6 +41,7 @@ __all__ = [
     "factorize_",
     "feed",
     "generate",
+    "losses_by_position",
     "merge_",
     "next_token_loss",
     "order_for_decoding",

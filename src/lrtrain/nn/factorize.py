@@ -11,10 +11,10 @@ from torch import nn
 
 from lrtrain.nn.decoder import Decoder
 from lrtrain.nn.dense import DenseLinear
-from lrtrain.nn.factorized import FactorizedProjection, resolve_rank
+from lrtrain.nn.factorized import resolve_rank
 from lrtrain.nn.noted_ranks import KINDS, Biased, is_ours, note_ranks, replace_module, with_bias
 from lrtrain.nn.projection import Projection
-from lrtrain.nn.rewriting import dense_weight, triplets
+from lrtrain.nn.rewriting import as_factors, dense_weight
 
 Kind = Literal["low_rank", "spectral"]
 
@@ -220,13 +220,8 @@ def _factorized(
             empty = KINDS[kind](old.in_features, old.out_features, rank=rank).to(first.dtype)
         return _told(name, _like(empty, old), old, rank, math.nan)
     source = old.weight if isinstance(old, nn.Linear) else old.projection if isinstance(old, Biased) else old
-    found, kept = triplets(source, rank, energy)
-    assert kept.rank is not None
-    with torch.device("meta"):  # the random initialization would be thrown away
-        layer: FactorizedProjection = KINDS[kind](old.in_features, old.out_features, rank=kept.rank)
-    layer.to_empty(device=first.device).to(first.dtype)
-    layer.set_triplets(*found)
-    return _told(name, _like(layer, old), old, kept.rank, kept.energy)
+    layer, kept = as_factors(source, KINDS[kind], rank, energy, first.dtype)
+    return _told(name, _like(layer, old), old, layer.rank, kept.energy)
 
 
 def _told(name: str, new: nn.Module, old: nn.Module, rank: int, energy: float) -> tuple[nn.Module, Factorized]:

@@ -34,6 +34,26 @@ def next_token_loss(hidden: Tensor, head_VD: Tensor, targets: Tensor) -> Tensor:
     return _NextTokenLoss.apply(hidden_ND, head_VD, targets_N, with_gradients)
 
 
+@torch.no_grad()
+def losses_by_position(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, _: Tensor | None = None) -> Tensor:
+    """Mean next-token loss in nats at each position, over the rows: (T,), of the dtype that `next_token_loss` has.
+
+    A `LossCallable` without gradients; its mean is the next-token loss. Logits are held in chunks as there.
+    """
+    device = hidden_BTD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BTD.dtype
+    hidden_ND, head, targets_N = hidden_BTD.flatten(0, 1).to(dtype), head_VD.to(dtype), targets_BT.flatten()
+    chunk = max(1, CHUNK_LOGITS // len(head))
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    losses_N = torch.empty(len(targets_N), dtype=exact, device=hidden_ND.device)
+    with torch.autocast(device, enabled=False):
+        for start in range(0, len(targets_N), chunk):
+            rows = slice(start, start + chunk)
+            logits = F.linear(hidden_ND[rows], head).to(exact)
+            losses_N[rows] = F.cross_entropy(logits, targets_N[rows], reduction="none")
+    return losses_N.view_as(targets_BT).mean(dim=0)
+
+
 class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, with_gradients: bool) -> Tensor:

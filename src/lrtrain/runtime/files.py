@@ -1,9 +1,10 @@
 """Files that are whole or absent, whatever happens while they are written."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +46,31 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Keeps out other processes that name the same lock, a file that is there inside `with` alone.
+
+    One that was killed keeps nobody out. Where the file system knows no locks, nobody does.
+
+    Raises:
+        UserError: `busy`, where another process is inside.
+    """
+    with ExitStack() as held:
+        while True:
+            file = held.enter_context(lock.open("wb"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(busy) from None
+            except OSError:  # a file system without locks: nothing to ask
+                pass
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    break  # else its holder went between the two lines above, and the file with it
+        held.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The LightningModule: loss, validation metrics, optimizers, and the constraints that the projections need."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrtrain.nn import Decoder, LossCallable
+from lrtrain.nn import Decoder, LossCallable, losses_by_position
 from lrtrain.nn.decoder import Block, check_flops
 from lrtrain.nn.projection import before_load, deleted_parameters, hidden_parameters
 from lrtrain.optim import Optimizers, Slot, build_optimizer, coverage
@@ -20,12 +21,22 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
-from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_precision, check_strategy
+from lrtrain.training.checks import (
+    check_batch,
+    check_loss,
+    check_optimizer,
+    check_precision,
+    check_strategy,
+    why_not_compiled,
+)
 from lrtrain.training.fsdp import FSDP
 from lrtrain.training.resumed_rates import jumps, saved_rates
-from lrtrain.training.token_loss import TokenLoss, summaries
+from lrtrain.training.token_loss import TokenLoss, by_position, summaries
 from lrtrain.training.training_callbacks import training_callbacks
 from lrtrain.training.warm_start import WarmStart
+
+POSITIONS = "held_out/by_position.json"
+"""The text of the record that has the loss of the last validation by position in the context."""
 
 DecoderCallable = Callable[[], Decoder]
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -44,7 +55,8 @@ class CausalLM(L.LightningModule):
             loss, which validation measures in any case.
         activation_checkpointing: Keep each block's input alone and compute the rest again in the backward pass: less
             memory, a third more computation.
-        compile: Compile each block (`torch.compile`); the first steps take longer.
+        compile: Compile each block (`torch.compile`); the first steps take longer. Null: when training on CUDA, where a
+            C compiler is found and no projection speaks against it.
     """
 
     def __init__(
@@ -54,7 +66,7 @@ class CausalLM(L.LightningModule):
         schedule: ScheduleCallable,
         loss: LossCallable | None = None,
         activation_checkpointing: bool = False,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         super().__init__()
         self._make_decoder = decoder
@@ -63,12 +75,28 @@ class CausalLM(L.LightningModule):
         self._loss = (loss,)  # in a tuple: the module of a loss is no part of the model
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
+        self._compiled = False
         self.decoder: Decoder | None = None
         self.warm_start: WarmStart | None = None  # where the weights come from, if not from the seed
         self._slots: list[Slot] = []
         self._losses: list[Tensor] = []  # of the micro-batches since the last step
         self._rates: dict[str, float] = {}  # of each parameter in the next step of the run resumed
         self.validation = TokenLoss()
+        self.validation_texts: dict[str, str] = {}  # what the last one found beside its metrics, for the record
+
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks are compiled, once `configure_model` made them."""
+        return self._compiled
+
+    def _compiles(self, decoder: Decoder) -> bool:
+        """Whether blocks are to be compiled; says why not where one would expect it."""
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if self._compile is not None or not fitting or self.trainer.strategy.root_device.type != "cuda":
+            return bool(self._compile)
+        if why := why_not_compiled(decoder):
+            rank_zero_only(print)(f"model.compile: blocks are not compiled: {why}")
+        return not why
 
     def check(self) -> int:
         """Builds decoder, optimizers and schedule without memory or data, to refuse wrong values at once.
@@ -95,10 +123,11 @@ class CausalLM(L.LightningModule):
             return
         # A device's own generator would draw other weights.
         self.decoder = self._decoder_on("cpu" if self.warm_start is None else self.warm_start.made_on)
+        self._compiled = self._compiles(self.decoder)
         for block in self.decoder.blocks:
             if isinstance(block, Block):
                 block.recompute = self._activation_checkpointing
-            if self._compile:
+            if self._compiled:
                 # The method, not the module: the gathering of weights around it stays outside the graph.
                 block.forward = torch.compile(block.forward)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):
@@ -206,9 +235,12 @@ class CausalLM(L.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         # A process that has no sequences left still takes part in gathering sharded weights.
-        loss = self.loss(batch if len(batch) else batch.new_zeros(1, batch.shape[1]))
+        assert self.decoder is not None
+        read = batch if len(batch) else batch.new_zeros(1, batch.shape[1])
+        check_batch(read)
+        losses = self.decoder.loss(read[:, :-1], read[:, 1:], losses_by_position)
         source = dataloader_idx if self._shares() else 0
-        self.validation.update(loss.detach(), batch[:, 1:].numel(), source)
+        self.validation.update(losses.detach(), batch[:, 1:].numel(), source)
 
     def on_validation_epoch_end(self) -> None:
         self._log_summary("val")
@@ -236,7 +268,10 @@ class CausalLM(L.LightningModule):
     def _log_summary(self, split: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
         ratio = data.bytes_per_token if hasattr(data, "bytes_per_token") else lambda **_: None
-        found = summaries(self.validation.compute().reshape(-1).tolist(), self._shares(), ratio)
+        losses, by_interval, tokens = self.validation.compute()
+        found = summaries(losses.reshape(-1).tolist(), self._shares(), ratio)
+        if split == "val":
+            self._note_positions(by_interval.tolist(), tokens.tolist())
         self.validation.reset()
         if self.warm_start is not None and self.trainer.global_step == 0 and not self.trainer.sanity_checking:
             self.warm_start.loss = found["loss"]
@@ -246,6 +281,14 @@ class CausalLM(L.LightningModule):
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
         if self.trainer.loggers:
             self.log("step", float(self.trainer.global_step), sync_dist=True)
+
+    def _note_positions(self, losses: list[list[float]], tokens: list[list[float]]) -> None:
+        """What this validation found at each position in the context, for the record."""
+        names = list(self._shares()) or [""]
+        each, longest = zip(names, losses, tokens, strict=True), self.validation.longest
+        sources = {name: by_position(loss, count, longest) for name, loss, count in each}
+        found = {"step": self.trainer.global_step, "sources": sources}
+        self.validation_texts = {POSITIONS: json.dumps(found)} if any(sources.values()) else {}
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lrtrain.checkpoint.checkpoint_io import check_tokenizer, difference
 from lrtrain.checkpoint.saved_weights import SavedWeights
@@ -21,6 +22,7 @@ from lrtrain.nn.projection import before_load, projections
 from lrtrain.nn.rewriting import Kept, check_conversion, write_weight
 from lrtrain.optim import shard_like
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.ranks import raise_on_all
 from lrtrain.runtime.table import table
 
 PREFIX = "decoder."
@@ -36,21 +38,24 @@ class WarmStart:
 
     Args:
         saved: The open checkpoint.
-        source: Its decoder, on the meta device.
+        source: Its decoder, without weights.
         where: What to call it.
 
     Attributes:
-        made_on: The device on which to make the decoder: meta, unless a class of one's own may keep tensors that no
-            checkpoint holds.
+        made_on: The device on which to make the decoder.
+        copied: Names of the projections whose weights are copied, unless 16 bit have left them askew.
+        notes: What else is to be reported.
         report: What was copied and what was computed, once that is done.
         loss: Of the weights that the run begins with, on the held-out split, once that is known.
     """
 
     def __init__(self, saved: SavedWeights, source: Decoder, where: str) -> None:
         self.made_on = "cpu"
+        self.copied: list[str] = []
+        self.notes: list[str] = []
         self.report = ""
         self.loss: float | None = None
-        self._saved = saved
+        self.saved = saved
         self.where = where
         self._shapes = {n.removeprefix(PREFIX): s for n, s in saved.shapes().items() if n.startswith(PREFIX)}
         before_load(source, self._shapes)
@@ -58,14 +63,13 @@ class WarmStart:
         self._target: Decoder
 
     def check(self, target: Decoder) -> None:
-        """Refuses a decoder, on the meta device, that cannot have these weights.
+        """Refuses a decoder, on the meta device or with any weights, that cannot have these.
 
         Raises:
             UserError: names the first weight or projection that differs, in the decoder's order.
         """
         self._target = target
-        packages = {type(module).__module__.partition(".")[0] for module in target.modules()}
-        self.made_on = "meta" if packages <= {"lrtrain", "torch"} else "cpu"
+        self.made_on = next(target.parameters()).device.type
         sources, targets = projections(self._source), projections(target)
         own = {name: tuple(tensor.shape) for name, tensor in target.state_dict().items()}
         if what := difference(_outside(self._shapes, sources), _outside(own, targets)):
@@ -73,7 +77,9 @@ class WarmStart:
         for name, projection in targets.items():
             if name not in sources:
                 raise UserError(f"--init_from {self.where} is of another architecture: it has no projection {name}")
-            if not self._same(projection, sources[name], name):
+            if self._same(projection, sources[name], name):
+                self.copied.append(name)
+            else:
                 try:
                     check_conversion(projection, sources[name])
                 except ValueError as error:
@@ -85,8 +91,8 @@ class WarmStart:
 
     def check_data(self, data: Any) -> None:
         """Raises UserError where the data are of another tokenizer than the checkpoint, as far as both tell."""
-        if self._saved.tokenizer is not None and hasattr(data, "tokenizer_json"):
-            check_tokenizer(self._saved.tokenizer, data.tokenizer_json(), self.where)
+        if self.saved.tokenizer is not None and hasattr(data, "tokenizer_json"):
+            check_tokenizer(self.saved.tokenizer, data.tokenizer_json(), self.where)
 
     @torch.no_grad()
     def fill(self, decoder: Decoder, device: torch.device) -> None:
@@ -109,8 +115,11 @@ class WarmStart:
                 names += [f"{name}.{key}" for key in projection.state_dict()]
             else:
                 rewritten.append(name)
-        for name in names:
-            self._copy(name, own[name])
+        wrong = [name for name in names if not self._copy(name, own[name])]
+        line = (
+            f"--init_from {self.where}: {', '.join(wrong[:1])} holds NaN or infinite numbers; name another checkpoint"
+        )
+        raise_on_all(UserError(line) if wrong else None)
         kept = self._rewrite(rewritten, own, device)
         self.report = self._told(len(names), {name: (sources[name], targets[name], kept[name]) for name in rewritten})
 
@@ -123,19 +132,20 @@ class WarmStart:
     def _orthonormal(self, target: Any, name: str) -> bool:
         names = {id(parameter): key for key, parameter in target.named_parameters()}
         for parameter in getattr(target, "orthonormal", list)():
-            x = self._saved.read(f"{PREFIX}{name}.{names[id(parameter)]}").float()
+            x = self.saved.read(f"{PREFIX}{name}.{names[id(parameter)]}").float()
             if float((x.mT @ x - torch.eye(x.shape[1])).abs().max()) > OFF:
                 return False
         return True
 
-    def _copy(self, name: str, own: Tensor) -> None:
-        if self._saved.is_sharded(PREFIX + name):
-            self._saved.read_into({PREFIX + name: own})
-            return
-        value = self._saved.read(PREFIX + name)
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"--init_from {self.where}: {name} holds NaN or infinite numbers; name another checkpoint")
-        own.copy_(shard_like(value.to(own.dtype), own))
+    def _copy(self, name: str, own: Tensor) -> bool:
+        """Fills a tensor, or this process's rows of it, and says whether all of its numbers are finite."""
+        if self.saved.is_sharded(PREFIX + name):
+            self.saved.read_into({PREFIX + name: own})
+        else:
+            value = self.saved.read(PREFIX + name)
+            own.copy_(shard_like(value.to(own.dtype), own))
+        here = own.to_local() if isinstance(own, DTensor) else own
+        return bool(here.isfinite().all())
 
     def _rewrite(self, names: list[str], own: Mapping[str, Tensor], device: torch.device) -> dict[str, Kept]:
         """Computes projections, each on one process, and hands them round; returns what is kept of each weight."""
@@ -163,18 +173,19 @@ class WarmStart:
     def _rewritten(self, name: str, device: torch.device) -> tuple[nn.Module, Kept | str]:
         """A projection with the weight of the checkpoint's, and what is kept of that, or why there is none."""
         source = copy.deepcopy(self._source.get_submodule(name))
-        saved = {key: self._saved.read(f"{PREFIX}{name}.{key}") for key in source.state_dict()}
+        saved = {key: self.saved.read(f"{PREFIX}{name}.{key}") for key in source.state_dict()}
         halves = (torch.float16, torch.bfloat16)
         state = {key: x.to(device, torch.float32 if x.dtype in halves else x.dtype) for key, x in saved.items()}
         source.load_state_dict(state, assign=True)
         made = _empty(self._target.get_submodule(name), device)
         try:
-            return made, write_weight(made, source)
+            return made, write_weight(made.eval(), source.to(device).eval())
         except ValueError as error:
             return made, str(error)
 
     def _told(self, copied: int, rewritten: Mapping[str, tuple[Any, Any, Kept]]) -> str:
         lines = [f"init_from {self.where}: {copied} tensors as they are, {len(rewritten)} projections rewritten"]
+        lines += self.notes
         groups: dict[tuple[str, str, str], list[Kept]] = defaultdict(list)
         for name, (source, target, kept) in rewritten.items():
             kinds = type(source).__name__, type(target).__name__
@@ -202,4 +213,6 @@ def _outside(shapes: Mapping[str, Any], inside: Mapping[str, Any]) -> dict[str, 
 
 
 def _empty(projection: nn.Module, device: torch.device) -> nn.Module:
-    return copy.deepcopy(projection).to_empty(device=device)
+    """Another of its kind, with memory; what is no weight of it stays."""
+    made = copy.deepcopy(projection)
+    return made.to_empty(device=device) if any(p.is_meta for p in made.parameters()) else made.to(device)

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import compare, figure
-from lrtrain.studies.compare.curves import BINS, Band, Curve, band, curve, reached
+from lrtrain.studies.compare.curves import BINS, Curve, band, curve, reached
 from lrtrain.studies.compare.figure import COLORS, draw, looks, picture
 from lrtrain.studies.compare.groups import Group, check_data, differing, group_runs, ranked
-from lrtrain.studies.compare.panels import Panel, Shares, all_panels, metric_panel, share_of_time, spectral_panels
+from lrtrain.studies.compare.panels import all_panels, metric_panel, share_of_time, spectral_panels
+from lrtrain.studies.compare.rates_table import best_rates
 from lrtrain.studies.experiments.experiment_figure import over_x
+from lrtrain.studies.pages.drawn import Band, Panel, Shares
 from lrtrain.tracking.runs import TrackedRun
 from lrtrain.tracking.series import Series
 
@@ -45,6 +47,26 @@ def test_runs_of_a_study_are_grouped_by_their_point() -> None:
     for one, point in zip(runs, ("lr 0.1", "lr 0.1", "lr 0.2"), strict=True):
         one.tags["lrtrain.point"] = point
     assert [(group.label, len(group.runs)) for group in group_runs(runs, {})] == [("lr 0.1", 2), ("lr 0.2", 1)]
+
+
+def test_runs_of_a_name_that_were_trained_in_different_ways_are_no_repetitions() -> None:
+    hidden = "model.optimizers.hidden"
+
+    def trained(number: int, lr: str, seed: str = "0", kind: str = "lrtrain.optim.Spectron", **more: str) -> TrackedRun:
+        params = {f"{hidden}.class_path": kind, f"{hidden}.init_args.lr": lr, "seed_everything": seed, **more}
+        return run("a", number, params, loss={0: 1.0})
+
+    runs = [trained(1, "0.1"), trained(2, "0.02"), trained(3, "0.02", seed="1"), trained(4, "0.02", name="x")]
+    found = {group.label: [one.run_name for one in group.runs] for group in group_runs(runs, {"a": ["a"]})}
+    assert found == {"a (hidden.lr 0.02)": ["a/0002", "a/0003", "a/0004"], "a (hidden.lr 0.1)": ["a/0001"]}
+    assert [group.label for group in group_runs([runs[1], trained(5, "0.02", kind="my.Own", nesterov="true")], {})] == [
+        "a (optimizers.hidden Spectron)",
+        "a (optimizers.hidden Own)",
+    ]
+    named = group_runs(runs, {"a": ["mine"]})
+    assert [(group.label, len(group.runs)) for group in named] == [("mine", 4)]
+    assert check_data(named) == ["mine averages runs that are no repetitions: hidden.lr 0.1; hidden.lr 0.02"]
+    assert check_data(group_runs(runs, {"a": ["a"]})) == []
 
 
 def test_groups_are_ranked_by_their_mean_and_diverged_ones_are_last() -> None:
@@ -168,6 +190,30 @@ def test_there_is_a_panel_for_what_was_logged_and_a_reason_for_what_was_not() ->
     assert missing[-1] == "no share of time: old/0001 and 1 more logged no throughput/step_seconds"
     (layers,) = spectral_panels(groups)[1].bands
     assert (layers.low[0], layers.mean[0], layers.high[0]) == pytest.approx((0.1, 0.2, 0.3))
+
+
+def test_each_method_has_the_best_of_its_learning_rates_and_its_end_is_said() -> None:
+    def tried(name: str, rate: str, loss: float, **others: str) -> TrackedRun:
+        params = {"model.optimizers.hidden.init_args.lr": rate, "model.optimizers.other.init_args.lr": "0.003"}
+        return run(name, params={**params, "name": name, **others}, loss={9: loss})
+
+    runs = [
+        tried("a", rate, loss, seed_everything=str(seed))
+        for rate, losses in {"0.1": (3.0, 3.2), "0.02": (3.4,), "0.3": (np.nan,)}.items()
+        for seed, loss in enumerate(losses)
+    ]
+    wide = [tried("b-lr0.02-s0", "0.02", 2.0, width="2"), tried("b-lr1e-1-s0", "0.1", 2.5, width="2")]
+    narrow = [tried("b", "0.1", 4.0, width="1")]
+    for number, one in enumerate([*runs, *wide, *narrow]):
+        one.id = str(number)
+    groups = [Group("a", runs), Group("b", [*wide, *narrow]), Group("again", runs)]
+    header, rows = best_rates(groups, "loss")
+    assert header[:4] == ["method", "runs", "learning rates tried", "best"]
+    assert rows == [
+        ["a", "4", "hidden 0.02, 0.1, 0.3", "hidden 0.1", "3.1000 ± 0.1414", "between others"],
+        ["b (width 2)", "2", "hidden 0.02, 0.1", "hidden 0.02", "2.0000", "the lowest hidden rate tried"],
+        ["b (width 1)", "1", "hidden 0.1", "hidden 0.1", "4.0000", "the only hidden rate tried"],
+    ]
 
 
 def test_shares_of_time_are_of_all_that_was_measured() -> None:

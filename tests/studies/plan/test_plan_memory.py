@@ -14,7 +14,7 @@ from planned_steps import KINDS, MEASURED, ONE_DEVICE, TOY
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "unlike"])
 def test_the_planned_peak_is_that_of_the_live_tensors(kind: str, recompute: bool, precision: str) -> None:
     plan = planned_steps.predicted(kind, TOY, recompute, precision)
     measured = planned_steps.live_peak(kind, TOY, recompute, precision)

@@ -69,11 +69,25 @@ def test_a_decoder_of_ones_own_is_counted_whole(tmp_path: Path) -> None:
     assert deeper["parameters"]["total"] == usual["parameters"]["total"] + 64 * 64
 
 
+def test_blocks_that_differ_are_measured_each(tmp_path: Path) -> None:
+    usual = planned(tmp_path)
+    half = {"class_path": "lrtrain.nn.LowRankLinear", "init_args": {"rank": 8}}
+    overrides = json.dumps({"blocks.0.*": half})
+    less = planned(tmp_path, f"--model.decoder.overrides={overrides}")
+    least = planned(tmp_path, f"--model.decoder.overrides={json.dumps({'*': half})}")
+    unlike = planned(tmp_path, "--model.decoder=own_modules.Unlike")
+    for form in ("kept", "recomputed"):
+        for part in ("weights", "activations", "peak"):
+            found = [plan["memory"][0][form][part] for plan in (least, less, usual)]
+            assert found == sorted(found)
+    assert unlike["memory"][0]["kept"]["activations"] < usual["memory"][0]["kept"]["activations"]
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
         (["--model.loss=own_modules.reading_loss"], "model.loss: it cannot be measured without data"),
-        (["--model.decoder=own_modules.Unlike"], "model.decoder: Unlike has blocks that differ"),
+        (["--model.decoder=own_modules.Foreign"], "model.decoder: Foreign has blocks that are no lrtrain.nn.decoder.B"),
         (["--model.decoder=own_modules.Uncounted"], "model.decoder: Uncounted computes "),
         (["--model.decoder.mlp=own_modules.Scale"], "model.decoder: own_modules.Scale has no matrix product"),
         (["--model.decoder.mlp=own_modules.Narrow"], "model.decoder: own_modules.Narrow makes"),

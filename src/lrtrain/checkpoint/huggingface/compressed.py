@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from lrtrain.checkpoint.huggingface.llama_layout import dense_weight, factors
-from lrtrain.linalg import energy_rank, product_svd, truncated_svd
-from lrtrain.nn import Decoder, LowRankLinear, SpectralLinear
+from lrtrain.nn import Decoder
+from lrtrain.nn.factorized import FactorizedProjection
+from lrtrain.nn.noted_ranks import KINDS
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import as_factors, factors
 from lrtrain.runtime.errors import UserError
 
 
@@ -23,7 +21,6 @@ class Truncation:
     after: float
 
 
-@torch.no_grad()
 def truncate(decoder: Decoder, rank: int | None, energy: float | None) -> Truncation:
     """Replaces projections by their best approximations of a rank, or that hold a share of Σσ², one after another.
 
@@ -31,13 +28,17 @@ def truncate(decoder: Decoder, rank: int | None, energy: float | None) -> Trunca
     than it has; a factorized one whose rank is no larger stays.
 
     Raises:
-        UserError: not exactly one of the two is given, a value is out of range, or nothing changes.
+        UserError: not exactly one of the two is given, a value is out of range, a weight is not finite, or nothing
+            changes.
     """
     check_truncation(rank, energy)
     found = projections(decoder)
     before, after = [], []
     for name, one in found.items():
-        old, new = _shortened(name, one, rank, energy)
+        try:
+            old, new = _shortened(one, rank, energy)
+        except ValueError as error:
+            raise UserError(f"export: {name}: {error}; name an earlier checkpoint") from error
         if new is None:
             continue
         parent, _, last = name.rpartition(".")
@@ -60,42 +61,18 @@ def check_truncation(rank: int | None, energy: float | None) -> None:
         raise UserError(f"--energy {energy:g}: must be in (0, 1], a share of the sum of squared singular values")
 
 
-def _shortened(name: str, one: Any, rank: int | None, energy: float | None) -> tuple[int, Any]:
+def _shortened(one: Any, rank: int | None, energy: float | None) -> tuple[int, FactorizedProjection | None]:
     """The rank of a projection, and another with a lower one; None where that has no fewer numbers."""
     kept = factors(one)
-    if kept is None:
-        weight = dense_weight(one).float()
-        _check_finite(name, weight)
-        old = min(weight.shape)
-        new = (
-            energy_rank(torch.linalg.svdvals(weight.double()), energy) if energy is not None else min(rank or old, old)
-        )
-        if new * sum(weight.shape) >= weight.numel():
-            return old, None
-        return old, _made(LowRankLinear, *truncated_svd(weight, new))
-    kind, parts = kept
-    left, right = (parts["A"], parts["B"]) if kind == "low_rank" else (parts["V"] * parts["s"], parts["U"])
-    old = left.shape[1]
-    if rank is not None and rank >= old:
+    kind, old = "low_rank", min(one.out_features, one.in_features)
+    if kept is not None:
+        kind, old = kept[0], next(iter(kept[1].values())).shape[1]
+
+    def is_less(rank: int) -> bool:
+        numbers = rank * (one.out_features + one.in_features)
+        return rank < old if kept is not None else numbers < one.out_features * one.in_features
+
+    if rank is not None and not is_less(min(rank, old)):
         return old, None
-    for part in (left, right):
-        _check_finite(name, part)
-    p, sigma, q = product_svd(left.detach(), right.detach())
-    new = energy_rank(sigma, energy) if energy is not None else min(rank or old, old)
-    if new >= old:
-        return old, None
-    made = _made(LowRankLinear if kind == "low_rank" else SpectralLinear, p[:, :new], sigma[:new], q[:, :new])
-    return old, made
-
-
-def _made(kind: type[LowRankLinear | SpectralLinear], p: Tensor, sigma: Tensor, q: Tensor) -> nn.Module:
-    with torch.device("meta"):  # the random initialization would be thrown away
-        layer = kind(q.shape[0], p.shape[0], rank=len(sigma))
-    layer.to_empty(device=p.device)
-    layer.set_triplets(p, sigma, q)
-    return layer.eval()
-
-
-def _check_finite(name: str, weight: Tensor) -> None:
-    if not weight.isfinite().all():
-        raise UserError(f"export: {name} holds NaN or infinite numbers; name an earlier checkpoint")
+    new, _ = as_factors(one, KINDS[kind], rank, energy)
+    return old, new.eval() if is_less(new.rank) else None

@@ -22,7 +22,7 @@ from lrtrain.data.tokenizer import end_of_text, vocabulary_size
 from lrtrain.nn import Decoder
 from lrtrain.runtime.allocator import give_back_freed_memory
 from lrtrain.runtime.errors import UserError
-from lrtrain.runtime.files import NO_ROOM, fsync_folder
+from lrtrain.runtime.files import NO_ROOM, alone, fsync_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARTIAL = ".partial"
@@ -107,7 +107,8 @@ def write_folder(
     with _whole_or_absent(out, parameters * DTYPES[dtype].itemsize) as partial:
         config = llama_layout.llama_config(decoder, length, end_of_text(tokenizer), keep_factors)
         config |= imported.ends if imported is not None else {}
-        ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
+        stops = imported.stop_tokens() if imported is not None else []
+        ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": stops or config["eos_token_id"]}
         padding = config["pad_token_id"] if imported is not None else config["eos_token_id"]
         _write_json(partial / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
         _write_json(partial / "generation_config.json", ends | {"pad_token_id": padding})
@@ -165,17 +166,19 @@ def _compare(
 @contextmanager
 def _whole_or_absent(out: Path, size: int) -> Iterator[Path]:
     """A folder beside `out`, which takes its name when the block has ended well and all is on disk, else is gone."""
-    partial = out.with_name(out.name + PARTIAL)
+    partial, lock = out.with_name(out.name + PARTIAL), out.with_name(f".{out.name}.lock")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        fsync_folder(partial)
-        partial.rename(out)
-        fsync_folder(out.parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with alone(lock, f"--out {out}: another process writes it just now; name another folder"), _gone(partial):
+            check_target(out)
+            partial.mkdir()
+            yield partial
+            for file in partial.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            fsync_folder(partial)
+            partial.rename(out)
+            fsync_folder(out.parent)
     except OSError as error:
         needs = ""
         if error.errno in NO_ROOM:
@@ -184,6 +187,14 @@ def _whole_or_absent(out: Path, size: int) -> Iterator[Path]:
         raise UserError(
             f"cannot write {out}: {error.strerror or error}{needs}; make room or name another folder"
         ) from error
+
+
+@contextmanager
+def _gone(partial: Path) -> Iterator[None]:
+    """Removes a folder before, where a process was killed, and after."""
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        yield
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,15 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from lrtrain.nn import Decoder, FactorizedProjection, LowRankLinear, SpectralLinear
-from lrtrain.nn.factorized import rank_of_dense, resolve_rank
+from lrtrain.nn import Decoder
+from lrtrain.nn.factorized import resolve_rank
+from lrtrain.nn.noted_ranks import KINDS
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import as_factors
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 
-KINDS: dict[str, type[FactorizedProjection]] = {"low_rank": LowRankLinear, "spectral": SpectralLinear}
 PARTS = ("attention", "mlp")
 
 
@@ -47,14 +46,12 @@ class Factorization:
             if share is not None and not 0 < share <= 1:
                 raise UserError(f"{name} {share:g}: must be in (0, 1]")
 
-    def rank_for(self, weight: torch.Tensor) -> int | None:
-        """The rank of a weight (out, in); None where it stays dense."""
-        out_features, in_features = weight.shape
-        if self.energy is None:
-            rank = None if self.rank is None else min(self.rank, out_features, in_features)
-            return resolve_rank(in_features, out_features, rank, self.rank_ratio)
-        rank = rank_of_dense(weight, None, self.energy)
-        return rank if rank * (out_features + in_features) < weight.numel() else None
+    def rank_for(self, out_features: int, in_features: int) -> int | None:
+        """The rank of a weight (out, in); None where its energy decides."""
+        if self.energy is not None:
+            return None
+        rank = None if self.rank is None else min(self.rank, out_features, in_features)
+        return resolve_rank(in_features, out_features, rank, self.rank_ratio)
 
 
 @dataclass
@@ -77,7 +74,6 @@ class Outcome:
         return table([["layer", *columns], *([index, *cells.values()] for index, cells in blocks.items())])
 
 
-@torch.no_grad()
 def factorize(decoder: Decoder, asked: Factorization, begin: Callable[[str], None]) -> Outcome:
     """Replaces dense projections of a decoder by their best approximations, one after another.
 
@@ -96,17 +92,16 @@ def factorize(decoder: Decoder, asked: Factorization, begin: Callable[[str], Non
         begin(name)
         parent, _, last = name.rpartition(".")
         dense: Any = decoder.get_submodule(name)
-        weight = dense.weight.detach()
-        squares = float(weight.double().square().sum())
-        outcome.ranks[name] = rank = asked.rank_for(weight)
-        outcome.lost[name] = 0.0
+        squares = float(dense.weight.detach().double().square().sum())
         before += squares
-        if rank is None:
+        layer, kept = as_factors(
+            dense, KINDS[asked.kind], asked.rank_for(dense.out_features, dense.in_features), asked.energy
+        )
+        if asked.energy is not None and layer.rank * sum(dense.weight.shape) >= dense.weight.numel():
+            outcome.ranks[name], outcome.lost[name] = None, 0.0
             continue
-        layer = KINDS[asked.kind].from_dense(weight, rank=rank)
-        missing = float((weight - layer.materialize()).double().square().sum())
-        outcome.lost[name] = missing / squares if squares else 0.0
-        lost += missing
+        outcome.ranks[name], outcome.lost[name] = layer.rank, 1 - kept.energy
+        lost += squares * (1 - kept.energy)
         setattr(decoder.get_submodule(parent), last, layer.eval())
         found[name] = None  # frees the dense weight
     if not any(outcome.ranks.values()):

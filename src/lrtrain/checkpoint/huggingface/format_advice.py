@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lrtrain.checkpoint.huggingface.llama_layout import dense_weight, factors
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import dense_weight, factors
 
 ROWS = (1, 32)
 ENOUGH = 64 * 2**20

@@ -18,6 +18,7 @@ class Imported:
         context: Tokens of the longest sequence that it was made for.
         license: As the source states it, if it does.
         ends: `bos_token_id`, `eos_token_id` and `pad_token_id` of its configuration; ids may be lists.
+        stops: Tokens that end what it generates, as its generation configuration says.
         special: transformers' names of its tokenizer's special tokens to their text.
         chat_template: Of its conversations, if it has one.
         factorized: How its projections became factors and what that lost, in words; empty where they are dense.
@@ -34,10 +35,28 @@ class Imported:
     chat_template: str | None = None
     factorized: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    stops: list[int] = field(default_factory=list)
+
+    def stop_tokens(self) -> list[int]:
+        """`stops`; of a checkpoint that has not noted them, the end of its configuration."""
+        end = self.ends.get("eos_token_id")
+        return self.stops or (end if isinstance(end, list) else [] if end is None else [end])
 
     def record(self) -> dict[str, Any]:
         """As a checkpoint holds it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """The record `ancestor` of a checkpoint whose run began with an imported model, or with what came of one.
+
+    Attributes: as those of `Imported`.
+    """
+
+    source: str
+    family: str
+    license: str | None
 
 
 def license_in(card: str) -> str | None:

@@ -1,16 +1,16 @@
 """Our decoder as transformers' Llama: its configuration, and which weight has which name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrtrain.checkpoint.huggingface.safetensors_shards import Entry
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import check_computes, dense_weight, factors, has_dense_weight, through_factors
 from lrtrain.runtime.errors import UserError
 
 PROJECTIONS = {
@@ -25,8 +25,6 @@ PROJECTIONS = {
 NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 ENDS = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 MODELING = "modeling_factorized_llama"
-SAME = 1e-3
-"""Largest difference of two ways to compute a projection, as a share of its largest output."""
 
 
 def llama_name(ours: str) -> str:
@@ -113,27 +111,11 @@ def check_exportable(decoder: Decoder, keep_factors: bool) -> None:
             f"export: model.decoder is {name}, which may compute anything: only lrtrain.nn.Decoder is a Llama"
         )
     for name, one in projections(decoder).items():
-        if not (keep_factors and factors(one)) and not (callable(getattr(one, "materialize", None)) or _plain(one)):
+        if not (keep_factors and factors(one)) and not has_dense_weight(one):
             raise UserError(
                 f"export: {type(one).__module__}.{type(one).__qualname__} ({name}) has no dense weight to export: "
                 "give the class a method materialize() -> Tensor (out_features, in_features)"
             )
-
-
-def factors(projection: Any) -> tuple[str, dict[str, nn.Parameter]] | None:
-    """`low_rank` with A and B, or `spectral` with U, s and V, of a projection that consists of these alone."""
-    own = {id(parameter) for parameter in projection.parameters()}
-    for kind, stated, names in (("low_rank", "factor_pairs", "AB"), ("spectral", "spectral_triples", "UsV")):
-        groups: list[tuple[nn.Parameter, ...]] = getattr(projection, stated, list)()
-        if len(groups) == 1 and own == {id(parameter) for parameter in groups[0]}:
-            return kind, dict(zip(names, groups[0], strict=True))
-    return None
-
-
-def dense_weight(projection: Any) -> Tensor:
-    """W (out, in)."""
-    weight: Tensor = projection.weight if _plain(projection) else projection.materialize()
-    return weight.detach()
 
 
 def entries(decoder: Decoder, keep_factors: bool) -> Iterator[Entry]:
@@ -163,7 +145,7 @@ def _projection(name: str, module: Any, keep_factors: bool) -> Iterator[Entry]:
 
         def dense() -> Tensor:
             weight = dense_weight(module)
-            _probe(name, module, lambda x: F.linear(x, weight))
+            check_computes(module, lambda x: F.linear(x, weight), name)
             return weight
 
         yield Entry(f"{theirs}.weight", (module.out_features, module.in_features), dense)
@@ -175,29 +157,7 @@ def _projection(name: str, module: Any, keep_factors: bool) -> Iterator[Entry]:
             of = factors(module)
             assert of is not None
             if part == first:
-                _probe(name, module, lambda x: through_factors(x, *of))
+                check_computes(module, lambda x: through_factors(x, *of), name)
             return of[1][part]
 
         yield Entry(f"{theirs}.{part}", tuple(parameter.shape), factor)
-
-
-def through_factors(x: Tensor, kind: str, parts: dict[str, nn.Parameter]) -> Tensor:
-    """What the exported module computes of x (…, in)."""
-    if kind == "low_rank":
-        return x @ parts["B"] @ parts["A"].mT
-    return (x @ parts["U"] * parts["s"]) @ parts["V"].mT
-
-
-@torch.no_grad()
-def _probe(name: str, module: Any, exported: Callable[[Tensor], Tensor]) -> None:
-    weight = next(module.parameters())
-    x = torch.randn(4, module.in_features, generator=torch.Generator().manual_seed(0)).to(weight)
-    ours, theirs = module(x), exported(x)
-    largest = float((ours - theirs).abs().max())
-    if ours.isfinite().all() and not largest <= SAME * float(ours.abs().max()):  # others are named when written
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        raise ValueError(f"{kind} ({name}) computes something else than its weight says: {largest:.1e} apart")
-
-
-def _plain(projection: Any) -> bool:
-    return isinstance(projection, nn.Linear) and projection.bias is None

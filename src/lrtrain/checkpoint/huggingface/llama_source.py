@@ -1,6 +1,7 @@
 """A Llama to import, through transformers: a folder, a GGUF file, or a name on a hub."""
 
 import contextlib
+import json
 import logging as python_logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,13 +80,33 @@ def one_line(source: Source, what: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raise bare Exception or panic, and the hub's errors share no base class
+        if not source.local and (why := _of_the_hub(error)):
+            raise UserError(f"import {source.text}: there is no such folder here, and {why}") from error
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        hint = "" if source.local else "; without a network, name a folder or a file here"
-        raise UserError(
-            f"import {source.text}: {what} cannot be read ({type(error).__name__}: {reason}){hint}"
-        ) from error
+        raise UserError(f"import {source.text}: {what} cannot be read ({type(error).__name__}: {reason})") from error
     finally:
         logger.setLevel(level)
+
+
+def _of_the_hub(error: BaseException) -> str:
+    """What a hub's client says at length, in a few words; empty where it is something else."""
+    from huggingface_hub import errors
+
+    said = {
+        errors.GatedRepoError: "the hub gives that model only to those who have accepted its terms there: do so, and "
+        "log in by `hf auth login` or HF_TOKEN",
+        errors.RepositoryNotFoundError: "the hub has no model of that name, or a private one, for which `hf auth "
+        "login` or HF_TOKEN logs in",
+        errors.LocalEntryNotFoundError: "the Hugging Face hub cannot be asked, nor is a copy in its cache: name a "
+        f"folder or a {GGUF} file of this machine, or import where there is a network",
+    }
+    seen: BaseException | None = error
+    while seen is not None:
+        for kind, line in said.items():
+            if isinstance(seen, kind):
+                return line
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def stated_config(source: Source) -> tuple[dict[str, Any], GgufFacts | None]:
@@ -162,7 +183,11 @@ def read_tokenizer(source: Source, file: str | None) -> SourceTokenizer:
             f"import {source.text}: {type(theirs).__name__} is no fast tokenizer, and lrtrain reads those of the "
             "tokenizers library: --tokenizer FILE names a tokenizer.json"
         )
-    ours = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    content = json.loads(theirs.backend_tokenizer.to_str())
+    template = content.get("post_processor") or {}
+    if template.get("type") == "TemplateProcessing" and not template["special_tokens"]:
+        content["post_processor"] = None  # transformers' own, which puts nothing around a text
+    ours = Tokenizer.from_str(json.dumps(content))
     ours.no_truncation()
     ours.no_padding()
     if isinstance(ours.model, models.BPE):
@@ -171,15 +196,18 @@ def read_tokenizer(source: Source, file: str | None) -> SourceTokenizer:
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special = {name: str(token) for name in names if (token := getattr(theirs, name, None)) is not None}
     before = ours.encode("").ids
-    template = theirs.chat_template if isinstance(theirs.chat_template, str) else None
-    return SourceTokenizer(ours, special, ours.decode(before, skip_special_tokens=False), template)
+    chat = theirs.chat_template if isinstance(theirs.chat_template, str) else None
+    return SourceTokenizer(ours, special, ours.decode(before, skip_special_tokens=False), chat)
 
 
-def card(source: Source) -> str:
-    """The text of its model card; empty where it has none."""
-    with contextlib.suppress(OSError):
+def card(source: Source) -> str | None:
+    """The text of its model card; empty where it has none, None where a hub that may have one cannot be asked."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
         return _file(source, CARD).read_text(encoding="utf-8", errors="replace")
-    return ""
+    except OSError as error:
+        return None if isinstance(error.__cause__, LocalEntryNotFoundError) else ""
 
 
 def _file(source: Source, name: str) -> Path:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lrtrain.checkpoint.huggingface.llama_layout import dense_weight, factors
 from lrtrain.data.tokenizer import end_of_text
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import dense_weight, factors
 
 BOUND = 1e-4
 """Largest difference of a logit that passes, as a share of the largest logit. Another order of sums in float32 makes a

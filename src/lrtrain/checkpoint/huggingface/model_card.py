@@ -7,10 +7,11 @@ from typing import Any
 import yaml
 
 from lrtrain.checkpoint.huggingface.exported_folder import Written
-from lrtrain.checkpoint.huggingface.imported import Imported
-from lrtrain.checkpoint.huggingface.llama_layout import MODELING, factors
+from lrtrain.checkpoint.huggingface.imported import Ancestor, Imported
+from lrtrain.checkpoint.huggingface.llama_layout import MODELING
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import projections
+from lrtrain.nn.rewriting import factors
 
 TRUST = f"""
 `{MODELING}.py` in the folder computes with the factors. `trust_remote_code=True` lets transformers run that file, and
@@ -45,6 +46,7 @@ class Facts:
     exported_at: str | None
     dtype: str
     imported: Imported | None = None
+    ancestor: Ancestor | None = None
 
 
 def card(facts: Facts, written: Written) -> str:
@@ -52,9 +54,6 @@ def card(facts: Facts, written: Written) -> str:
     head: dict[str, Any] = {"license": facts.license} if facts.license else {}
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lrtrain"]}
     trust = ", trust_remote_code=True" if facts.format == "factorized" else ""
-    stated = facts.license or "Not stated. Ask whoever trained it; the texts that it was trained on have licenses, too."
-    if facts.imported is not None and facts.license == facts.imported.license is not None:
-        stated += f", as {facts.imported.source} states it."
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -78,11 +77,24 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})
 
 ## License
 
-{stated}
+{_license(facts)}
 """
 
 
+def _license(facts: Facts) -> str:
+    origin = facts.imported or facts.ancestor
+    if origin is None or facts.license is None:
+        unknown = "Not stated. Ask whoever trained it; the texts that it was trained on have licenses, too."
+        return facts.license or unknown
+    began = "" if facts.imported else ", with whose weights its training began"
+    if facts.license == origin.license:
+        return f"{facts.license}, as {origin.source} states it{began}."
+    return f"{facts.license}. {origin.source}{began and f'{began},'} states {origin.license or 'no license'}."
+
+
 def _what_it_is(facts: Facts) -> str:
+    if facts.ancestor is not None:
+        return f"`{facts.ancestor.source}`, trained further with lrtrain. It continues text."
     if facts.imported is None:
         return (
             "A Llama-style language model, pre-trained with lrtrain. It continues text, and was not tuned to follow "
@@ -132,6 +144,8 @@ def _training(facts: Facts) -> dict[str, str]:
     rows["sequence"] = f"{facts.length:,} tokens"
     if origin := facts.config.get("init_from"):
         rows["began with"] = f"the weights of `{origin}`, from which steps and tokens count"
+        if facts.ancestor is not None:
+            rows["began with"] += f"; they come from `{facts.ancestor.source}` ({facts.ancestor.family}), imported"
     rows["optimizer steps"] = f"{facts.step:,}"
     rows["tokens seen"] = "unknown" if facts.tokens_seen is None else f"{facts.tokens_seen:,.0f}"
     for split, name in (("train", "training"), ("val", "held-out")):
@@ -168,6 +182,8 @@ def _provenance(facts: Facts, written: Written) -> dict[str, str]:
 def _data(data: dict[str, Any]) -> str:
     if "class_path" in data:
         return f"`{data['class_path']}`"
+    if mix := data.get("mix"):
+        return ", ".join(f"`{source['path']}` (weight {source['weight']:g})" for source in mix)
     prepare = data.get("prepare") or {}
     sources = ", ".join(f"`{source}`" for source in prepare.get("source", []))
     return f"{sources}, prepared in `{data['path']}`" if sources else f"`{data['path']}`"

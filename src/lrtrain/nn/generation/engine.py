@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrtrain.nn.decoder import Decoder
+from lrtrain.nn.generation.on_cpu import multiplies_rows_itself, without_onednn
 from lrtrain.nn.generation.sampling import Sampling
 from lrtrain.nn.kv_cache import KVCache
 
@@ -93,6 +94,7 @@ def generate(
         for sample in range(samples)
     ]
     places = rows  # the row at each place of the cache
+    own_rows = multiplies_rows_itself(decoder)
     while True:
         tokens_B = sampling.draw(logits_BV, [row.chance.random() for row in places], seen_BV)
         log_probabilities = logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
@@ -111,7 +113,8 @@ def generate(
                 tokens_B[going],
             )
             seen_BV = None if seen_BV is None else seen_BV[going]
-        logits_BV = _logits(decoder, decoder(tokens_B[:, None], cache)[:, 0])
+        with without_onednn(own_rows and len(places) == 1):
+            logits_BV = _logits(decoder, decoder(tokens_B[:, None], cache)[:, 0])
 
 
 def feed(decoder: Decoder, cache: KVCache, tokens: Sequence[Sequence[int]]) -> Tensor:

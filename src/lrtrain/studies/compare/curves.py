@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 
 from lrtrain.studies.compare.groups import Group
+from lrtrain.studies.pages.drawn import Band
 from lrtrain.tracking.runs import TrackedRun
 
 AXES = {"steps": "step", "tokens": "throughput/tokens_seen", "flops": "throughput/flops", "time": "throughput/seconds"}
@@ -28,19 +29,6 @@ class Curve:
     def at(self, x: float) -> float | None:
         """The value at x, interpolated between the points beside it; None outside of them."""
         return float(np.interp(x, self.x, self.y)) if self.x[0] <= x <= self.x[-1] else None
-
-
-@dataclass(frozen=True)
-class Band:
-    """Mean, minimum and maximum of a group's runs at points x, or in intervals around them; `last` is the last mean."""
-
-    label: str
-    runs: int
-    x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    last: float
 
 
 def curve(run: TrackedRun, metric: str, axis: str) -> Curve | None:

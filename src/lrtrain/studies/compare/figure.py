@@ -1,8 +1,6 @@
 """Panels as pictures. Lines are told apart by color, dash and marker; the legend is below them."""
 
-import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +8,13 @@ import numpy as np
 
 from lrtrain.runtime.files import writing
 from lrtrain.studies.compare.comparison import figure as digits
-from lrtrain.studies.compare.panels import Panel, Shares
+from lrtrain.studies.pages.drawn import Panel, Shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#1f2328"
-"""Text, axes and the one dark line; a page replaces it by its own color of text."""
+"""Text, axes and the one dark line."""
 
 # Okabe and Ito's colors, told apart by color-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -81,28 +79,10 @@ def picture(panels: Sequence[Panel | Shares | None], labels: Sequence[str] | Non
             whole.savefig(out)
 
 
-def inline_svg(panel: Panel | Shares, look: Mapping[str, Look], name: str) -> str:
-    """Renders a panel as `<svg>` for a page: transparent, dark strokes in the page's color of text, unique ids."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        whole = Figure(figsize=(WIDTH, _height(panel)), layout="constrained", facecolor="none")
-        draw(panel, look, whole, title=False)
-        buffer = io.StringIO()
-        whole.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    for mark in ('id="', 'href="#', "url(#"):
-        text = text.replace(mark, f"{mark}{name}-")
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.title)}"', 1)
-
-
-def draw(panel: Panel | Shares, look: Mapping[str, Look], figure: Any, title: bool = True) -> None:
+def draw(panel: Panel | Shares, look: Mapping[str, Look], figure: Any) -> None:
     """Draws a panel into an empty figure or subfigure, with its legend below."""
     axes = figure.add_subplot()
-    if title:
-        axes.set_title(panel.title, loc="left")
+    axes.set_title(panel.title, loc="left")
     if isinstance(panel, Shares):
         _bars(panel, axes)
     else:
@@ -138,7 +118,7 @@ def _logarithmic_x(panel: Panel, axes: "Axes") -> None:
     x = np.unique(np.concatenate([band.x for band in panel.bands]))
     several = LogLocator(subs=(1.0, 2.0, 5.0) if x[-1] < 100 * x[0] else (1.0,))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(x) if len(x) <= FEW else several)
+    axes.xaxis.set_major_locator(FixedLocator(x.tolist()) if len(x) <= FEW else several)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
 

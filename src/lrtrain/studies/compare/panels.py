@@ -1,12 +1,12 @@
 """What there is to draw of some groups of runs: curves of the metric, spectral norms, shares of time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from lrtrain.studies.compare.curves import AXES, NAMES, Band, Curve, band, curve, curves_of, some
+from lrtrain.studies.compare.curves import AXES, NAMES, Curve, band, curve, curves_of, some
 from lrtrain.studies.compare.groups import Group
+from lrtrain.studies.pages.drawn import Band, Panel, Shares
 
 UNITS = {
     "loss": "nats per token",
@@ -35,40 +35,6 @@ LOGARITHMIC = ("orthonormality_error", "update_norm", "update_over_weight", "out
 TIMES = ("throughput/seconds", "throughput/step_seconds", "throughput/validation_seconds")
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Bands over one horizontal axis.
-
-    Attributes:
-        title: Above it.
-        xlabel: Below it.
-        ylabel: Beside it.
-        bands: The lines.
-        logarithmic: Whether y is.
-        bound: A value of y that is marked.
-        whole: No steep beginning is cut off.
-        x_logarithmic: Whether x is.
-    """
-
-    title: str
-    xlabel: str
-    ylabel: str
-    bands: list[Band]
-    logarithmic: bool = False
-    bound: float | None = None
-    whole: bool = False
-    x_logarithmic: bool = False
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Shares of a whole, in percent: `parts[name]` has one number for each label."""
-
-    title: str
-    labels: list[str]
-    parts: dict[str, list[float]]
-
-
 def metric_panel(groups: Sequence[Group], metric: str, axis: str) -> Panel | str:
     """Returns the panel of the metric over an axis, or a line that says why there is none.
 
@@ -78,7 +44,7 @@ def metric_panel(groups: Sequence[Group], metric: str, axis: str) -> Panel | str
     curves = curves_of(groups, metric, axis)
     if isinstance(curves, str):
         return f"no {metric} over {NAMES[axis]}: {curves}"
-    divisor, xlabel = _scale(axis, max(c.x[-1] for of_group in curves for c in of_group))
+    divisor, xlabel = axis_scale(axis, max(c.x[-1] for of_group in curves for c in of_group))
     bands = []
     for group, of_group in zip(groups, curves, strict=True):
         of_label = band(group.label, len(of_group), [Curve(c.x / divisor, c.y) for c in of_group])
@@ -123,11 +89,24 @@ def share_of_time(groups: Sequence[Group]) -> Shares | str:
     return Shares("Share of time", [group.label for group in groups], of_part)
 
 
+def metric_panels(groups: Sequence[Group], metric: str) -> tuple[dict[str, Panel], list[str]]:
+    """The panels of the metric by the name of their axis, and a line for each axis over which there is none."""
+    found = {NAMES[axis]: metric_panel(groups, metric, axis) for axis in AXES}
+    panels = {name: panel for name, panel in found.items() if not isinstance(panel, str)}
+    return panels, [reason for reason in found.values() if isinstance(reason, str)]
+
+
+def other_panels(groups: Sequence[Group]) -> tuple[list[Panel | Shares], list[str]]:
+    """What there is to draw beside metrics, and a line for each thing that there is not."""
+    panels: list[Panel | Shares] = [*spectral_panels(groups)]
+    shares = share_of_time(groups)
+    return ([*panels, shares], []) if isinstance(shares, Shares) else (panels, [shares])
+
+
 def all_panels(groups: Sequence[Group], metric: str) -> tuple[list[Panel | Shares], list[str]]:
     """Everything there is to draw, and a line for each thing that there is not."""
-    found = [*(metric_panel(groups, metric, axis) for axis in AXES), *spectral_panels(groups), share_of_time(groups)]
-    panels = [panel for panel in found if not isinstance(panel, str)]
-    return panels, [reason for reason in found if isinstance(reason, str)]
+    (of_metric, no_axes), (others, missing) = metric_panels(groups, metric), other_panels(groups)
+    return [*of_metric.values(), *others], [*no_axes, *missing]
 
 
 def _band(group: Group, metrics: Sequence[str]) -> Band | None:
@@ -136,7 +115,7 @@ def _band(group: Group, metrics: Sequence[str]) -> Band | None:
     return band(group.label, len(group.runs), known) if known else None
 
 
-def _scale(axis: str, most: float) -> tuple[float, str]:
+def axis_scale(axis: str, most: float) -> tuple[float, str]:
     """What to divide an axis by, and its label, so that its numbers are short."""
     if axis == "steps":
         return 1.0, "optimizer step"

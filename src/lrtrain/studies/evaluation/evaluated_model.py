@@ -54,21 +54,20 @@ def trained_model(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {where}: {' '.join(str(error).split())[:200]}") from error
     order_for_decoding(decoder, batch_size)
-    run_dir = checkpoint.resolve().parent.parent if here else None
+    run_dir = trained.run_dir if here else None
     facts = {"name": trained.config["name"], "version": trained.version, "context": length, "dtype": "float32"}
-    around = {} if imported is None else _around(trained.tokenizer, imported.special, imported.ends)
+    around = {} if imported is None else _around(trained.tokenizer, imported.special, imported.stop_tokens())
     lm = DecoderLM(decoder, trained.tokenizer, length, batch_size, **around, bar=sys.stderr.isatty())
     return EvaluatedModel(lm, checkpoint, trained.step, run_dir, facts)
 
 
-def _around(tokenizer: Tokenizer, special: Mapping[str, str], ends: Mapping[str, Any]) -> dict[str, Any]:
+def _around(tokenizer: Tokenizer, special: Mapping[str, str], ends: list[int]) -> dict[str, Any]:
     """What an imported model has before and behind texts, as lm-eval takes it from its folder."""
     first = special.get("bos_token") or special.get("eos_token")
-    last = ends.get("eos_token_id")
     return {
         "prefix": None if first is None else tokenizer.token_to_id(first),
         "before": put_before(tokenizer),
-        "ends": last if isinstance(last, list) else [] if last is None else [last],
+        "ends": ends,
     }
 
 

@@ -1,7 +1,7 @@
 """Where the figures of an evaluation go: a JSON file, and the record of the run."""
 
-import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,19 @@ def keep(
     Raises:
         UserError: a file cannot be written.
     """
-    moment = time.gmtime()
+    moment = datetime.now(UTC)
     about = {
         "model": str(model.path),
         "step": model.step,
         **model.facts,
         **asked,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment),
+        "time": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
         "versions": {name: version(name) for name in PACKAGES},
     }
     text = found.as_json(about)
     lines: list[tuple[str, str]] = []
     warnings: list[str] = []
-    name = f"{FOLDER}/step-{model.step or 0:08d}-{time.strftime('%Y%m%dT%H%M%SZ', moment)}.json"
+    name = f"{FOLDER}/step-{model.step or 0:08d}-{moment:%Y%m%dT%H%M%S.%fZ}.json"
     of_a_run = model.run_dir is not None and (model.run_dir / "metrics.jsonl").is_file()
     file = out or (model.run_dir / name if model.run_dir is not None and of_a_run and record else None)
     if file is None:

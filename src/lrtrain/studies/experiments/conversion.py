@@ -20,11 +20,11 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.studies.compare.comparison import spread
-from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import LOSS, Check, Conversion
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.verdict import Finding, judge
 from lrtrain.studies.jobs.best_rate import best_over_seeds
+from lrtrain.studies.pages.drawn import Panel
 
 DENSE = "dense"
 

@@ -50,21 +50,36 @@ class Training:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """A grid file of `lrtrain scaling`."""
+    """A scaling law.
+
+    Attributes:
+        grid: A grid file of `lrtrain scaling`.
+    """
 
     grid: Path
 
 
 @dataclass(frozen=True)
 class Memory:
-    """`measure` is the most MB of a dense matrix that is measured."""
+    """A table of what matrices take.
+
+    Attributes:
+        measure: The most of a dense matrix that is measured.
+    """
 
     measure: Positive
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Ranks and shares of the energy to convert to, and the steps and first learning rate of fine-tuning."""
+    """A dense model that is converted and fine-tuned.
+
+    Attributes:
+        ranks: To convert to.
+        energies: Shares of Σσ² to convert to.
+        steps: Of the fine-tuning.
+        lr: The first learning rate of its search.
+    """
 
     ranks: tuple[Count, ...]
     energies: tuple[Share, ...]
@@ -91,7 +106,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Rates:
-    """Axes, each of which varies alone; without any each variant has one size."""
+    """Variants over their learning rates, and over the sizes of a model.
+
+    Attributes:
+        axes: Each varies alone; without any each variant has one size.
+    """
 
     axes: tuple[Axis, ...] = ()
 
@@ -143,9 +162,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture: a metric, or a pattern of telemetry (`spectral/*/update_norm`), over an axis.
+    """One picture.
 
-    Over x, and over `lr`, which the kind `rates` alone draws, each run is a point: the statistic of its metric.
+    Attributes:
+        metric: A metric, or a pattern of telemetry (`spectral/*/update_norm`).
+        over: The axis; `x` is that of the variants, `lr`, which the kind `rates` alone draws, that of the runs. Over
+            both each run is a point: the statistic of its metric.
+        logarithmic: Whether the metric's axis is.
+        statistic: Of a run's values of the metric, where it is a point; `rise` is the last one less the lowest.
     """
 
     metric: str
@@ -160,7 +184,19 @@ CHECKS = {"order": range(2, 99), "reaches": [2], "ratio": [2], "difference": [2]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One condition of the claim: the variants under its kind, see `verdict`. `ours` ones go beyond the paper."""
+    """One condition of the claim: the variants under one of its kinds, which `verdict` says more of.
+
+    Attributes:
+        order: Each mean lies below the next one's (Welch's t-test, p < 0.05).
+        reaches: The first mean does not lie above the second by that test.
+        ratio: The mean over seeds of the first over the second lies in `between`.
+        difference: The mean over seeds of the first less the second does.
+        bound: Every run's value does.
+        metric: What is compared.
+        statistic: Of a run's values of it; `rise` is the last one less the lowest.
+        between: The lower and the upper end, null for none.
+        ours: Whether it goes beyond the paper, and counts for no verdict.
+    """
 
     order: tuple[str, ...] = ()
     reaches: tuple[str, ...] = ()
@@ -186,7 +222,18 @@ class Check:
 class Definition:
     """An experiment at one scale. One of a user's own has neither the claim of a paper nor its source.
 
-    `published` is a table of the paper, where the kind computes one.
+    Attributes:
+        name: The file's, without its ending.
+        scale: How large it is run; in the file, what of `Scale` stands at the top or under one of the `scales`.
+        variants: What is compared; in the file by name.
+        kind: What is done: variants trained, an isoFLOP grid, matrices measured, or a dense model converted.
+        title: In a line.
+        claim: What the paper says.
+        source: The paper and its figure.
+        xlabel: Of an axis x.
+        published: A table of the paper, where the kind computes one.
+        figure: The pictures.
+        checks: The conditions of the claim; without any, the verdict is the variants by their means, with p values.
     """
 
     name: str

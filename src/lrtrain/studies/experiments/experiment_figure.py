@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrtrain.studies.compare.curves import Band, Curve, band
+from lrtrain.studies.compare.curves import Curve, band
 from lrtrain.studies.compare.groups import Group
-from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, metric_panel, with_unit
+from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, metric_panel, with_unit
 from lrtrain.studies.experiments.definition import Definition, Drawing
 from lrtrain.studies.experiments.records import matching, value
 from lrtrain.studies.experiments.variant_runs import Trained
+from lrtrain.studies.pages.drawn import Band, Panel
 from lrtrain.tracking.recorded import recorded
 
 

@@ -12,11 +12,11 @@ from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import spread
-from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns
 from lrtrain.studies.experiments.verdict import Finding
+from lrtrain.studies.pages.drawn import Panel
 
 
 @dataclass(frozen=True)

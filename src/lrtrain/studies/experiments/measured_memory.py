@@ -11,11 +11,11 @@ from torch import nn
 from lrtrain.nn import DenseLinear, SpectralLinear
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
-from lrtrain.studies.compare.panels import Panel
 from lrtrain.studies.experiments.definition import Definition
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.experiment_report import Effort, Result
 from lrtrain.studies.experiments.verdict import NOT_REPRODUCED, REPRODUCED, Finding, overall
+from lrtrain.studies.pages.drawn import Panel
 from lrtrain.studies.plan.live_bytes import LiveBytes
 from lrtrain.studies.plan.sct_memory import PUBLISHED, RANK, sct_memory, sct_table
 

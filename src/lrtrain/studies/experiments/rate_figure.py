@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lrtrain.studies.compare.curves import Band
-from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, Panel, with_unit
+from lrtrain.studies.compare.panels import LOGARITHMIC, SPECTRAL, with_unit
 from lrtrain.studies.experiments.definition import Definition, Drawing
 from lrtrain.studies.experiments.experiment_figure import over_x
 from lrtrain.studies.experiments.rate_curves import Mapped
 from lrtrain.studies.experiments.rate_optimum import optimum
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.variant_runs import VariantRuns
+from lrtrain.studies.pages.drawn import Band, Panel
 
 
 def rate_panels(definition: Definition, mapped: Sequence[Mapped]) -> tuple[list[Panel | None], list[str]]:

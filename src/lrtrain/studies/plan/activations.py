@@ -1,14 +1,14 @@
 """Measures what a training step keeps in memory beyond weights, gradients and optimizer state.
 
-One block, and the decoder without blocks, run forward and backward on fake tensors (shape and dtype, no data), so no
-formula has to follow what autograd saves.
+One block of each kind, and the decoder without blocks, run forward and backward on fake tensors (shape and dtype, no
+data), so no formula has to follow what autograd saves.
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,11 @@ class Activations:
 
     `stay`: gradients already exist (from an earlier micro-batch, or as permanent buffers).
 
+    Attributes:
+        kinds: Of each block the first that is like it, by its number.
+
     Raises:
-        UserError: blocks that are not alike or not `nn.decoder.Block`s, or a loss that needs data.
+        UserError: blocks that are not `nn.decoder.Block`s, or a loss that needs data.
     """
 
     decoder: Decoder
@@ -73,28 +76,31 @@ class Activations:
     weights: torch.dtype
     compute: torch.dtype | None
     loss: LossCallable | None = None
-    _blocks: dict[tuple[bool, bool], tuple[BlockBytes, BlockBytes]] = field(default_factory=dict, init=False)
+    kinds: list[int] = field(default_factory=list, init=False)
+    _blocks: dict[tuple[int, bool, bool], tuple[BlockBytes, BlockBytes]] = field(default_factory=dict, init=False)
     _ends: dict[tuple[int, bool], EndBytes] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        blocks = self.decoder.blocks
-        shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
-        if any(found != shapes[0] for found in shapes) or not isinstance(blocks[0], Block):
+        blocks = list(self.decoder.blocks)
+        if not all(isinstance(block, Block) for block in blocks):
             raise UserError(
-                f"model.decoder: {type(self.decoder).__name__} has blocks that differ or are no "
-                "lrtrain.nn.decoder.Block: lrtrain plan measures the memory of one such block for all"
+                f"model.decoder: {type(self.decoder).__name__} has blocks that are no lrtrain.nn.decoder.Block, whose "
+                "memory lrtrain plan measures"
             )
+        looks = [_look(block) for block in blocks]
+        self.kinds = [looks.index(look) for look in looks]
 
-    def block(self, recompute: bool, stay: bool) -> tuple[BlockBytes, BlockBytes]:
+    def block(self, kind: int, recompute: bool, stay: bool) -> tuple[BlockBytes, BlockBytes]:
         """Returns a block's constant bytes and those of each sequence of a micro-batch.
 
         With `recompute` its inner activations are recomputed in the backward pass.
         """
-        if (recompute, stay) not in self._blocks:
-            one, two = (self._run_block(sequences, recompute, stay) for sequences in (1, 2))
+        if (kind, recompute, stay) not in self._blocks:
+            one, two = (self._run_block(kind, sequences, recompute, stay) for sequences in (1, 2))
             each = BlockBytes(*(b - a for a, b in zip(one, two, strict=True)))
-            self._blocks[recompute, stay] = BlockBytes(*(a - b for a, b in zip(one, each, strict=True))), each
-        return self._blocks[recompute, stay]
+            constant = BlockBytes(*(a - b for a, b in zip(one, each, strict=True)))
+            self._blocks[kind, recompute, stay] = constant, each
+        return self._blocks[kind, recompute, stay]
 
     def ends(self, tokens: int, stay: bool) -> EndBytes:
         """The bytes of embedding, last norm, head and loss for a micro-batch of some tokens."""
@@ -107,8 +113,8 @@ class Activations:
             self._ends[tokens, stay] = self._run_ends(tokens, stay)
         return self._ends[tokens, stay]
 
-    def _run_block(self, sequences: int, recompute: bool, stay: bool) -> BlockBytes:
-        module = copy.deepcopy(self.decoder.blocks[0])
+    def _run_block(self, kind: int, sequences: int, recompute: bool, stay: bool) -> BlockBytes:
+        module = copy.deepcopy(self.decoder.blocks[kind])
         assert isinstance(module, Block)
         module.recompute = recompute
         with FakeTensorMode() as fake, fake:
@@ -160,6 +166,14 @@ class Activations:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=self.compute, enabled=self.compute is not None)
+
+
+def _look(block: nn.Module) -> list[Any]:
+    """What two blocks that take the same memory have in common: classes and shapes."""
+    return [
+        (name, type(module), [(of, p.shape) for of, p in module.named_parameters(recurse=False)])
+        for name, module in block.named_modules()
+    ]
 
 
 @contextmanager

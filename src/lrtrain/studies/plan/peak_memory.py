@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -43,12 +44,12 @@ class Memory:
 class MemoryModel:
     """The memory of a training step as its peaks: the loss, the backward pass at either end, the optimizer's step.
 
-    P is what stays (weights, optimizer state, and gradients where these stay), a what each of L blocks keeps, g its
-    gradients, x the embedding's output, and b the most that one block's backward pass takes:
+    P is what stays (weights, optimizer state, and gradients where these stay), aᵢ what the block i keeps, gᵢ its
+    gradients, x the embedding's output, and bᵢ the most that its backward pass takes:
 
-        loss       P + L a + ends' forward, with autocast's copies of all blocks' weights
-        backward   P + L a + ends' top,   P + x + (L − 1) a + b,   P + x + (L − 1) g + b,   P + L g + ends' bottom,
-                   the middle two with the gradients of head and last norm
+        loss       P + Σ a + ends' forward, with autocast's copies of all blocks' weights
+        backward   P + Σ a + ends' top,   P + x + Σ aⱼ (j < i) + bᵢ + Σ gⱼ (j > i) of each i,   P + Σ g + ends' bottom,
+                   the middle ones with the gradients of head and last norm
         optimizer  P + gradients + step
 
     Gradients stay from one micro-batch to the next, and under ddp in its buckets. Sharded (FSDP2), weights, gradients,
@@ -64,16 +65,21 @@ class MemoryModel:
         self, decoder: Decoder, activations: Activations, optimizers: Sequence[SlotBytes], accumulates: bool
     ) -> None:
         inside = set(decoder.blocks.parameters())
-        block, ends = list(decoder.blocks[0].parameters()), [p for p in decoder.parameters() if p not in inside]
-        self.depth, self.width = len(decoder.blocks), decoder.width
+        ends = [p for p in decoder.parameters() if p not in inside]
+        self.width = decoder.width
         self.item = activations.weights.itemsize
-        self.block, self.ends = (self.item * sum(p.numel() for p in part) for part in (block, ends))
+        self.blocks = [self.item * sum(p.numel() for p in block.parameters()) for block in decoder.blocks]
+        self.ends = self.item * sum(p.numel() for p in ends)
         compute = (activations.compute or activations.weights).itemsize
-        self.gathered = sum(p.numel() * (compute if p.ndim > 1 else self.item) for p in block)
+        gathered = [
+            sum(p.numel() * (compute if p.ndim > 1 else self.item) for p in block.parameters())
+            for block in decoder.blocks
+        ]
+        self.gathered = max((sum(two) for two in pairwise(gathered)), default=2 * gathered[0])
         # Those that are there before the first block's: a tied embedding has its gradient from the head on.
         early = [p for p in ends if decoder.head is None or p is not decoder.embedding.weight]
         self.early = self.item * sum(p.numel() for p in early)
-        self.weights = self.depth * self.block + self.ends
+        self.weights = sum(self.blocks) + self.ends
         self.state = sum(slot.state for slot in optimizers)
         self.step = max(slot.step for slot in optimizers)
         self.activations, self.accumulates = activations, accumulates
@@ -86,30 +92,27 @@ class MemoryModel:
         share = 1 / layout.shards
         stay = not sharded and (self.accumulates or layout.strategy == "ddp")
         tokens = sequences * self.activations.tokens
-        constant, each = self.activations.block(recompute, stay)
         ends = self.activations.ends(tokens, stay)
-        kept, forward, backward = (a + sequences * b for a, b in zip(constant, each, strict=True))
         embedded = tokens * self.width * self.item
         weights, gradients, state = (part * share for part in (self.weights, self.weights, self.state))
-        weights += self.loss
-        block_gradients, end_gradients = self.block * share, float(self.early)
-        if sharded:
-            # The gathered matrices take the place of autocast's copies.
-            kept, forward = kept - constant.kept, forward - constant.forward
-            backward += self.block - constant.kept
-            weights += self.ends + 2 * self.gathered
-        if stay:
-            block_gradients = end_gradients = 0.0
+        weights += self.loss + (self.ends + self.gathered if sharded else 0)
+        end_gradients = 0.0 if stay else float(self.early)
         always = weights + state + (gradients if stay or self.accumulates else 0)
-        blocks = self.depth - 1
+        kept = forward = 0.0
+        left = block_gradients = 0.0 if stay else share * sum(self.blocks)
+        largest = 0.0
+        for kind, numbers in zip(self.activations.kinds, self.blocks, strict=True):
+            constant, each = self.activations.block(kind, recompute, stay)
+            own = [a + sequences * b for a, b in zip(constant, each, strict=True)]
+            if sharded:  # the gathered matrices take the place of autocast's copies
+                own = [own[0] - constant.kept, own[1] - constant.forward, own[2] + numbers - constant.kept]
+            left -= 0.0 if stay else share * numbers
+            largest = max(largest, kept + own[2] + left)
+            kept, forward = kept + own[0], forward + own[1]
         moments = {
-            "loss": always + self.depth * forward + ends.forward,
+            "loss": always + forward + ends.forward,
             "backward": always
-            + max(
-                self.depth * kept + ends.top,
-                embedded + blocks * max(kept, block_gradients) + end_gradients + backward,
-                self.depth * block_gradients + ends.bottom,
-            ),
+            + max(kept + ends.top, embedded + end_gradients + largest, block_gradients + ends.bottom),
             "optimizer": (2 * self.weights + self.state + self.step) * share + self.loss,
         }
         phase = max(moments, key=lambda name: moments[name])
@@ -117,7 +120,7 @@ class MemoryModel:
             weights=weights,
             gradients=gradients,
             optimizer=state,
-            activations=self.depth * kept + ends.kept,
+            activations=kept + ends.kept,
             loss=ends.forward - ends.kept,
             step=self.step * share,
             peak=moments[phase],

@@ -1,11 +1,15 @@
 """The picture of a fit: isoFLOP curves with their parabolas, and the optima against the budget."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lrtrain.runtime.files import writing
 from lrtrain.studies.scaling.isoflop_fit import CONFIDENCE, IsoFlop, Minimum, PowerLaw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKERS = "osD^vP*Xh<>"
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by color-blind readers too
@@ -17,11 +21,18 @@ def draw(iso: IsoFlop, size: str, out: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    picture = figure(iso, size)
+    with writing(f"cannot write {out}", "name a folder that can be written"):
+        picture.savefig(out)
+
+
+def figure(iso: IsoFlop, size: str) -> "Figure":
+    """The picture, as a notebook shows it; `size` says what N counts."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="tight")
-    curves, optima = figure.subplots(1, 2)
+    picture = Figure(figsize=(11, 4.6), dpi=150, layout="tight")
+    curves, optima = picture.subplots(1, 2)
     colors = colormaps["cividis"](np.linspace(0, 0.85, len(iso.minima)))
     for minimum, color, marker in zip(iso.minima, colors, MARKERS * len(iso.minima), strict=False):
         _curve(curves, minimum, color, marker)
@@ -46,8 +57,7 @@ def draw(iso: IsoFlop, size: str, out: Path) -> None:
     optima.legend(frameon=False, fontsize="small", loc="upper left")
     for axes in (curves, optima):
         axes.grid(alpha=0.3)
-    with writing(f"cannot write {out}", "name a folder that can be written"):
-        figure.savefig(out)
+    return picture
 
 
 def _curve(axes, minimum: Minimum, color, marker: str) -> None:  # type: ignore[no-untyped-def]
