@@ -101,13 +101,24 @@ def _lines(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
     if panel.bound is not None:
         axes.axhline(panel.bound, color=INK, linewidth=0.8)
     if panel.x_logarithmic:
-        axes.set_xscale("log")
+        _logarithmic_x(panel, axes)
     if panel.logarithmic:
         axes.set_yscale("log")
     elif not panel.whole:
         _cut_off_beginning(panel, axes)
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(alpha=0.3)
+
+
+def _logarithmic_x(panel: Panel, axes: "Axes") -> None:
+    """A logarithmic x with plain numbers at 1, 2 and 5 of each power of ten, or at 1 alone where that is too much."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    x = np.concatenate([band.x for band in panel.bands])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if x.max() < 100 * x.min() else (1.0,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _cut_off_beginning(panel: Panel, axes: "Axes") -> None:

@@ -219,7 +219,7 @@ function frame(svg, panel, at) {
   }
   drawn("path", { class: "axis", fill: "none", d: `M${inside.left} ${inside.top}V${inside.bottom}H${inside.right}` }, svg);
   drawn("text", { x: (inside.left + inside.right) / 2, y: inside.bottom + 34, "text-anchor": "middle" }, svg).textContent = panel.xlabel;
-  if (panel.bound !== null && (!state.logarithmic || panel.bound > 0)) drawn("path", { class: "bound", d: `M${inside.left} ${y(panel.bound)}H${inside.right}` }, svg);
+  if (panel.bound !== null && panel.bound >= range[0] && panel.bound <= range[1]) drawn("path", { class: "bound", d: `M${inside.left} ${y(panel.bound)}H${inside.right}` }, svg);
 }
 
 function reading(plot, svg, panel, bands, at) {
