@@ -48,8 +48,8 @@ ALONE = ("--print_config", "--print-model")
 OTHERS = ("torchrun", "mlflow", "pip", "sbatch", "scancel", "sky", "docker", "kubectl", "make", "pytest", "python")
 """What begins a command line of others."""
 
-OF_OTHERS = {"--build-arg"}
-"""Options of others that stand alone in the prose: docker's."""
+OF_OTHERS = {"--build-arg", "--outtype"}
+"""Options of others that stand alone in the prose: docker's, and of llama.cpp's converter."""
 
 
 def text_of(page: str) -> str:
@@ -164,7 +164,7 @@ def test_every_yaml_block_is_what_its_command_takes(page: str, tmp_path: Path, m
 
 @pytest.mark.parametrize("page", [*PAGES, *HISTORY])
 def test_links_lead_to_files(page: str) -> None:
-    generated = re.compile(r"(?:\.\./)*(?:docs/)?reference/[\w/]+\.md|(?:\.\./)*(?:contributing|changelog)\.md")
+    generated = re.compile(r"(?:\.\./)*((?:docs/)?reference/[\w/]+|contributing|changelog|notebooks)\.md")
     figures = re.compile(r"\.\./figures/\w+\.svg")
     for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text_of(page)):
         if not generated.fullmatch(link) and not figures.fullmatch(link):
