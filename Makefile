@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 
 BENCHMARKS := polar orthonormalize spectron_step lora_muon_step communication step_share data_wait checkpoint_wait throughput seventy_b telemetry compare
 
-.PHONY: always install quickstart test test-cluster lint types docs notebooks bench clean
+.PHONY: always install quickstart test test-cluster lint types docs notebooks bench bench-gpu clean
 
 # The versions of constraints.txt, with which the figures were measured; LATEST=1 takes the newest that pyproject.toml allows.
 install: $(READY)
@@ -40,7 +40,7 @@ types: $(READY)
 
 # The documentation site, for a browser that opens files: no network to build it or to read it.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "open build/site/index.html"
 
 # Executes all notebooks, minutes each, and renders them to pages in build/notebooks.
@@ -50,6 +50,10 @@ notebooks: $(READY)
 # Minutes to an hour, on an otherwise idle machine; tables on the screen, JSON in benchmarks/results.
 bench: $(READY)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# For whoever has a GPU: one table in under ten minutes.
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) runs data

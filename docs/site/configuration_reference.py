@@ -48,6 +48,7 @@ LINKS = {
     experiment.Variant: "[variants](#a-variant)",
     experiment.Drawing: "[pictures](#a-picture)",
     experiment.Check: "[checks](#a-check)",
+    experiment.Axis: "[axes](#an-axis)",
     Parameter: "[parameters](#a-parameter)",
 }
 """Types with a section of their own -> that section."""
@@ -246,6 +247,7 @@ def files() -> str:
                 for name, kind in experiment.KINDS.items()
                 if kind is not experiment.Training
             ),
+            section("An axis", experiment.Axis, "Of the kind `rates`, under its name.", 3, without=("name",)),
             section("An isoFLOP grid", Grid),
         ]
     )

@@ -73,7 +73,7 @@ def update_norms() -> Figure:
         axes.semilogy([size / lr for size in _trained(make)], label=label)
     axes.axhline(1, color="#888888", linewidth=1, linestyle="--")
     axes.set(xlabel="step", ylabel="‖ΔW‖₂ / η")
-    axes.legend(loc="center right")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -87,8 +87,8 @@ def newton_schulz() -> Figure:
         if number in (1, 2, 3, 5):
             axes.semilogx(value, mapped, label=f"{number} step" + "s" * (number > 1))
     axes.axhspan(0.7, 1.2, color="#888888", alpha=0.2, linewidth=0)
-    axes.set(xlabel="singular value of M / ‖M‖_F", ylabel="singular value of O", ylim=(0, 1.35))
-    axes.legend(loc="upper left")
+    axes.set(xlabel="singular value of M over the Frobenius norm", ylabel="singular value of O", ylim=(0, 1.75))
+    axes.legend(loc="upper center", ncols=2)
     return figure
 
 
@@ -176,7 +176,7 @@ def schedules() -> Figure:
             schedule.step()
         axes.plot(rates, label=label)
     axes.set(xlabel="step", ylabel="share of lr", ylim=(0, 1.05))
-    axes.legend(loc="lower left")
+    axes.legend(loc=(0.08, 0.08))
     return figure
 
 

@@ -52,7 +52,7 @@ def factorization() -> Figure:
 
 def stiefel() -> Figure:
     """A column of U as a point of a sphere: gradient, its tangent part, the step, and the way back."""
-    figure, axes = _bare(4.6, 3.4)
+    figure, axes = _bare(4.6, 2.7)
     angle = np.linspace(0, math.pi, 200)
     axes.plot(np.cos(angle), np.sin(angle), color="#888888", linewidth=1.5)
     axes.plot(np.cos(angle), 0.12 * np.sin(angle) * -1, color="#888888", linewidth=0.8, linestyle=":")
@@ -75,8 +75,8 @@ def stiefel() -> Figure:
     _note(axes, x, -5, 5, "X", ha="right", fontsize=12)
     _note(axes, step, 3, 5, "X − η D", fontsize=11, color=BLUE)
     _note(axes, inside, 5, -2, "its tangent part", fontsize=9, color=GREEN, va="center")
-    _note(axes, back, 5, 0, "Q of X − η D = Q R", fontsize=10, color=RED, va="center")
-    axes.set(xlim=(-1.35, 1.9), ylim=(-0.2, 1.75))
+    _note(axes, back, 4, -26, "Q of X − η D = Q R", fontsize=10, color=RED, ha="center", va="top")
+    axes.set(xlim=(-1.35, 1.9), ylim=(-0.15, 1.7))
     return figure
 
 
@@ -87,7 +87,7 @@ def guidance() -> Figure:
     alpha = np.where(time < 0.5, 0.5 * (1 + np.cos(math.pi * time / 0.5)), 0)
     axes.plot(time, alpha, label="α: the dense weight's share")
     axes.plot(time, np.where(time < 0.5, 1 - alpha, np.nan), label="1 − α: chance that its product is skipped")
-    axes.axvline(0.5, color="#888888", linewidth=1, linestyle="--")
+    axes.plot([0.5, 0.5], [0, 1], color="#888888", linewidth=1, linestyle="--")
     axes.text(0.52, 0.55, "W and its optimizer\nstate are deleted", fontsize=9)
     axes.set(xlabel="share of the run's steps", xlim=(0, 1), ylim=(0, 1.3))
     axes.legend(loc="upper right")
@@ -96,20 +96,20 @@ def guidance() -> Figure:
 
 def sharded_gram() -> Figure:
     """Rows of a factor on three processes; only r × r matrices travel."""
-    figure, axes = _bare(4.6, 3.2)
+    figure, axes = _bare(5.2, 2.8)
     for index, color in enumerate((BLUE, ORANGE, GREEN)):
         top = 3.6 - 1.25 * index
-        _box(axes, 0, top, 0.7, 1.05, f"X{'₁₂₃'[index]}", color)
+        _box(axes, 0, top, 0.7, 1.05, f"X{'₀₁₂'[index]}", color)
         axes.text(-0.15, top - 0.52, f"process {index}", ha="right", va="center", fontsize=9)
         axes.annotate("", (2.1, top - 0.52), (0.85, top - 0.52), arrowprops={"arrowstyle": "-|>", "color": "#888888"})
         _box(axes, 2.2, top - 0.17, 0.7, 0.7, "", color)
-        axes.text(2.55, top - 0.52, f"X{'₁₂₃'[index]}ᵀX{'₁₂₃'[index]}", ha="center", va="center", fontsize=8)
+        axes.text(2.55, top - 0.52, f"X{'₀₁₂'[index]}ᵀX{'₀₁₂'[index]}", ha="center", va="center", fontsize=8)
         axes.annotate("", (4.1, 1.83), (3.0, top - 0.52), arrowprops={"arrowstyle": "-|>", "color": "#888888"})
     _box(axes, 4.2, 2.2, 0.7, 0.7, "S", RED, "r × r")
-    axes.text(4.55, 2.35, "sum over processes", ha="center", fontsize=9)
+    axes.text(4.55, 2.75, "sum over\nprocesses", ha="center", fontsize=9)
     axes.text(5.1, 1.83, "→ polynomial,\nnorm, Cholesky:\nsmall, the same\neverywhere", va="center", fontsize=9)
     axes.text(0.35, -0.35, "rows × r", ha="center", va="top", fontsize=8)
-    axes.set(xlim=(-1.5, 7.0), ylim=(-0.8, 3.7))
+    axes.set(xlim=(-1.5, 7.4), ylim=(-0.8, 3.7))
     return figure
 
 

@@ -80,7 +80,8 @@ def introduction(made: Any) -> str:
 
 def plain(text: str) -> str:
     """A description in one line of Markdown, without roles of Sphinx."""
-    return " ".join(re.sub(r":\w+:(?=`)", "", text).replace("``", "`").split())
+    text = " ".join(re.sub(r":\w+:(?=`)", "", text).replace("``", "`").split())
+    return re.sub(r"(`[^`]*`)|<", lambda found: found[1] or "&lt;", text)
 
 
 def _defaults(made: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import api_pages
 import command_reference
 import configuration_reference
+import notebook_pages
 import recipe_pages
 from drawing import FIGURES, draw
 from formulas import with_formulas
@@ -23,6 +24,7 @@ GENERATED = {
     "reference/commands.md": command_reference.page,
     **recipe_pages.PAGES,
     **api_pages.PAGES,
+    "notebooks.md": notebook_pages.page,
     "contributing.md": lambda: from_the_top("CONTRIBUTING.md"),
     "changelog.md": lambda: from_the_top("CHANGELOG.md"),
 }
@@ -32,11 +34,12 @@ ASSETS = ("iframe-worker.js", "site.css")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated pages and the assets."""
+    """Adds the generated pages, the assets and the notebooks' pages."""
     for name, make in GENERATED.items():
         files.append(File.generated(config, name, content=make()))
-    for name in ASSETS:
-        files.append(File.generated(config, f"assets/{name}", abs_src_path=str(HERE / name)))
+    copied = {f"assets/{name}": HERE / name for name in ASSETS} | notebook_pages.rendered()
+    for name, path in copied.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 

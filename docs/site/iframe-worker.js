@@ -2,15 +2,16 @@
 // a hidden frame of the page instead. On a server nothing is changed.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
-    constructor(url) {
+    constructor(place) {
       super()
+      const url = new URL(place, location.href).href
       const queue = []
       this.frame = Object.assign(document.createElement("iframe"), { hidden: true })
       this.ready = new Promise(resolve => { this.frame.onload = resolve })
       document.body.append(this.frame)
       const inside = this.frame.contentWindow
       inside.document.open()
-      inside.document.write(`<base href="${new URL(url, location.href)}"><body></body>`)
+      inside.document.write(`<base href="${url}"><body></body>`)
       inside.document.close()
       inside.importScripts = (...urls) => Promise.all(urls.map(one => this.load(one)))
       inside.postMessage = data => {

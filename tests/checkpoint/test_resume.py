@@ -130,12 +130,12 @@ def test_a_resumed_run_goes_on_in_its_folder_and_in_its_mlflow_run_without_repea
     assert main(["fit", *fit, "--ckpt_path=last", "--model.optimizers.other.lr=0.002"]) == 0
     assert [path.name for path in (tmp_path / "quickstart").iterdir()] == ["0001"]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("lrtrain").experiment_id])
     assert run.info.status == "FINISHED"
-    for name in ("train/loss", "train/gradient_norm", "val/loss", "throughput/tokens_seen"):
+    for name in ("Train/loss", "Train/gradient_norm", "Val/loss", "throughput/tokens_seen"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
         assert sorted(set(steps)) == steps, f"{name} has a point twice"
-    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == STEPS
+    assert len(client.get_metric_history(run.info.run_id, "Train/loss")) == STEPS
     key = "model.optimizers.other.init_args.lr"
     assert (run.data.params[key], run.data.params[f"{key}/2"]) == ("0.003", "0.002")
 

@@ -46,21 +46,25 @@ def test_sigterm_saves_tells_mlflow_and_ends_with_143_and_the_run_goes_on(tmp_pa
     assert process.returncode == 143
     begins, *said = [line for line in err.splitlines() if line]
     assert begins.startswith("fit: ")
-    assert said == ["SIGTERM: finishing this step and saving a checkpoint; once more ends at once"]
     (step, checkpoint), *others = steps_in(run / "checkpoints").items()
+    assert said == [
+        "SIGTERM: finishing this step and saving a checkpoint; once more ends at once",
+        f"ended by SIGTERM; saved {checkpoint}",
+        f"go on with: lrtrain fit --config {run}/config.yaml --ckpt_path last",
+    ]
     assert not others
     assert fault(checkpoint) is None
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("quickstart").experiment_id
+    experiment = client.get_experiment_by_name("lrtrain").experiment_id
     (killed,) = client.search_runs([experiment])
     assert killed.info.status == "KILLED"
     assert killed.info.end_time is not None
-    assert len(client.get_metric_history(killed.info.run_id, "train/loss")) == step, "points were lost"
+    assert len(client.get_metric_history(killed.info.run_id, "Train/loss")) == step, "points were lost"
 
     assert main(["fit", *fit, "--ckpt_path=last", f"--trainer.max_steps={step + 2}"]) == 0
     (finished,) = client.search_runs([experiment])
     assert (finished.info.run_id, finished.info.status) == (killed.info.run_id, "FINISHED")
-    steps = [point.step for point in client.get_metric_history(finished.info.run_id, "train/loss")]
+    steps = [point.step for point in client.get_metric_history(finished.info.run_id, "Train/loss")]
     assert steps == list(range(1, step + 3))
     assert list(steps_in(run / "checkpoints")) == [step + 2, step]

@@ -100,7 +100,7 @@ except SystemExit as ended:
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"usage: lrtrain {command} --config RECIPE")
+    assert lines[0].startswith(f"usage: lrtrain {command} ")
     assert len(lines) <= 45
     assert max(map(len, lines)) <= 100
 

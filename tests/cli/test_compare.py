@@ -123,7 +123,7 @@ def test_the_page_has_every_figure_of_a_real_run_and_needs_nothing_else(
 
 def test_other_data_is_refused_and_compared_only_when_asked_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, sha256, loss in (("a", "f" * 64, 3.0), ("b", "0" * 64, 2.0)):
-        logger = make_logger(root, f"{name}/0001", experiment=name, tags={"lrtrain.study": "rates"})
+        logger = make_logger(root, f"{name}/0001", tags={"lrtrain.study": "rates"})
         logger.log_manifest({"tokenizer_sha256": sha256})
         logger.log_metrics({"val/loss": loss}, 0)
         logger.finalize("success")

@@ -163,6 +163,13 @@ def test_its_tokens_and_license_reach_the_export_and_what_ours_has_not_is_said(
     assert str(tmp_path) not in card
 
 
+def test_an_export_of_ours_comes_back_with_the_tokenizer_of_its_data(tmp_path: Path) -> None:
+    file = saved_model.save(tmp_path / "a.ckpt", saved_model.decoder_config())
+    assert main(["export", str(file), "--out", str(tmp_path / "out")]) == 0
+    imported(tmp_path / "out", tmp_path)
+    assert load(tmp_path / "model.ckpt")[1].to_str() == load(file)[1].to_str()
+
+
 def test_a_gguf_file_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = llama_folder.model(tie_word_embeddings=True)
     llama_folder.save_gguf(tmp_path / "tiny.gguf", theirs)

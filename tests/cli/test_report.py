@@ -216,7 +216,7 @@ def test_what_has_no_page_is_one_line(
 
 
 def test_samples_leave_training_as_it_is_and_can_be_switched_off(folder: Path) -> None:
-    name = "--trainer.callbacks=lrtrain.training.callbacks.text_samples.TextSamples"
+    name = "--trainer.callbacks=lrtrain.training.TextSamples"
     fit = ["fit", *arguments(folder / "shards", folder / "off", name, "--trainer.callbacks.new_tokens=0", steps=4)]
     assert main(fit) == 0
     off = folder / "off/quickstart/0001"

@@ -160,14 +160,14 @@ def test_real_trials_are_children_of_one_run_and_the_best_yaml_is_complete(
     assert f"lrtrain fit --config {runs}/rates/best.yaml --runs {runs}" in out
 
     client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
-    found = client.search_runs([client.get_experiment_by_name("rates").experiment_id])
+    found = client.search_runs([client.get_experiment_by_name("lrtrain").experiment_id])
     (parent,) = [run for run in found if run.data.tags.get("lrtrain.sweep") == "rates"]
     children = [run for run in found if run.data.tags.get("lrtrain.study") == "rates"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.tags["lrtrain.trial"] for run in children) == ["1", "2"]
     assert {run.info.status for run in found} == {"FINISHED"}
-    best = min(children, key=lambda run: run.data.metrics["val/loss"])
-    assert parent.data.metrics["val/loss"] == best.data.metrics["val/loss"]
+    best = min(children, key=lambda run: run.data.metrics["Val/loss"])
+    assert parent.data.metrics["Val/loss"] == best.data.metrics["Val/loss"]
     assert parent.data.tags["lrtrain.best"] == best.data.tags["lrtrain.trial"]
 
     trial = runs / f"rates/trial-000{best.data.tags['lrtrain.trial']}/0001"

@@ -240,5 +240,6 @@ def test_a_real_process_ends_with_code_2_and_one_line() -> None:
     assert process.returncode == 2
     assert process.stdout == ""
     assert (
-        process.stderr == f"{PREFIX}/nowhere does not exist: name a .ckpt file, a run directory or a folder of runs\n"
+        process.stderr == f"{PREFIX}/nowhere does not exist: name a .ckpt file, a run, a run directory or a folder of "
+        "runs\n"
     )

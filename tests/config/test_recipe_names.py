@@ -80,7 +80,7 @@ def test_a_file_of_that_path_wins_and_a_folder_does_not(elsewhere: Path) -> None
         ("", "quickstrat", "quickstrat is neither a file nor a shipped recipe or overlay: did you mean quickstart?"),
         ("", "adamw", "adamw is neither a file nor a shipped recipe or overlay: did you mean methods/adamw?"),
         ("", "mine/quickstat.yaml", "mine/quickstat.yaml is neither a file nor a shipped recipe or overlay: did you"),
-        ("scaling_laws", "huge", "huge is neither a file nor a shipped isoFLOP grid: there are paper, tiny"),
+        ("scaling_laws", "huge", "huge is neither a file nor a shipped isoFLOP grid: there are paper, small, tiny"),
         ("", "over.yaml", "configuration file over.yaml does not exist: check the path"),
     ],
 )

@@ -27,7 +27,10 @@ MILLIONS = {
     "spectron_L": "453.85",
     "dense_L": "777.86",
     "sct_smollm2_1.7B": "527.01",
+    "c4_60m": "42.87",
 }
+TOY = {"c4_60m": ["--model.decoder.attention.rank=16", "--model.decoder.mlp.rank=16"]}
+"""Flags of recipes whose ranks are more than the toy's width."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_two_steps(files: list[Path], shards: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
     arguments = [part for file in files for part in ("--config", str(file))]
-    assert main(["fit", *arguments, *toy.flags(shards, runs)]) == 0
+    assert main(["fit", *arguments, *toy.flags(shards, runs), *TOY.get(files[0].stem, [])]) == 0
     return capsys.readouterr().out
 
 

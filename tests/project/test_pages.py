@@ -31,7 +31,7 @@ PAGES = [
 CONFIGURED = ("fit", "validate", "test")
 """Commands whose options are the configuration's keys."""
 
-TAKING_KEYS = ("plan", "doctor", "sweep", "scaling")
+TAKING_KEYS = ("plan", "doctor", "profile", "sweep", "scaling")
 """Commands that take them beside options of their own."""
 
 GROUPS = tuple(
@@ -42,8 +42,14 @@ GROUPS = tuple(
     )
 )
 
+ALONE = ("--print_config", "--print-model")
+"""Flags of `fit` that are no keys: with them it prints, and ends."""
+
 OTHERS = ("torchrun", "mlflow", "pip", "sbatch", "scancel", "sky", "docker", "kubectl", "make", "pytest", "python")
 """What begins a command line of others."""
+
+OF_OTHERS = {"--build-arg", "--outtype"}
+"""Options of others that stand alone in the prose: docker's, and of llama.cpp's converter."""
 
 
 def text_of(page: str) -> str:
@@ -82,13 +88,14 @@ def options_of(command: str) -> frozenset[str]:
 
 
 def with_a_recipe(arguments: list[str]) -> list[str]:
-    """The arguments, with a shipped recipe in the place of files that a reader has, and without what is left open."""
+    """The arguments, with a shipped recipe in the place of none or of a reader's own, without what is open."""
     kept, waiting = [], iter(argument for argument in arguments if argument not in ("…", "..."))
     for argument in waiting:
         value = next(waiting, "") if argument == "--config" else ""
         there = value in names() or (ROOT / value).is_file()
         kept += [argument] if argument != "--config" else ["--config", value if there else "quickstart"]
-    return [argument.replace("$seed", "0") for argument in kept]
+    kept += [] if "--config" in kept else ["--config", "quickstart"]
+    return [argument.replace("$seed", "0") for argument in kept if argument not in ALONE]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -97,7 +104,7 @@ def test_every_command_is_one_that_lrtrain_takes(page: str, monkeypatch: pytest.
     for command, *arguments in shown(page):
         if command in CONFIGURED:
             if "--help" not in arguments:
-                parse([flag for flag in with_a_recipe(arguments) if flag != "--print_config"])
+                parse(with_a_recipe(arguments))
             continue  # it refuses an unknown key, and a value of another type
         given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         keys = {flag for flag in given - options_of(command) if command in TAKING_KEYS and flag.split(".")[0] in GROUPS}
@@ -110,7 +117,12 @@ def test_every_option_that_a_page_names_is_one_of_some_command(page: str) -> Non
     ours = [code for code in re.findall(r"`([^`]+)`", prose) if not code.startswith(OTHERS)]
     named = {name for code in ours for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
     known = set(GROUPS).union(*(options_of(command) for command in COMMANDS if command not in CONFIGURED))
-    assert named - known - {"--print_config", "--help-all"} == set()
+    known |= {
+        name
+        for file in (ROOT / "benchmarks").glob("*.py")
+        for name in re.findall(r'"(--[a-z][\w-]*)"', file.read_text())
+    }
+    assert named - known - {*ALONE, "--help-all"} - OF_OTHERS == set()
 
 
 def test_pages_show_commands() -> None:
@@ -135,7 +147,7 @@ def test_every_python_block_is_python(page: str) -> None:
 def test_every_yaml_block_is_what_its_command_takes(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "yaml"):
-        content = yaml.safe_load(block)
+        content = yaml.safe_load(re.sub(r"!\w+ ", "", block))  # lm-eval's tag for a function
         file = tmp_path / "shown.yaml"
         file.write_text(block, encoding="utf-8")
         if "parameters" in content:
@@ -152,7 +164,7 @@ def test_every_yaml_block_is_what_its_command_takes(page: str, tmp_path: Path, m
 
 @pytest.mark.parametrize("page", [*PAGES, *HISTORY])
 def test_links_lead_to_files(page: str) -> None:
-    generated = re.compile(r"(?:\.\./)*(?:docs/)?reference/[\w/]+\.md|(?:\.\./)*(?:contributing|changelog)\.md")
+    generated = re.compile(r"(?:\.\./)*((?:docs/)?reference/[\w/]+|contributing|changelog|notebooks)\.md")
     figures = re.compile(r"\.\./figures/\w+\.svg")
     for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text_of(page)):
         if not generated.fullmatch(link) and not figures.fullmatch(link):

@@ -9,13 +9,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-import torch
 
 import toy
 from commandline import RECIPE, arguments
 from endings import CODES, ended_by
 from forked import FORK
-from ranks import free_port, torchrun_environment
+from ranks import command_to_file, free_port, torchrun_environment
 
 QUICK = (("torchrun", "mistake", 0), ("slurm", "outage", 1))
 """The store is with rank 0: where that one fails, the others must have heard of it before."""
@@ -64,7 +63,7 @@ def test_all_processes_end_with_the_code_of_the_one_that_fails(
     files = [tmp_path / f"rank{number}.txt" for number in range(2)]
     argv = fit(shards, tmp_path, *ended_by(how, rank))
     for environment, file in zip(environments, files, strict=True):
-        started.append(FORK.Process(target=_run, args=(argv, environment, file)))
+        started.append(FORK.Process(target=command_to_file, args=(argv, environment, file)))
         started[-1].start()
     for process in started:
         process.join(250)
@@ -92,22 +91,9 @@ def test_a_process_that_does_not_notice_is_ended(shards: Path, tmp_path: Path, s
     argv = fit(shards, tmp_path, *ended_by("mistake", 1, others="endings.Hang"))
     files = [tmp_path / f"rank{number}.txt" for number in range(2)]
     for environment, file in zip(torchrun_environment(2), files, strict=True):
-        started.append(FORK.Process(target=_run, args=(argv, environment, file)))
+        started.append(FORK.Process(target=command_to_file, args=(argv, environment, file)))
         started[-1].start()
     for process in started:
         process.join(250)
     assert [process.exitcode for process in started] == [2, 2], [file.read_text() for file in files]
     assert "lrtrain: rank 1 ended with exit code 2: the disk is full; make room" in files[0].read_text()
-
-
-def _run(argv: list[str], environment: dict[str, str], output: Path) -> None:
-    from lrtrain.cli.main import main
-
-    torch.set_num_threads(1)
-    for name in [name for name in os.environ if name.startswith(("PL_GLOBAL", "SLURM_", "MASTER_", "TORCHELASTIC"))]:
-        del os.environ[name]
-    os.environ.update(environment)
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.exit(main(argv))

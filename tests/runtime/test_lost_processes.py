@@ -1,7 +1,5 @@
 """A process of several that goes away: the others end in time, with one line and an exit code that says what to do."""
 
-import os
-import sys
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,7 +12,7 @@ from commandline import RECIPE, arguments
 from forked import FORK
 from lrtrain.checkpoint.directory import newest_whole
 from lrtrain.runtime.lost_processes import is_lost
-from ranks import torchrun_environment
+from ranks import command_to_file, torchrun_environment
 
 TIMEOUT = 6.0
 """Seconds that a collective waits."""
@@ -44,7 +42,7 @@ def fit(shards: Path, folder: Path, strategy: str, way: str, started: list[BaseP
     argv = ["fit", *arguments(shards, folder / "runs", *more, steps=1000)]
     files = [folder / f"rank{number}.txt" for number in range(2)]
     for environment, file in zip(torchrun_environment(2), files, strict=True):
-        started.append(FORK.Process(target=_run, args=(argv, environment, file)))
+        started.append(FORK.Process(target=command_to_file, args=(argv, environment, file)))
         started[-1].start()
     return files
 
@@ -105,15 +103,3 @@ def test_only_a_connection_that_ended_is_a_lost_process() -> None:
     )
     assert not is_lost(torch.distributed.DistBackendError("NCCL error: invalid usage, Duplicate GPU detected"))
     assert not is_lost(RuntimeError("the data loader timed out"))
-
-
-def _run(argv: list[str], environment: dict[str, str], output: Path) -> None:
-    from lrtrain.cli.main import main
-
-    torch.set_num_threads(1)
-    os.environ.pop("PL_GLOBAL_SEED", None)
-    os.environ.update(environment)
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.exit(main(argv))

@@ -20,3 +20,24 @@ class LostRank(L.Callback):
             if self.way == "failed":
                 raise RuntimeError("the test's crash")
             os.kill(os.getpid(), WAYS[self.way])
+
+
+class FailAloneInEvaluation(L.Callback):
+    """Lets the scores of a batch fail on one process, in the second evaluation of a run."""
+
+    def __init__(self, calls: int, rank: int = 1) -> None:
+        self.calls, self.rank = calls, rank
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        from lrtrain.studies.evaluation import decoder_lm
+
+        score = decoder_lm.score
+
+        def failing(*arguments: Any) -> Any:
+            self.calls -= 1
+            if self.calls < 0:
+                raise RuntimeError("the test's out of memory")
+            return score(*arguments)
+
+        if trainer.global_rank == self.rank:
+            decoder_lm.score = failing

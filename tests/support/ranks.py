@@ -5,9 +5,11 @@ import io
 import os
 import pickle
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from forked import FORK
@@ -49,6 +51,22 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
 def command_on_ranks(count: int, argv: list[str]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of an `lrtrain` command on each of `count` processes."""
     return on_ranks(count, _command, argv)
+
+
+def command_to_file(argv: list[str], environment: dict[str, str], output: Path) -> None:
+    """Runs a command in this process, to be started by `FORK`, and ends it; what is printed goes to a file."""
+    import torch
+
+    from lrtrain.cli.main import main
+
+    torch.set_num_threads(1)
+    for name in [name for name in os.environ if name.startswith(("PL_GLOBAL", "SLURM_", "MASTER_", "TORCHELASTIC"))]:
+        del os.environ[name]
+    os.environ.update(environment)
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(main(argv))
 
 
 def free_port() -> int:

@@ -66,7 +66,7 @@ def model_of(kind: str, **options: Any) -> CausalLM:
     hidden = {"adamw": ADAMW, "lora-muon": LORA_MUON}
     model = spectral_runs.language_model(kind, Optimizers(hidden[optimizer], ADAMW) if optimizer else None)
     model._activation_checkpointing = options.get("activation_checkpointing", False)
-    model._compile = options.get("compile", False)
+    model._compile = options.get("compile")
     return model
 
 

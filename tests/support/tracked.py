@@ -8,6 +8,7 @@ from typing import Any
 from lrtrain.tracking.delivery import load_state
 from lrtrain.tracking.destination import connect, quiet
 from lrtrain.tracking.logger import MLflowLogger
+from lrtrain.tracking.names import shown_name
 
 quiet()
 
@@ -42,8 +43,9 @@ def mlflow_run(run_dir: Path, uri: str | None = None) -> tuple[Any, Any]:
 
 
 def history(run_dir: Path, key: str) -> list[tuple[int, float]]:
+    """The points that MLflow has of a metric, by its own name."""
     client, run = mlflow_run(run_dir)
-    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, key))
+    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, shown_name(key)))
 
 
 def until(condition: Callable[[], Any], seconds: float = 20) -> Any:

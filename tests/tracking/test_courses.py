@@ -17,7 +17,7 @@ from tracked import history, make_logger, mlflow_run
 
 
 def session(root: Path, rate: float, values: dict[int, float], resumed: int | None = None) -> None:
-    logger = make_logger(root, experiment="toy")
+    logger = make_logger(root)
     if resumed is not None:
         logger.resume(resumed)
     logger.log_config(f"rate: {rate}\n", {"rate": rate})

@@ -16,7 +16,7 @@ from tracked import history, make_logger, mlflow_run
 
 
 def track(root: Path, name: str, *values: float, first: int = 1, send: bool = True) -> None:
-    logger = make_logger(root, f"{name}/0001", experiment=name, send=send)
+    logger = make_logger(root, f"{name}/0001", send=send)
     logger.log_config("", {"name": name})
     for step, value in enumerate(values, start=first):
         logger.log_metrics({"val/loss": value}, step)
@@ -52,7 +52,7 @@ def test_a_copy_that_goes_on_leaves_the_original_in_mlflow_alone(root: Path) -> 
     assert history(root / "a/0001", "val/loss") == [(1, 3.0), (2, 2.0)]
     _, copy = mlflow_run(root / "b/0001")
     assert copy.info.run_id != original
-    assert (copy.info.run_name, copy.data.metrics["val/loss"]) == ("b/0001", 1.0)
+    assert (copy.info.run_name, copy.data.metrics["Val/loss"]) == ("b/0001", 1.0)
     assert history(root / "b/0001", "val/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
     (root / "a").rename(root / "moved")
     track(root, "moved", 1.5, first=3)

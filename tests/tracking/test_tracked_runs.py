@@ -15,7 +15,7 @@ from tracked import make_logger, mlflow_run
 
 def track(root: Path, run: str, status: str = "success", tags: dict[str, str] | None = None, **metrics: Any) -> None:
     """A run of the name before the slash; each metric is a list of its values at steps 0, 1, …"""
-    logger = make_logger(root, run, experiment=run.split("/")[0], tags=tags)
+    logger = make_logger(root, run, tags=tags)
     logger.log_config("", {"model": {"rank": 64, "words": "x" * 7000}, "seed_everything": 0})
     for key, values in metrics.items():
         for step, value in enumerate(values):
@@ -50,7 +50,7 @@ def test_a_run_has_its_configuration_tags_and_points(root: Path) -> None:
 
 def test_what_a_resumed_run_changed_has_its_last_value(root: Path) -> None:
     track(root, "a/0001", status="killed", loss=[3.0])
-    logger = make_logger(root, "a/0001", experiment="a")
+    logger = make_logger(root, "a/0001")
     logger.log_config("", {"model": {"rank": 32}})
     logger.finalize("success")
     (run,) = read(root, names=["a"])

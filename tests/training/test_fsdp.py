@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from lrtrain.nn import Decoder
 from ranks import on_ranks
 from sharded_runs import model_of, run
-from spectral_runs import VOCAB
+from spectral_runs import LOW_RANK, VOCAB
 
 STEPS = 20
 CLOSE = 1e-5
@@ -109,9 +110,37 @@ def test_compiled_blocks_train_as_plain_ones(tmp_path: Path) -> None:
         assert_same_course(one, compiled)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_that_recompute_go_on_sharded_from_a_checkpoint_as_plain_ones_go_on(tmp_path: Path) -> None:
+    plain = on_ranks(1, run, tmp_path / "plain", "low-rank", "single", 4)[0]
+    options = {"model": {"compile": True, "activation_checkpointing": True}}
+    on_ranks(2, _with_options, tmp_path / "first", "fsdp", {**options, "every": 2}, 2)
+    checkpoint = tmp_path / "first/checkpoints/step-00000002.ckpt"
+    resumed = on_ranks(2, _with_options, tmp_path / "second", "fsdp", {**options, "ckpt_path": checkpoint}, 4)[0]
+    assert resumed["losses"] == pytest.approx(plain["losses"][2:], rel=1e-5)
+    for name, weight in plain["end"]["weights"].items():
+        assert torch.allclose(weight, resumed["end"]["weights"][name], atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_as_many_blocks_as_a_model_has_are_compiled_once_for_training_and_once_for_validation() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    counter, decoder = CompileCounter(), Decoder(VOCAB, 32, 12, 2, 48, attention=LOW_RANK, mlp=LOW_RANK)
+    torch._dynamo.reset()
+    for block in decoder.blocks:
+        block.forward = torch.compile(block.forward, backend=counter)  # as CausalLM does
+    for _ in range(2):
+        decoder.loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+        with torch.no_grad():
+            decoder.loss(TOKENS[:, :-1], TOKENS[:, 1:])
+    # The second block differs from the first in its index, which is a number of any value from then on.
+    assert counter.frame_count <= 4
+
+
 def _of_factors(outcome: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
     return [state for state in outcome["end"]["states"].values() if "momentum" in state]
 
 
-def _with_options(root: Path, strategy: str, options: dict[str, Any]) -> dict[str, Any]:
-    return run(root, "low-rank", strategy, 3, **options)
+def _with_options(root: Path, strategy: str, options: dict[str, Any], steps: int = 3) -> dict[str, Any]:
+    return run(root, "low-rank", strategy, steps, **options)

@@ -11,6 +11,7 @@ from commandline import arguments, refusal
 from lrtrain.cli.main import main
 from lrtrain.data.manifest import Manifest
 from lrtrain.data.preparation import PrepareSpec, prepare
+from lrtrain.tracking.recorded import recorded_texts
 from run_record import series
 
 OVERLAY = """
@@ -56,6 +57,14 @@ def test_each_source_has_its_losses_and_epochs_and_the_whole_is_their_mean_by_we
     assert dict(series(run, "val/bits_per_byte"))[4] == pytest.approx(bits, rel=1e-6)
     assert dict(series(run, "val/perplexity"))[4] == pytest.approx(math.exp(losses[""][4]), rel=1e-6)
     assert f"words {losses['words/'][4]:.4f}   numbers {losses['numbers/'][4]:.4f}" in said
+    *_, (_, last) = recorded_texts(run)["held_out/by_position.json"]
+    for name, rows in json.loads(last)["sources"].items():
+        mean = sum(row["tokens"] * row["loss"] for row in rows) / sum(row["tokens"] for row in rows)
+        assert mean == pytest.approx(losses[f"{name}/"][4], rel=1e-5)
+    page = (run / "report.html").read_text()
+    assert f"<td>numbers</td><td>{losses['numbers/'][4]:.4f}</td>" in page
+    assert "numbers, step 4" in page
+    assert "<td>val</td><td>numbers</td>" in page
     epoch = 12 / Manifest.load(str(shards)).train.blocks(toy.BLOCK + 1)
     assert dict(series(run, "epoch/words"))[4] == pytest.approx(epoch, rel=1e-6)
     assert main(["validate", *argv]) == 0

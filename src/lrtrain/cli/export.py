@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lrtrain.cli.arguments import Arguments, announce, positive
+from lrtrain.config.run_names import place_of
 from lrtrain.runtime.stores import is_remote
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
         "checkpoint",
         nargs="?",
         default="runs",
-        help="a .ckpt, a run directory, or a folder of runs (its newest), or the URL of one of these in a store",
+        help="a .ckpt, a run's name or directory, a folder of runs (its newest), or the URL of one of these in a store",
     )
     parser.add_argument(
         "--out",
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         "factorized" if arguments.factorized else "merged", arguments.dtype, arguments.shard_size, arguments.license
     )
     path, out = Path(arguments.checkpoint), arguments.out
-    if path.exists() or is_remote(arguments.checkpoint):
+    if place_of(path) is not None or is_remote(arguments.checkpoint):
         announce(f"export: reading {arguments.checkpoint} …")
 
     from lrtrain.checkpoint.remote_runs import cached

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lrtrain.cli.arguments import announce
 from lrtrain.cli.fit_help import asked, page
+from lrtrain.cli.next_steps import after_a_signal, after_the_end
 from lrtrain.config.settings import config_files, with_files
 from lrtrain.runtime.allocator import keep_freed_memory
 from lrtrain.runtime.errors import UserError
@@ -25,6 +26,7 @@ def fit(argv: list[str]) -> int:
     if PRINT_MODEL in argv:
         return _print_model([argument for argument in argv if argument != PRINT_MODEL])
     argv = _begin("fit", argv)
+    from lrtrain.checkpoint.directory import FOLDER, steps_in
     from lrtrain.checkpoint.leaving import leave_together
     from lrtrain.checkpoint.signals import Told
     from lrtrain.config.export_at_end import export_is_possible, export_last
@@ -49,6 +51,9 @@ def fit(argv: list[str]) -> int:
             _finish_copy_of_what_ended(run)
             raise
     except Told as told:
+        if run.trainer.is_global_zero:
+            newest = next(iter(steps_in(run.run_dir / FOLDER).values()), None)
+            print(after_a_signal(told.signal, run.run_dir, newest), file=sys.stderr, flush=True)
         leave_together(told.signal)
         raise
     finally:
@@ -57,6 +62,10 @@ def fit(argv: list[str]) -> int:
         print_summary(run.trainer, run.model)
     run.finish_copy()
     export_last(run)
+    if run.trainer.is_global_zero and run.record.written and not run.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        print("\nnext")
+        for purpose, command in after_the_end(run.run_dir, run.config.name, run.trainer.global_step):
+            print(f"  {purpose:<13} {command}")
     return 0
 
 
@@ -69,7 +78,7 @@ def _print_model(argv: list[str]) -> int:
 
 
 def validate(argv: list[str]) -> int:
-    """Prints loss, perplexity and bits per byte on the held-out split."""
+    """Prints loss, perplexity and bits per byte on the held-out split, of a recipe's run or of a checkpoint."""
     return _evaluate("validate", argv)
 
 
@@ -79,17 +88,22 @@ def test(argv: list[str]) -> int:
 
 
 def _evaluate(command: str, argv: list[str]) -> int:
+    checkpoint, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
     argv = _begin(command, argv)
+    from lrtrain.config.evaluated_run import of_checkpoint
     from lrtrain.config.train_parser import TrainingRun
 
+    for named in checkpoint:
+        argv = of_checkpoint(named, argv)
     run = TrainingRun(command, argv)
+    if run.trainer.is_global_zero:
+        print(f"checkpoint {run.resumed}", flush=True)
     evaluate = getattr(run.trainer, command)
     with _one_line_for_a_lost_process(run):
         results = evaluate(
             run.model, datamodule=run.datamodule, ckpt_path=run.resumed, weights_only=True, verbose=False
         )
     if run.trainer.is_global_zero:
-        print(f"checkpoint {run.resumed}")
         for name, value in {name: value for found in results for name, value in found.items()}.items():
             print(f"{name:<20} {value:.4f}")
     return 0

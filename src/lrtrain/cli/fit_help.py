@@ -6,8 +6,8 @@ from lrtrain.config.recipes import names
 
 PURPOSE = {
     "fit": "Trains a model from a YAML recipe. Settings, metrics, checkpoints: <runs>/<name>/<NNNN>.",
-    "validate": "Loss, perplexity and bits per byte on held-out data, of the newest checkpoint of the recipe's run.",
-    "test": "Loss, perplexity and bits per byte on the test split, of the newest checkpoint of the recipe's run.",
+    "validate": "Loss, perplexity and bits per byte on held-out data, of a run's newest checkpoint.",
+    "test": "Loss, perplexity and bits per byte on the test split, of a run's newest checkpoint.",
 }
 
 EXAMPLES = {
@@ -17,8 +17,8 @@ EXAMPLES = {
         "--config quickstart --name tuned --init_from runs/quickstart --data.path data/mine",
         "--config spectron_S --config parallel/fsdp --trainer.devices 8",
     ),
-    "validate": ("--config quickstart", "--config quickstart --ckpt_path FILE --trainer.limit_val_batches 50"),
-    "test": ("--config quickstart", "--config quickstart --ckpt_path FILE"),
+    "validate": ("quickstart", "runs/quickstart/0001 --trainer.limit_val_batches 50", "--config quickstart"),
+    "test": ("quickstart", "runs/quickstart/0001", "--config quickstart"),
 }
 
 OPTIONS = (
@@ -82,9 +82,10 @@ def page(command: str) -> str:
         for flag, text, default in OPTIONS
         if command == "fit" or not any(mark in flag for mark in TRAINING)
     ]
+    which = "--config RECIPE" if command == "fit" else "[RUN | CHECKPOINT] [--config RECIPE]"
     return "\n".join(
         [
-            f"usage: lrtrain {command} --config RECIPE [--config OVERLAY]... [--key value]...\n",
+            f"usage: lrtrain {command} {which} [--config OVERLAY]... [--key value]...\n",
             PURPOSE[command],
             *textwrap.wrap(f"Shipped recipes: {recipes}; and overlays, such as methods/adamw.", 98),
             "",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from lrtrain.cli.arguments import Arguments, announce, positive
 from lrtrain.cli.generated import Printed
 from lrtrain.cli.prompts import from_command_line, one_prompt, prompts_in
+from lrtrain.config.run_names import place_of
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import LongWork
 from lrtrain.runtime.stores import is_remote
 
 if TYPE_CHECKING:
@@ -32,9 +34,8 @@ def main(argv: list[str]) -> int:
         given += prompts_in(arguments.prompts)
     elif not arguments.interactive:
         given.append((None, one_prompt(arguments.prompt)))
-    path = Path(arguments.checkpoint)
-    if path.exists() or is_remote(arguments.checkpoint):
-        announce(f"generate: reading {arguments.checkpoint} …")
+    if place_of(arguments.checkpoint) is not None or is_remote(arguments.checkpoint):
+        announce(f"generate: looking at {arguments.checkpoint} …")
 
     import torch
 
@@ -43,7 +44,12 @@ def main(argv: list[str]) -> int:
     from lrtrain.config.trained_model import newest_checkpoint
 
     settings = _settings(arguments)
-    checkpoint = cached(arguments.checkpoint) if is_remote(arguments.checkpoint) else newest_checkpoint(path)
+    checkpoint = (
+        cached(arguments.checkpoint)
+        if is_remote(arguments.checkpoint)
+        else newest_checkpoint(Path(arguments.checkpoint))
+    )
+    announce(f"generate: reading {checkpoint} …")
     generator = TextGenerator(checkpoint, arguments.device, getattr(torch, arguments.dtype), arguments.context)
     if arguments.interactive:
         _converse(generator, settings, arguments.json)
@@ -61,7 +67,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "checkpoint",
         nargs="?",
         default="runs",
-        help="a .ckpt, a run directory, or a folder of runs (its newest), or the URL of one of these in a store",
+        help="a .ckpt, a run's name or directory, a folder of runs (its newest), or the URL of one of these in a store",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="text to continue; all of standard input when left out")
@@ -147,11 +153,15 @@ def _continue(
         generator.prompt(text, place, where if line is None else f"{arguments.prompts} line {line}")
         for place, (line, text) in enumerate(given)
     ]
-    for start in range(0, len(prompts), arguments.batch_size):
-        batch = slice(start, start + arguments.batch_size)
-        printed = Printed(given[batch], settings.samples, arguments.json, len(prompts) * settings.samples > 1)
-        with printed:
-            generator.write(prompts[batch], settings, printed.piece, printed.end)
+    # On a terminal the texts themselves tell how far it is.
+    shown = len(prompts) > arguments.batch_size and not sys.stdout.isatty()
+    with LongWork("generate", len(prompts), "prompts", shown) as work:
+        for start in range(0, len(prompts), arguments.batch_size):
+            batch = slice(start, start + arguments.batch_size)
+            printed = Printed(given[batch], settings.samples, arguments.json, len(prompts) * settings.samples > 1)
+            with printed:
+                generator.write(prompts[batch], settings, printed.piece, printed.end)
+            work.advance(len(prompts[batch]))
 
 
 def _converse(generator: "TextGenerator", settings: "Settings", as_json: bool) -> None:

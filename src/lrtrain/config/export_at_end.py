@@ -19,6 +19,8 @@ from lrtrain.config.trained_model import build_decoder
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import writing
 from lrtrain.runtime.stores import joined
+from lrtrain.tracking.logger import own_logger
+from lrtrain.tracking.registry import register
 
 SUFFIX = ".hf"
 
@@ -29,6 +31,9 @@ def export_is_possible(run: TrainingRun) -> None:
     if settings.format is None:
         return
     check_packages()
+    logger = own_logger(run.trainer.loggers)
+    if settings.register is not None and (logger is None or logger.tracking_uri is None):
+        raise UserError("export.register: this run is not in MLflow: set trainer.logger to null")
     config = yaml.safe_load(run.as_yaml())
     with torch.device("meta"):
         check_exportable(build_decoder(config["model"]["decoder"]), settings.format == "factorized")
@@ -59,11 +64,17 @@ def export_last(run: TrainingRun) -> None:
                     shutil.rmtree(out)
             if fresh := not out.exists():
                 export(checkpoint, out, settings)
+                _register(out, run)
             _copy(out, run, fresh)
         except UserError as caught:
             error = f"{caught}. The run is finished: lrtrain export {checkpoint} --out DIR writes it later"
     if error := trainer.strategy.broadcast(error):
         raise UserError(error)
+
+
+def _register(folder: Path, run: TrainingRun) -> None:
+    if name := run.parts.export.register:
+        print(f"{'registered':<15} {name}, version {register(run.run_dir, folder, name)}")
 
 
 def _is_of_others(folder: Path, checkpoint: Path) -> bool:

@@ -17,6 +17,7 @@ class Export:
         dtype: Of the weights that are written.
         shard_size: Largest size of one file of weights, as 5GB.
         license: What the model card says, as apache-2.0; null leaves it open.
+        register: Name of a model in MLflow's registry, of which the folder, merged, becomes a version; null for none.
     """
 
     def __init__(
@@ -25,11 +26,15 @@ class Export:
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         shard_size: str = "5GB",
         license: str | None = None,
+        register: str | None = None,
     ) -> None:
         self.format = format
         self.dtype = dtype
         self.shard_bytes = read_shard_size("export.shard_size", shard_size)
         self.license = license
+        self.register = register
+        if register is not None and format != "merged":
+            raise UserError("export.register: MLflow's registry gets a stock Llama: set export.format to merged")
 
 
 def read_shard_size(key: str, text: str) -> float:

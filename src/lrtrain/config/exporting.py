@@ -23,6 +23,7 @@ from lrtrain.data.datamodule import TokenDataModule
 from lrtrain.data.mix import Weighted
 from lrtrain.nn import Decoder
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import LongWork
 from lrtrain.tracking.provenance import git_state
 from lrtrain.tracking.recorded import recorded
 
@@ -119,10 +120,12 @@ def _loss(decoder: Decoder, loader: Any, limit: int | float | None) -> tuple[flo
     else:  # as the Trainer reads it
         count = int(limit) if isinstance(limit, int) or limit > 1 else max(1, int(limit * len(loader)))
     total, tokens = 0.0, 0
-    for batch in islice(iter(loader), count):
-        predicted = batch[:, 1:].numel()
-        total += float(decoder.loss(batch[:, :-1], batch[:, 1:])) * predicted
-        tokens += predicted
+    with LongWork("held-out loss", count, "batches") as work:
+        for batch in islice(iter(loader), count):
+            work.advance()
+            predicted = batch[:, 1:].numel()
+            total += float(decoder.loss(batch[:, :-1], batch[:, 1:])) * predicted
+            tokens += predicted
     return total / tokens, tokens
 
 

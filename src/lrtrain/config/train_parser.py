@@ -191,10 +191,11 @@ class TrainingRun(Configured):
         loggers = [logger for logger in loggers if not isinstance(logger, bool | None)]
         if own_logger(loggers) is None:
             send = configured is not False and configured != []
-            loggers.append(MLflowLogger(experiment=self.config.name, root=self.config.runs, send=send))
+            loggers.append(MLflowLogger(root=self.config.runs, send=send))
         for logger in loggers:
             if isinstance(logger, MLflowLogger):
                 logger.run_dir = str(self.run_dir)
+                logger.group = logger.group or self.config.name
         return loggers
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
 from lrtrain.checkpoint.huggingface.imported import Ancestor, Imported
+from lrtrain.config.run_names import place_of
 from lrtrain.nn import Decoder
 from lrtrain.nn.projection import before_load
 from lrtrain.runtime.errors import UserError
@@ -26,6 +27,8 @@ from lrtrain.training.causal_lm import DecoderCallable
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest whole one of a run directory or of a folder of runs.
 
+    What is no path may be a run's name (`quickstart`, `quickstart/0001`) in the folder of runs.
+
     Of several runs the newest is the one whose record was written last, wherever it was copied since.
 
     Raises:
@@ -33,8 +36,10 @@ def newest_checkpoint(path: Path) -> Path:
     """
     if path.is_file() or (path.is_dir() and path.suffix == ".ckpt"):
         return path
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a .ckpt file, a run directory or a folder of runs")
+    place = place_of(path)
+    if place is None:
+        raise UserError(f"{path} does not exist: name a .ckpt file, a run, a run directory or a folder of runs")
+    path = place
     folders = sorted(path.rglob(FOLDER), key=_written, reverse=True)
     for folder in [path, *folders]:
         checkpoint, _ = newest_whole(folder)

@@ -20,6 +20,7 @@ from lrtrain.data.tokenizer import load_tokenizer, vocabulary_size
 from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_errors, refuse_foreign
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
+from lrtrain.runtime.long_work import LongWork
 
 COPYING = -1
 """`Progress.part` of a merge that copies tokens: the writers tell how far it is."""
@@ -126,24 +127,27 @@ def _copy(name: str, taken: list[Taken], writers: dict[str, ShardWriter], progre
     """Append the tokens of one split, but for those that its writer has from before an interruption."""
     writer = writers[name]
     passed, saved = writer.tokens, time.monotonic()
-    for one in taken:
-        left = one.counts[name][2]
-        for chunk in one.share.split(name).chunks:
-            count = min(chunk.tokens, left)
-            left -= count
-            if passed >= count:
-                passed -= count
-                continue
-            try:
-                writer.extend(read_chunk(one.folder / name, chunk, writer.dtype)[passed:count])
-            except UserError as error:
-                raise UserError(
-                    f"{error}: delete {one.folder} and run lrtrain prepare --part … for it again"
-                ) from error
-            passed = 0
-            if time.monotonic() - saved >= preparation.SAVE_SECONDS:
-                _save(progress, writers, folder)
-                saved = time.monotonic()
+    with LongWork(f"Copying {name}", sum(one.counts[name][2] for one in taken), "tokens") as work:
+        work.began_at(writer.tokens)
+        for one in taken:
+            left = one.counts[name][2]
+            for chunk in one.share.split(name).chunks:
+                count = min(chunk.tokens, left)
+                left -= count
+                if passed >= count:
+                    passed -= count
+                    continue
+                try:
+                    writer.extend(read_chunk(one.folder / name, chunk, writer.dtype)[passed:count])
+                except UserError as error:
+                    raise UserError(
+                        f"{error}: delete {one.folder} and run lrtrain prepare --part … for it again"
+                    ) from error
+                passed = 0
+                work.update(writer.tokens)
+                if time.monotonic() - saved >= preparation.SAVE_SECONDS:
+                    _save(progress, writers, folder)
+                    saved = time.monotonic()
     writer.documents, writer.bytes = (sum(one.counts[name][i] for one in taken) for i in (0, 1))
 
 

@@ -9,9 +9,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress as Bar
-from rich.progress import TextColumn
 
 from lrtrain.data.encode import encode_batches, held_out, read_batches
 from lrtrain.data.encoder import Encoder
@@ -28,6 +25,7 @@ from lrtrain.data.unfinished import TOKENIZER, Progress, alone_in, clear, disk_e
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import unfinished, write_atomically
 from lrtrain.runtime.liveness import beat
+from lrtrain.runtime.long_work import LongWork
 from lrtrain.runtime.stores import is_remote
 
 SAMPLED_CHARACTERS = 1000  # of a document that goes through the tokenizer and back, one a batch
@@ -179,9 +177,8 @@ def write_documents(
     saved = time.monotonic()
     changed: list[str | None] = []
     whole = True
-    columns = (*Bar.get_default_columns(), TextColumn("{task.fields[tokens]:,} tokens"))
-    with closing(encoded), Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("Tokenizing", total=spec.max_tokens or sizes_before[-1] or None, tokens=0)
+    with closing(encoded), LongWork("Tokenizing", spec.max_tokens or sizes_before[-1]) as work:
+        work.began_at(_completed(spec, sizes_before, progress.part, 0, writers))
         for batch, tokens in encoded:
             changed.append(encoder.changed(batch.texts[0][:SAMPLED_CHARACTERS]))
             if not _append(spec, batch.texts, tokens, encoder, writers):
@@ -189,9 +186,10 @@ def write_documents(
                 break
             beat()
             progress.part, progress.position = batch.part, batch.position
-            written = writers["train"].tokens
-            completed = written if spec.max_tokens else sizes_before[batch.part] + batch.offset
-            bar.update(task, tokens=written, completed=completed)
+            written = sum(writer.tokens for writer in writers.values())
+            rate = (written - done) / max(time.monotonic() - begun, 1e-9)
+            note = f"{writers['train'].tokens:,} tokens, {rate:,.0f} a second"
+            work.update(_completed(spec, sizes_before, batch.part, batch.offset, writers), note)
             if time.monotonic() - saved >= SAVE_SECONDS:
                 progress.writers = {name: writer.state() for name, writer in writers.items()}
                 if spec.max_tokens:
@@ -207,6 +205,13 @@ def write_documents(
             f"{other[0]}): bits per byte counts the bytes of the text as it was"
         )
     return whole
+
+
+def _completed(
+    spec: PrepareSpec, sizes_before: list[int], part: int, offset: int, writers: dict[str, ShardWriter]
+) -> int:
+    """How much is done, in tokens where these are limited, else in bytes of the sources."""
+    return writers["train"].tokens if spec.max_tokens else sizes_before[part] + offset
 
 
 def _processor_seconds() -> float:

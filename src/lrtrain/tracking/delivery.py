@@ -9,8 +9,9 @@ all that holds, and the one before is deleted, which MLflow can undo.
 """
 
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -20,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically
 from lrtrain.tracking.course import newest_course, records, surviving
-from lrtrain.tracking.destination import connect, experiment_id, quiet, redact
+from lrtrain.tracking.destination import connect, experiment_id, quiet, redact, user
+from lrtrain.tracking.names import NULL, shown_name
 from lrtrain.tracking.spool import SPOOL_NAME
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 STATE_NAME = "mlflow.json"
 RUN_TAG = "lrtrain.run"  # finds the run again when a crash lost its id
+USER_TAG = "mlflow.user"
 SUPERSEDED_TAG = "lrtrain.superseded"
 METRICS_PER_CALL = 1000  # MLflow's limit
 PARAM_LENGTH = 6000  # MLflow's limit of one value, in characters; it cuts longer ones in silence
@@ -45,6 +49,7 @@ class State:
     run_id: str | None = None
     delivered: int = 0
     artifacts_delivered: int = 0  # apart, so that an artifact store that fails does not hold the metrics back
+    capitals: bool = False  # metrics have the names of `shown_name`; not in runs of an older version
     course: int = 0  # the offset in the spool up to which the run has what no later session superseded
 
 
@@ -108,14 +113,17 @@ class Delivery:
         tag = f"{run['id']}/{course}" if course else run["id"]
         known = client.search_runs([where], filter_string=f"tags.`{RUN_TAG}` LIKE '{run['id']}%'")
         found = [one for one in known if one.data.tags[RUN_TAG] == tag]
-        mlflow_run = found[0] if found else client.create_run(where, start, {RUN_TAG: tag}, run["name"])
+        mlflow_run = (
+            found[0] if found else client.create_run(where, start, {RUN_TAG: tag, USER_TAG: user()}, run["name"])
+        )
         run_id = str(mlflow_run.info.run_id)
         for one in known:
             if one.data.tags[RUN_TAG] != tag:
                 client.set_tag(one.info.run_id, SUPERSEDED_TAG, f"resumed from an earlier step: {run_id}")
                 client.set_terminated(one.info.run_id, "KILLED")
                 client.delete_run(one.info.run_id)
-        self.state = State(redact(self.uri), run["experiment"], run_id, course=course)
+        capitals = all(shown_name(key) == key for key in mlflow_run.data.metrics)
+        self.state = State(redact(self.uri), run["experiment"], run_id, capitals=capitals, course=course)
         self._save()
         return run_id
 
@@ -136,14 +144,18 @@ class Delivery:
 
         sent = 0
         for batch in self._batches():
-            metrics, params, tags = [], [], {}
+            metrics, params, tags, inputs = [], [], {}, []
             for _, record in batch:
                 for key, value in record.get("metrics", {}).items():
-                    metrics.append(Metric(key, float(value), record["time"], record["step"]))
-                params += [Param(*piece) for item in record.get("params", {}).items() for piece in _pieces(*item)]
+                    name = shown_name(key) if self.state.capitals else key
+                    metrics.append(Metric(name, float(value), record["time"], record["step"]))
+                params += [Param(*piece) for item in _set(record.get("params", {})) for piece in _pieces(*item)]
+                inputs += [_input(record["dataset"])] if "dataset" in record else []
                 tags.update(record.get("tags", {}))
             for start in range(0, len(params), PARAMS_PER_CALL):
                 client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
+            if inputs:
+                client.log_inputs(run_id, inputs)
             client.log_batch(run_id, metrics=metrics, tags=[RunTag(*tag) for tag in tags.items()])
             self.state.delivered, last = batch[-1]
             if last.get("status") == "RUNNING":
@@ -202,6 +214,19 @@ def load_state(run_dir: Path) -> State | None:
         return None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: remove it, and everything is sent again without repeats") from error
+
+
+def _set(params: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The parameters that say something: not what is null from the beginning on, which config.yaml tells."""
+    return ((key, value) for key, value in params.items() if value != NULL or re.search(r"/\d+$", key))
+
+
+def _input(dataset: Mapping[str, str]) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": dataset["source"]})
+    described = Dataset(dataset["name"], dataset["digest"], "local", source, profile=dataset["profile"])
+    return DatasetInput(described, [InputTag("mlflow.data.context", dataset["context"])])
 
 
 def _pieces(key: str, value: str) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Where a run is tracked: checking the tracking URI, and opening MLflow there, quietly and without long waits."""
 
+import getpass
 import logging
 import os
 import tempfile
@@ -99,20 +100,34 @@ def reason(error: BaseException, uri: str) -> str:
     return (text.replace(secret, "***") if secret else text).splitlines()[0][:300]
 
 
+GROUP_TAG = "lrtrain.group"
+"""What the runs of one name (`--name` of `lrtrain fit`) have in common; older ones have an experiment of that name."""
+
+KIND = ("mlflow.experimentKind", "custom_model_development")
+"""What makes MLflow open an experiment with the charts and tables of training, and not of evaluating prompts."""
+
+
+def experiment_name(given: str | None) -> str:
+    """The MLflow experiment of a run: the one given, else MLFLOW_EXPERIMENT_NAME, else `lrtrain`."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lrtrain" if given is None else given
+
+
 def experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
-    """The id of an experiment, which is made where there is none. Raises UserError for a deleted one."""
+    """The id of an experiment for training, which is made where there is none. Raises UserError for a deleted one."""
     from mlflow import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location))
+            return str(client.create_experiment(name, artifact_location, dict([KIND])))
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)  # another process may have been faster
             if experiment is None:
                 raise error
     if experiment.lifecycle_stage == "deleted":
         raise UserError(f"MLflow experiment '{name}' is deleted: restore it, or give the run another experiment")
+    if KIND[0] not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, *KIND)
     return str(experiment.experiment_id)
 
 
@@ -133,6 +148,14 @@ def connect(uri: str, run_dir: Path) -> tuple["MlflowClient", str | None]:
     elif urlsplit(uri).scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
         location = (run_dir.absolute().parent.parent / "artifacts").as_uri()
     return MlflowClient(tracking_uri=uri), location
+
+
+def user() -> str:
+    """Who runs this process, as the system knows it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
 def quiet() -> None:

@@ -15,15 +15,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.tracking.delivery import STATE_NAME, Delivery, load_state
-from lrtrain.tracking.destination import redact, resolve_uri
+from lrtrain.tracking.destination import GROUP_TAG, experiment_name, redact, resolve_uri, user
 from lrtrain.tracking.names import flatten, legal_name
-from lrtrain.tracking.provenance import provenance
+from lrtrain.tracking.provenance import provenance, source
 from lrtrain.tracking.sender import Sender
 from lrtrain.tracking.spool import Spool, begin_anew, is_copy
 
 FINISH_PATIENCE = 30.0  # seconds that `finalize` waits for a working MLflow; a dead one ends the wait at its time-out
 OWNER_PATIENCE = 15.0  # seconds that a resumed run waits for the workers of its killed predecessor
 TAG_LENGTH = 8000  # MLflow's limit, in characters
+DIGEST_LENGTH = 36  # MLflow's limit
+NOTE = "mlflow.note.content"
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "aborted": "KILLED"}
 
 
@@ -37,7 +39,9 @@ class MLflowLogger(Logger):
     is deleted there (which MLflow can undo) with a tag that says why. Only rank zero writes.
 
     Args:
-        experiment: the MLflow experiment.
+        experiment: the MLflow experiment; by default the environment variable MLFLOW_EXPERIMENT_NAME, else `lrtrain`.
+        group: what the runs of one name have in common, as the tag `lrtrain.group`; by default the name of the folder
+            that holds the run directory.
         run_name: the run's name; by default the last two parts of the run directory (`quickstart/0001`).
         tracking_uri: a server's URL or a database (`sqlite:///path/mlflow.db`). By default the environment variable
             MLFLOW_TRACKING_URI, else `sqlite:///<root>/mlflow.db` with its artifacts in `<root>/artifacts`.
@@ -52,7 +56,8 @@ class MLflowLogger(Logger):
 
     def __init__(
         self,
-        experiment: str = "lrtrain",
+        experiment: str | None = None,
+        group: str | None = None,
         run_name: str | None = None,
         tracking_uri: str | None = None,
         tags: dict[str, str] | None = None,
@@ -61,6 +66,7 @@ class MLflowLogger(Logger):
         send: bool = True,
     ) -> None:
         super().__init__()
+        experiment = experiment_name(experiment)
         if not experiment.strip():
             raise UserError("the logger's experiment is empty: give it a name")
         for key, value in (tags or {}).items():
@@ -68,6 +74,7 @@ class MLflowLogger(Logger):
                 raise UserError(f"the logger's tag '{key}' has {len(value)} characters: MLflow takes {TAG_LENGTH}")
         self.run_name = run_name
         self.run_dir = run_dir
+        self.group = group
         self.tracking_uri = resolve_uri(tracking_uri, root) if send else None
         self._experiment = experiment
         self._tags = {legal_name(key): value for key, value in (tags or {}).items()}
@@ -155,13 +162,30 @@ class MLflowLogger(Logger):
         self._log_params(flatten({"manifest": plain}))
 
     @rank_zero_only
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> None:
+        """Record what was trained or validated on (`context`): for MLflow's column of datasets, once a run."""
+        spool = self._open()
+        found = {"name": name, "digest": digest[:DIGEST_LENGTH], "source": source, "context": context}
+        found["profile"] = json.dumps(profile)
+        if found not in spool.datasets:
+            spool.append({"dataset": found})
+
+    @rank_zero_only
+    def log_note(self, text: str) -> None:
+        """Record MLflow's description of the run, which a user may edit there: a resumed run leaves it as it is."""
+        spool = self._open()
+        if NOTE not in spool.tags:
+            spool.append({"tags": {NOTE: text[:TAG_LENGTH]}})
+
+    @rank_zero_only
     def log_provenance(self) -> None:
-        """Record commit, package versions and hardware: as tags (the newest session's) and as provenance.json."""
+        """Record commit, package versions, hardware and command: as tags (the newest session's), provenance.json."""
         found = provenance()
         self._log_version("provenance.json", json.dumps(found, indent=2))
         tags = {legal_name(key): value[:TAG_LENGTH] for key, value in flatten(found).items()}
         if found["git"]["commit"]:
             tags["mlflow.source.git.commit"] = found["git"]["commit"]  # the column that MLflow's table shows
+        tags |= {"mlflow.source.name": source(), "mlflow.source.type": "LOCAL", "mlflow.user": user()}
         self._open().append({"tags": tags})
 
     @rank_zero_only
@@ -190,22 +214,24 @@ class MLflowLogger(Logger):
             if self.run_dir is None:
                 raise UserError("the logger has no run directory: set MLflowLogger's run_dir (runs/<name>/0001)")
             run_dir = Path(self.run_dir)
-            if is_copy(run_dir):  # the original's MLflow run is not its
+            copied = is_copy(run_dir)
+            if copied:  # the original's MLflow run is not its
                 (run_dir / STATE_NAME).unlink(missing_ok=True)
                 begin_anew(run_dir, self._name_in(run_dir), self._experiment)
             spool = Spool(run_dir, OWNER_PATIENCE)
-            self._start(spool)
+            self._start(spool, copied)
             self._session = spool, _sender(run_dir, self.tracking_uri)
         return self._session[0]
 
     def _name_in(self, run_dir: Path) -> str:
         return self.run_name or "/".join(run_dir.absolute().parts[-2:])
 
-    def _start(self, spool: Spool) -> None:
+    def _start(self, spool: Spool, copied: bool = False) -> None:
         spool.start(self._name_in(spool.path.parent), self._experiment, self._resumed if spool.run else None)
         self._resumed = None
-        if self._tags:
-            spool.append({"tags": self._tags})
+        named = {GROUP_TAG: self.group or spool.path.absolute().parent.parent.name}
+        if tags := (named if copied or GROUP_TAG not in spool.tags else {}) | self._tags:
+            spool.append({"tags": tags})
 
     def _log_params(self, params: Mapping[str, str]) -> None:
         spool = self._open()

@@ -7,6 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+NULL = "null"
+"""The value of a parameter that is not set, as it is recorded; MLflow shows those that are."""
+
+FIRST = ("train", "val", "test")
+"""Sections of metrics that MLflow is to show above all others."""
+
 MAX_NAME_LENGTH = 240  # MLflow takes 250; ten are left for the suffixes `/2` and `/part2`
 
 
@@ -22,6 +28,18 @@ def legal_name(name: str) -> str:
     if len(clean) > MAX_NAME_LENGTH:
         clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return clean
+
+
+def shown_name(metric: str) -> str:
+    """A metric's name in MLflow, whose charts stand in the order of their names, capitals first: `Val/loss`."""
+    section, slash, rest = metric.partition("/")
+    return f"{section.capitalize()}/{rest}" if slash and section in FIRST else metric
+
+
+def own_name(shown: str) -> str:
+    """The name of a metric that MLflow shows: `val/loss` of `Val/loss`, and of `val/loss`, as it once was there."""
+    section, slash, rest = shown.partition("/")
+    return f"{section.lower()}/{rest}" if slash and section.lower() in FIRST else shown
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +32,13 @@ def provenance() -> dict[str, dict[str, Any]]:
         "gpus": [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
     }
     return {"git": git_state(), "versions": versions, "hardware": hardware}
+
+
+def source() -> str:
+    """What MLflow shows as a run's source: the command, `lrtrain fit`, or the program that uses the library."""
+    program, *rest = sys.argv or [""]
+    own = Path(program).name in ("lrtrain", "__main__.py") and rest
+    return f"lrtrain {rest[0]}" if own else Path(program).name or "python"
 
 
 def git_state() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lrtrain.tracking.course import surviving
-from lrtrain.tracking.names import joined
+from lrtrain.tracking.names import NULL, joined
 from lrtrain.tracking.runs import TrackedRun
 from lrtrain.tracking.series import Series
 from lrtrain.tracking.spool import SPOOL_NAME
@@ -61,7 +61,7 @@ def _read(run_dir: Path, size: int, changed: int) -> TrackedRun | None:
         about["status"] = record.get("status", about["status"])
     if not times:
         return None
-    about["params"] = joined(about["params"])
+    about["params"] = {key: value for key, value in joined(about["params"]).items() if value != NULL}
     metrics = {
         name: Series(np.array(sorted(by_step), dtype=np.int64), np.array([by_step[step] for step in sorted(by_step)]))
         for name, by_step in points.items()

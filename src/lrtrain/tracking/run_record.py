@@ -10,7 +10,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrtrain.runtime.files import write_atomically, writing
-from lrtrain.tracking.logger import OWNER_PATIENCE, own_logger
+from lrtrain.tracking.logger import OWNER_PATIENCE, MLflowLogger, own_logger
+from lrtrain.tracking.run_note import run_note
 from lrtrain.tracking.spool import SPOOL_NAME, Spool
 
 DATA_TELLS = {
@@ -20,6 +21,10 @@ DATA_TELLS = {
     "manifest": "no manifest, so no record of the data",
 }
 """What a DataModule may tell beside its batches -> what there is not without it."""
+
+
+MATTER_FIRST = ("model", "data", "trainer")
+"""The groups of a configuration that a user looks for first."""
 
 
 class RunRecord(L.Callback):
@@ -68,7 +73,7 @@ class RunRecord(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not self.written and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(trainer)
+            self._write(trainer, pl_module)
         self.written = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,7 +97,7 @@ class RunRecord(L.Callback):
         except Exception as error:  # the run is whole without a page, whatever goes wrong with that
             print(f"no report: {type(error).__name__}: {error}; `lrtrain report {folder}` tries again", flush=True)
 
-    def _write(self, trainer: L.Trainer) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
         with writing(f"cannot write into {folder}", "make room, or set --runs to another disk"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +106,25 @@ class RunRecord(L.Callback):
                 write_atomically(folder / "tokenizer.json", self._tokenizer.encode())
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if logger := own_logger(trainer.loggers):
-            logger.log_config(self.config, yaml.safe_load(self.config))
+            config = yaml.safe_load(self.config)
+            # MLflow shows parameters in the order in which they come.
+            logger.log_config(self.config, {key: config[key] for key in (*MATTER_FIRST, *config) if key in config})
             if hasattr(data, "manifest"):
                 logger.log_manifest(dataclasses.asdict(data.manifest))
+            for source in getattr(data, "sources", ()):
+                if hasattr(source, "manifest"):
+                    _log_datasets(logger, source)
+            logger.log_note(run_note(folder, config, pl_module))
             logger.log_provenance()
             for name, make in self.texts.items():
                 if text := make():
                     logger.log_text(name, text)
+
+
+def _log_datasets(logger: MLflowLogger, source: Any) -> None:
+    """Both splits of a prepared data set, as MLflow shows what a run was trained and validated on."""
+    name = source.name or Path(source.path).name
+    for split, context in (("train", "training"), ("val", "validation")):
+        of_split = source.manifest.split(split)
+        profile = {"documents": of_split.documents, "tokens": of_split.tokens, "bytes": of_split.bytes}
+        logger.log_dataset(f"{name} ({split})", of_split.digest, source.path, profile, context)

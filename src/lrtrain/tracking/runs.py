@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
-from lrtrain.tracking.destination import quiet, reason, redact, resolve_uri, sqlite_path
-from lrtrain.tracking.names import joined, legal_name
+from lrtrain.tracking.destination import GROUP_TAG, quiet, reason, redact, resolve_uri, sqlite_path
+from lrtrain.tracking.names import NULL, joined, legal_name, own_name
 from lrtrain.tracking.series import Series, number, read_series
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ PARENT_TAG = "mlflow.parentRunId"
 class TrackedRun:
     """A run as MLflow holds it.
 
-    `name` is the experiment (`--name` of `lrtrain fit`), `run_name` the run's own (`quickstart/0001`), `params` the
-    flattened configuration as the run's last session had it, values whole; `start` and `end` are milliseconds since
-    1970; `last` has the last value of every metric that was logged, `metrics` the points of those asked for.
+    `name` is its group (`--name` of `lrtrain fit`), `run_name` the run's own (`quickstart/0001`), `params` the
+    flattened configuration as the run's last session had it, values whole, without what is null; `start` and `end` are
+    milliseconds since 1970; `last` has the last value of every metric that was logged, `metrics` the points of those
+    asked for, `stored` their names in MLflow.
     """
 
     id: str
@@ -38,6 +39,7 @@ class TrackedRun:
     tags: dict[str, str]
     last: dict[str, float]
     metrics: dict[str, Series] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict, repr=False)
 
     def series(self, metric: str) -> Series:
         """The points of a metric that was asked for. Raises UserError, with near names, where the run has none."""
@@ -63,7 +65,7 @@ def tracked_runs(
     Args:
         uri: MLflow server or database; None: MLFLOW_TRACKING_URI, else the database in `runs`.
         runs: Folder of the runs.
-        names: Experiments; all where empty.
+        names: Of the runs; all where empty.
         tags: Tags as the user wrote them.
         study: Name of an `lrtrain sweep` study.
         metrics: Names or patterns (`spectral/*`) of the metrics to read.
@@ -83,9 +85,10 @@ def tracked_runs(
         taken = [run for run in found if run.id not in parents and run.status == "FINISHED"]
         _check_each(taken, names, wanted)
         keys = {run.id: [key for key in run.last if any(fnmatchcase(key, name) for name in metrics)] for run in taken}
-        series = read_series(client, where, keys)
+        series = read_series(client, where, {run.id: [run.stored[key] for key in keys[run.id]] for run in taken})
     for run in taken:
-        run.metrics = series[run.id]
+        found_here = series[run.id]
+        run.metrics = {key: found_here[run.stored[key]] for key in keys[run.id] if run.stored[key] in found_here}
     order = {name: index for index, name in enumerate(names)}
     return sorted(taken, key=lambda run: (order.get(run.name, 0), run.start, run.id))
 
@@ -97,7 +100,7 @@ def untracked(uri: str | None, runs: str, names: Sequence[str]) -> list[str]:
     if database is not None and not database.is_file():
         return list(names)
     with _answering(where) as client:
-        return [name for name in names if client.get_experiment_by_name(name) is None]
+        return [name for name in names if not _is_known(client, name)]
 
 
 @contextmanager
@@ -120,32 +123,53 @@ def _answering(uri: str) -> "Iterator[MlflowClient]":
 
 
 def _search(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str]) -> list[TrackedRun]:
-    if names:
-        experiments = {}
-        for name in names:
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                others = [e.name for e in _pages(client.search_experiments) if e.name != "Default"]
-                raise UserError(f"no runs of the name {name!r} are tracked; {nearest(name, others)}")
-            experiments[experiment.experiment_id] = name
-    else:
-        experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
-    condition = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
-    rows = _pages(lambda **page: client.search_runs(list(experiments), condition, **page))
+    experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+    for name in names:
+        if not _is_known(client, name):
+            raise UserError(f"no runs of the name {name!r} are tracked; {nearest(name, _all_names(client))}")
     return [
         TrackedRun(
             id=row.info.run_id,
-            name=experiments[row.info.experiment_id],
+            name=row.data.tags.get(GROUP_TAG) or experiments[row.info.experiment_id],
             run_name=row.info.run_name,
             status=row.info.status,
             start=row.info.start_time,
             end=row.info.end_time,
-            params=joined(row.data.params),
+            params={key: value for key, value in joined(row.data.params).items() if value != NULL},
             tags=dict(row.data.tags),
-            last={key: number(value) for key, value in row.data.metrics.items()},
+            last={own_name(key): number(value) for key, value in row.data.metrics.items()},
+            stored={own_name(key): key for key in row.data.metrics},
         )
-        for row in rows
+        for row in _rows(client, experiments, names, tags)
     ]
+
+
+def _rows(
+    client: "MlflowClient", experiments: Mapping[str, str], names: Sequence[str], tags: Mapping[str, str]
+) -> Iterator[Any]:
+    """MLflow's runs of the names, by their group, or by their experiment where they have none."""
+
+    def search(where: Sequence[str], wanted: Mapping[str, str]) -> Iterator[Any]:
+        condition = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in wanted.items())
+        return _pages(lambda **page: client.search_runs(list(where), condition, **page))
+
+    if not names:
+        yield from search([*experiments], tags)
+    for name in names:
+        yield from search([*experiments], {**tags, GROUP_TAG: name})
+        older = [key for key, experiment in experiments.items() if experiment == name]
+        yield from (row for row in (search(older, tags) if older else ()) if GROUP_TAG not in row.data.tags)
+
+
+def _is_known(client: "MlflowClient", name: str) -> bool:
+    if client.get_experiment_by_name(name) is not None:
+        return True
+    everywhere = [e.experiment_id for e in _pages(client.search_experiments)]
+    return bool(client.search_runs(everywhere, f"tags.`{GROUP_TAG}` = {_quoted(name)}", max_results=1))
+
+
+def _all_names(client: "MlflowClient") -> set[str]:
+    return {run.name for run in _search(client, [], {})} - {"Default"}
 
 
 def _nothing_found(client: "MlflowClient", names: Sequence[str], tags: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ Every line has `time` (milliseconds since 1970) and one of
     {"params": {"model.rank": "64"}}  {"tags": {"git.dirty": "false"}}
     {"artifact": "config.yaml", "text": "..."}   with "step": 10 where it is of that step
     {"artifact": "report.html", "file": "report.html"}   a file of the run directory, as it is when it is sent
+    {"dataset": {"name", "digest", "source", "profile", "context"}}   what was trained or validated on
     {"lost": true}                               the record came from a store after its disk was lost: the session may
                                                  have recorded, and sent to MLflow, more than there is here
 """
@@ -41,7 +42,8 @@ class Spool:
 
     Opening, and `start`, read what earlier sessions left of the run's present course: `run` (the first line's entry,
     None when new), `marks` (the highest step of each metric, frozen from there on), `params`, `artifacts` (each one's
-    last text), `status`, `host`, `last_step` and `last_time`. A last line that a crash cut short is dropped.
+    last text), `datasets`, `tags`, `status`, `host`, `last_step` and `last_time`. A last line that a crash cut short is
+    dropped.
 
     Args:
         run_dir: the run directory; made when missing.
@@ -136,6 +138,8 @@ class Spool:
         self.marks: dict[str, int] = {}
         self.params: dict[str, str] = {}
         self.artifacts: dict[str, str] = {}
+        self.datasets: list[dict[str, str]] = []
+        self.tags: dict[str, str] = {}
         self.last_step = 0
         for _, record in surviving(self.path):
             self._remember(record)
@@ -151,6 +155,10 @@ class Spool:
             self.params.update(record["params"])
         elif "artifact" in record:
             self.artifacts[record["artifact"]] = record.get("text", "")
+        elif "dataset" in record:
+            self.datasets.append(record["dataset"])
+        elif "tags" in record:
+            self.tags.update(record["tags"])
         elif "status" in record:
             self.status, self.host = record["status"], record.get("host", self.host)
         elif "run" in record:

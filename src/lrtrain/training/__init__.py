@@ -16,6 +16,7 @@ _PLACES = {
     "SpectralTelemetry": "callbacks.spectral_telemetry",
     "StepProgress": "callbacks.step_progress",
     "Telemetry": "telemetry",
+    "TextSamples": "callbacks.text_samples",
     "Throughput": "callbacks.throughput",
 }
 

@@ -21,7 +21,14 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.table import table
 from lrtrain.training.callbacks.spectral_constraints import SpectralConstraints
 from lrtrain.training.callbacks.spectral_telemetry import SpectralTelemetry
-from lrtrain.training.checks import check_batch, check_loss, check_optimizer, check_precision, check_strategy
+from lrtrain.training.checks import (
+    check_batch,
+    check_loss,
+    check_optimizer,
+    check_precision,
+    check_strategy,
+    why_not_compiled,
+)
 from lrtrain.training.fsdp import FSDP
 from lrtrain.training.resumed_rates import jumps, saved_rates
 from lrtrain.training.token_loss import TokenLoss, by_position, summaries
@@ -48,10 +55,8 @@ class CausalLM(L.LightningModule):
             loss, which validation measures in any case.
         activation_checkpointing: Keep each block's input alone and compute the rest again in the backward pass: less
             memory, a third more computation.
-        compile: Compile each block (`torch.compile`); the first steps take longer.
-
-    Attributes:
-        validation_texts: What the last validation found beside its metrics: texts for the record, by name.
+        compile: Compile each block (`torch.compile`); the first steps take longer. Null: when training on CUDA, where a
+            C compiler is found and no projection speaks against it.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class CausalLM(L.LightningModule):
         schedule: ScheduleCallable,
         loss: LossCallable | None = None,
         activation_checkpointing: bool = False,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         super().__init__()
         self._make_decoder = decoder
@@ -70,18 +75,28 @@ class CausalLM(L.LightningModule):
         self._loss = (loss,)  # in a tuple: the module of a loss is no part of the model
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
+        self._compiled = False
         self.decoder: Decoder | None = None
         self.warm_start: WarmStart | None = None  # where the weights come from, if not from the seed
         self._slots: list[Slot] = []
         self._losses: list[Tensor] = []  # of the micro-batches since the last step
         self._rates: dict[str, float] = {}  # of each parameter in the next step of the run resumed
         self.validation = TokenLoss()
-        self.validation_texts: dict[str, str] = {}
+        self.validation_texts: dict[str, str] = {}  # what the last one found beside its metrics, for the record
 
     @property
     def compiled(self) -> bool:
-        """Whether blocks are compiled."""
-        return self._compile
+        """Whether blocks are compiled, once `configure_model` made them."""
+        return self._compiled
+
+    def _compiles(self, decoder: Decoder) -> bool:
+        """Whether blocks are to be compiled; says why not where one would expect it."""
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if self._compile is not None or not fitting or self.trainer.strategy.root_device.type != "cuda":
+            return bool(self._compile)
+        if why := why_not_compiled(decoder):
+            rank_zero_only(print)(f"model.compile: blocks are not compiled: {why}")
+        return not why
 
     def check(self) -> int:
         """Builds decoder, optimizers and schedule without memory or data, to refuse wrong values at once.
@@ -108,10 +123,11 @@ class CausalLM(L.LightningModule):
             return
         # A device's own generator would draw other weights.
         self.decoder = self._decoder_on("cpu" if self.warm_start is None else self.warm_start.made_on)
+        self._compiled = self._compiles(self.decoder)
         for block in self.decoder.blocks:
             if isinstance(block, Block):
                 block.recompute = self._activation_checkpointing
-            if self._compile:
+            if self._compiled:
                 # The method, not the module: the gathering of weights around it stays outside the graph.
                 block.forward = torch.compile(block.forward)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDP):

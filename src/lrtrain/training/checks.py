@@ -1,6 +1,8 @@
 """Refuses strategies, precisions, optimizers, losses and batches that cannot work, before anything is trained."""
 
 import inspect
+import os
+import shutil
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
@@ -47,6 +49,18 @@ def check_strategy(strategy: str | Strategy) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     reason = REASONS[kind] if kind else "it is not known to keep the factors of a weight whole or cut by rows"
     raise UserError(f"trainer.strategy is {name}: {reason}; {INSTEAD}")
+
+
+def why_not_compiled(module: nn.Module) -> str:
+    """What speaks against compiling its blocks on a GPU: a projection's own reason, or no C compiler; empty if nothing.
+
+    Triton builds the launcher of each kernel with that compiler.
+    """
+    for part in module.modules():
+        if reason := getattr(part, "not_compiled", ""):
+            return str(reason)
+    found = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    return "" if found else "no C compiler is found (apt-get install gcc, or set CC)"
 
 
 def check_precision(precision: int | str | None) -> None:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
+import torch
 from tokenizers import Tokenizer
 
 from lrtrain.checkpoint.checkpoints import Checkpoints
@@ -18,6 +19,12 @@ from lrtrain.training.causal_lm import CausalLM
 from lrtrain.training.fsdp import FSDP
 
 SAMPLE_TOKENS = 80
+PROMPT_TOKENS = 16
+PROMPT = "def "
+"""What is continued where no held-out text is known."""
+
+CONTINUED = "▸"
+"""Between the held-out text and what the model made of it."""
 
 
 def print_summary(trainer: L.Trainer, model: CausalLM) -> None:
@@ -76,11 +83,12 @@ def _norms(measured: dict[str, float]) -> str:
 
 def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
     """A continuation by the first process, to which all contribute where each holds a part of the weights."""
-    prompt, ids = "def ", None
+    ids = None
     file = Path(trainer.default_root_dir, "tokenizer.json")
     if trainer.is_global_zero and file.is_file():
         tokenizer = Tokenizer.from_file(str(file))
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids or None
+        held_out = _held_out_beginning(trainer)
+        ids = held_out or tokenizer.encode(PROMPT, add_special_tokens=False).ids or None
     context: AbstractContextManager = nullcontext()
     if isinstance(trainer.strategy, FSDP):
         ids = trainer.strategy.broadcast(ids)
@@ -88,12 +96,24 @@ def _sample(trainer: L.Trainer, decoder: Decoder) -> str | None:
     if ids is None:
         return None
     try:
-        with context:
+        with context, torch.compiler.set_stance("force_eager"):  # every length would be compiled by itself
             (found,) = generate(decoder.eval(), [ids], SAMPLE_TOKENS, Sampling(temperature=0.8, top_p=0.95))
     except (FloatingPointError, ValueError) as error:
         return f"none: {error}"
     if not trainer.is_global_zero:
         return None
-    return "\n" + "\n".join(
-        f"    {line}" for line in (prompt + text_after(ids, found.tokens, tokenizer.decode)).splitlines()
-    )
+    text = f"{tokenizer.decode(ids)}{CONTINUED}{text_after(ids, found.tokens, tokenizer.decode)}"
+    title = f"held-out text {CONTINUED} its continuation" if held_out else ""
+    return "\n".join([title, *(f"    {line}" for line in text.splitlines())])
+
+
+def _held_out_beginning(trainer: L.Trainer) -> list[int]:
+    """The first tokens of a held-out text, another one for another seed; none where nothing was validated."""
+    closing = next((c for c in trainer.callbacks if isinstance(c, ClosingValidation)), None)  # type: ignore[attr-defined]
+    if closing is None or closing.first_batch is None:
+        return []
+    row = closing.first_batch[torch.initial_seed() % len(closing.first_batch)].tolist()
+    manifest = getattr(getattr(trainer, "datamodule", None), "manifest", None)
+    end = getattr(manifest, "eot_id", None)  # between two texts
+    begin = row.index(end) + 1 if end in row[: -PROMPT_TOKENS - 1] else 0
+    return list(row[begin : begin + PROMPT_TOKENS])

@@ -49,6 +49,26 @@ def test_runs_of_a_study_are_grouped_by_their_point() -> None:
     assert [(group.label, len(group.runs)) for group in group_runs(runs, {})] == [("lr 0.1", 2), ("lr 0.2", 1)]
 
 
+def test_runs_of_a_name_that_were_trained_in_different_ways_are_no_repetitions() -> None:
+    hidden = "model.optimizers.hidden"
+
+    def trained(number: int, lr: str, seed: str = "0", kind: str = "lrtrain.optim.Spectron", **more: str) -> TrackedRun:
+        params = {f"{hidden}.class_path": kind, f"{hidden}.init_args.lr": lr, "seed_everything": seed, **more}
+        return run("a", number, params, loss={0: 1.0})
+
+    runs = [trained(1, "0.1"), trained(2, "0.02"), trained(3, "0.02", seed="1"), trained(4, "0.02", name="x")]
+    found = {group.label: [one.run_name for one in group.runs] for group in group_runs(runs, {"a": ["a"]})}
+    assert found == {"a (hidden.lr 0.02)": ["a/0002", "a/0003", "a/0004"], "a (hidden.lr 0.1)": ["a/0001"]}
+    assert [group.label for group in group_runs([runs[1], trained(5, "0.02", kind="my.Own", nesterov="true")], {})] == [
+        "a (optimizers.hidden Spectron)",
+        "a (optimizers.hidden Own)",
+    ]
+    named = group_runs(runs, {"a": ["mine"]})
+    assert [(group.label, len(group.runs)) for group in named] == [("mine", 4)]
+    assert check_data(named) == ["mine averages runs that are no repetitions: hidden.lr 0.1; hidden.lr 0.02"]
+    assert check_data(group_runs(runs, {"a": ["a"]})) == []
+
+
 def test_groups_are_ranked_by_their_mean_and_diverged_ones_are_last() -> None:
     losses = {"b": [3.0, 5.0], "n": [np.nan], "a": [3.5, 3.6], "i": [np.inf]}
     groups = [Group(name, [run(name, loss={0: v}) for v in values]) for name, values in losses.items()]

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import torch
 
 import toy
 from commandline import arguments, refusal
+from forked import FORK
+from lrtrain.checkpoint.directory import newest_whole
 from lrtrain.checkpoint.shard_folder import read
 from lrtrain.cli.main import main
 from lrtrain.studies.evaluation import decoder_lm
 from lrtrain.tracking.recorded import recorded
-from ranks import command_on_ranks
+from ranks import command_on_ranks, command_to_file, torchrun_environment
 
 EVALUATION = [
     "--trainer.callbacks+=lrtrain.studies.evaluation.Evaluation",
@@ -144,6 +148,37 @@ def test_a_failed_evaluation_is_warned_of_and_recorded_and_training_goes_on(
     assert points(run, "eval/failed") == {4: 1.0, 5: 1.0}
     assert list(points(run, ACC)) == [2]
     assert list(points(run, "train/loss")) == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture
+def started() -> Iterator[list[BaseProcess]]:
+    processes: list[BaseProcess] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def test_one_process_of_many_that_fails_alone_ends_the_run_where_weights_are_sharded(
+    shards: Path, tmp_path: Path, started: list[BaseProcess]
+) -> None:
+    share = ["--config", "parallel/fsdp", "--trainer.devices=2", "--data.batch_size=2"]
+    alone = ["--trainer.callbacks+=lost_rank.FailAloneInEvaluation", "--trainer.callbacks.calls=3"]
+    argv = flags(shards, tmp_path, *share, *EVALUATION, *alone, "--trainer.accumulate_grad_batches=1")
+    files = [tmp_path / f"rank{number}.txt" for number in range(2)]
+    for environment, file in zip(torchrun_environment(2), files, strict=True):
+        started.append(FORK.Process(target=command_to_file, args=(argv, environment, file)))
+        started[-1].start()
+    for process in started:
+        process.join(100)
+    said = [file.read_text() for file in files]
+    assert [process.exitcode for process in started] == [1, 1], said
+    assert "ended with exit code 1: LoneFailureError: rank 1: RuntimeError: the test's out of memory" in said[0]
+    run = tmp_path / "quickstart/0001"
+    assert list(points(run, ACC)) == [2]
+    assert not points(run, "eval/failed")
+    path, broken = newest_whole(run / "checkpoints")
+    assert (path, broken) == (run / "checkpoints/step-00000004.ckpt", [])
 
 
 class Signalling:

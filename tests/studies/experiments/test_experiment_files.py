@@ -22,6 +22,7 @@ SHIPPED = [
     for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales", [None])
 ]
 PUBLISHED = {
+    "c4_60m": {"dense": 58_176_000, "adamw": 42_873_344, "spectron": 42_873_344},
     "optimizers": {"spectron": 296_930_560, "adamw": 296_930_560},
     "equal_flops": {"spectron": 453_846_528, "dense": 777_856_512},
     "ablation": {"neither": 93_604_608, "spectron": 93_604_608},
@@ -72,7 +73,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 def test_equal_flops_are_equal(scale: str) -> None:
     planned = planned_runs("equal_flops", scale)
     mine, dense = (planned[name].cost for name in ("spectron", "dense"))
@@ -93,6 +94,43 @@ def test_the_dense_decoders_of_the_sct_table_equal_the_spectral_one(scale: str) 
     for name, cost in costs.items():
         of = "parameters" if name.endswith("parameters") else "flops"
         assert getattr(cost, of) == pytest.approx(getattr(like, of), rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["ablation", "optimizers", "rank_sweep", "sct_from_scratch"])
+def test_the_dense_decoders_at_small_scale_equal_the_factorized_one(name: str) -> None:
+    planned = planned_runs(name, "small")
+    like = planned["quarter" if name == "rank_sweep" else "spectron"].cost
+    assert 2e6 < like.parameters < 1e7
+    assert (like.steps, like.tokens) == (1800, 4096)
+    for of in ("parameters", "flops"):
+        for method in ("dense", "dense_muon"):
+            assert getattr(planned[f"{method}_{of}"].cost, of) == pytest.approx(getattr(like, of), rel=0.005)
+
+
+def test_every_variant_has_as_many_trials_at_small_scale_on_a_text_that_is_not_repeated() -> None:
+    scales = [name for name, scale in SHIPPED if scale == "small"]
+    assert len(scales) >= 8
+    for name in scales:
+        definition = load(find("experiments", name), "small")
+        if definition.kind == "training":
+            assert definition.scale.seeds == 3
+            assert {len(variant.factors) for variant in definition.variants if variant.search} == {3}
+
+
+def test_a_variant_is_left_out_of_a_scale_that_says_null_with_its_checks(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").touch()
+    three = {"tiny": None, "large": {"lr": 1}}
+    content = changed("variants.three", three)
+    content["scales"] = {name: {"configs": [str(tmp_path / "quickstart.yaml")]} for name in ("tiny", "large")}
+    for name in ("one", "two"):
+        content["variants"][name]["large"] = {"lr": 1}
+    content["checks"].append({"order": ["one", "three"]})
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    tiny, large = (load(tmp_path / "toy.yaml", scale) for scale in ("tiny", "large"))
+    assert [variant.name for variant in tiny.variants] == ["one", "two"]
+    assert [check.variants for check in tiny.checks] == [("one", "two")]
+    assert [variant.name for variant in large.variants] == ["one", "two", "three"]
+    assert len(large.checks) == 2
 
 
 def test_the_learning_rate_goes_where_it_is_named() -> None:
@@ -188,7 +226,7 @@ def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, capsys: pytest
     said = refusal(["experiment", "optimizer"], capsys)
     assert said == "optimizer is neither a file nor a shipped experiment: did you mean optimizers?"
     line = refusal(["experiment", "ablation", "--scale", "huge"], capsys)
-    assert line == f"{FOLDER}/ablation.yaml: no scale huge: there are tiny, paper"
+    assert line == f"{FOLDER}/ablation.yaml: no scale huge: there are tiny, small, paper"
     for flag in ("--seeds", "--jobs", "--threads"):
         line = refusal(["experiment", "ablation", flag, "0"], capsys)
         assert line.startswith(f"argument {flag}: expected a whole number, at least 1, got 0")

@@ -148,7 +148,7 @@ def test_a_search_over_factors_tells_its_trials_and_a_best_rate_at_an_end(
 ) -> None:
     narrow = {"model.decoder.width": 56}
     variants = {
-        "good": {"settings": narrow, "tiny": {"lr": 0.08}},
+        "good": {"settings": narrow, "tiny": {"lr": 0.04}},
         "slow": {"settings": {**narrow, "model.decoder.ffn_width": 64}, "tiny": {"lr": 0.01}},
     }
     argv = write(tmp_path, shards, variants=variants, checks=[], figure=[])
@@ -164,7 +164,7 @@ def test_a_search_over_factors_tells_its_trials_and_a_best_rate_at_an_end(
     assert "slow: the best lr, 0.02, is the highest of those tried: its search needs others" in out
     assert "good: the best lr" not in out
     started = [name.partition("-lr")[2] for name in log.read_text().splitlines()]
-    searched = [f"{lr}-s1000" for lr in ("0.04", "0.08", "0.16", "0.005", "0.01", "0.02")]
+    searched = [f"{lr}-s1000" for lr in ("0.02", "0.04", "0.08", "0.005", "0.01", "0.02")]
     assert sorted(started) == sorted([*searched, "0.04-s0", "0.04-s1", "0.02-s0", "0.02-s1"])
 
 

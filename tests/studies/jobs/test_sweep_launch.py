@@ -194,7 +194,7 @@ def test_a_grid_goes_on_where_the_best_is_at_an_end_and_over_all_seeds(tmp_path:
 def test_tags_are_added_to_whatever_logger_is_named(tmp_path: Path) -> None:
     tagged = Job("toy", (), {}, tmp_path, tags={"a": "b"})
     made = launch.tracked(None, tagged)
-    arguments = {"experiment": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}}
+    arguments = {"group": "toy", "root": str(tmp_path), "run_name": "toy", "tags": {"a": "b"}}
     assert made == [{"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": arguments}]
     other = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}
     own = {"class_path": "lrtrain.tracking.logger.MLflowLogger", "init_args": {"tags": {"c": "d"}, "run_name": "n"}}

@@ -1,6 +1,7 @@
 """A Llama to import, through transformers: a folder, a GGUF file, or a name on a hub."""
 
 import contextlib
+import json
 import logging as python_logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,7 +183,11 @@ def read_tokenizer(source: Source, file: str | None) -> SourceTokenizer:
             f"import {source.text}: {type(theirs).__name__} is no fast tokenizer, and lrtrain reads those of the "
             "tokenizers library: --tokenizer FILE names a tokenizer.json"
         )
-    ours = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    content = json.loads(theirs.backend_tokenizer.to_str())
+    template = content.get("post_processor") or {}
+    if template.get("type") == "TemplateProcessing" and not template["special_tokens"]:
+        content["post_processor"] = None  # transformers' own, which puts nothing around a text
+    ours = Tokenizer.from_str(json.dumps(content))
     ours.no_truncation()
     ours.no_padding()
     if isinstance(ours.model, models.BPE):
@@ -191,8 +196,8 @@ def read_tokenizer(source: Source, file: str | None) -> SourceTokenizer:
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special = {name: str(token) for name in names if (token := getattr(theirs, name, None)) is not None}
     before = ours.encode("").ids
-    template = theirs.chat_template if isinstance(theirs.chat_template, str) else None
-    return SourceTokenizer(ours, special, ours.decode(before, skip_special_tokens=False), template)
+    chat = theirs.chat_template if isinstance(theirs.chat_template, str) else None
+    return SourceTokenizer(ours, special, ours.decode(before, skip_special_tokens=False), chat)
 
 
 def card(source: Source) -> str | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lrtrain.runtime.long_work import LongWork
+
 INDEX = "model.safetensors.index.json"
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -52,10 +54,11 @@ def write_shards(entries: Sequence[Entry], dtype: torch.dtype, folder: Path, mos
     names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     if count == 1:
         names = ["model.safetensors"]
-    for name, shard in zip(names, shards, strict=True):
-        _write(shard, dtype, folder / name)
+    total = sum(_size(entry, dtype) for entry in entries)
+    with LongWork("writing weights", total / 1e6, "MB") as work:
+        for name, shard in zip(names, shards, strict=True):
+            _write(shard, dtype, folder / name, work)
     if count > 1:
-        total = sum(_size(entry, dtype) for entry in entries)
         weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -66,7 +69,7 @@ def _size(entry: Entry, dtype: torch.dtype) -> int:
     return prod(entry.shape) * dtype.itemsize
 
 
-def _write(entries: Sequence[Entry], dtype: torch.dtype, file: Path) -> None:
+def _write(entries: Sequence[Entry], dtype: torch.dtype, file: Path, work: LongWork) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in entries:
@@ -84,5 +87,6 @@ def _write(entries: Sequence[Entry], dtype: torch.dtype, file: Path) -> None:
             if not tensor.isfinite().all():
                 raise ValueError(f"{entry.name} holds NaN, infinities or numbers beyond {dtype}".replace("torch.", ""))
             out.write(tensor.flatten().view(torch.uint8).numpy().data)
+            work.advance(_size(entry, dtype) / 1e6)
         out.flush()
         os.fsync(out.fileno())

@@ -22,6 +22,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (
 MARKERS = "os^Dv*P"
 GRAY = "#8c959f"
 
+FEW = 6  # points of a logarithmic axis that each have their number
 WIDTH, HEIGHT = 5.0, 3.1  # inches; at 375 pixels a point of the text is about a pixel
 STYLE: dict[Any, Any] = {
     "font.size": 12,
@@ -101,13 +102,25 @@ def _lines(panel: Panel, look: Mapping[str, Look], axes: "Axes") -> None:
     if panel.bound is not None:
         axes.axhline(panel.bound, color=INK, linewidth=0.8)
     if panel.x_logarithmic:
-        axes.set_xscale("log")
+        _logarithmic_x(panel, axes)
     if panel.logarithmic:
         axes.set_yscale("log")
     elif not panel.whole:
         _cut_off_beginning(panel, axes)
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(alpha=0.3)
+
+
+def _logarithmic_x(panel: Panel, axes: "Axes") -> None:
+    """A logarithmic x with plain numbers: at each of few points, else at 1, 2 and 5 of the powers of ten, or at 1."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
+    x = np.unique(np.concatenate([band.x for band in panel.bands]))
+    several = LogLocator(subs=(1.0, 2.0, 5.0) if x[-1] < 100 * x[0] else (1.0,))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(x.tolist()) if len(x) <= FEW else several)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _cut_off_beginning(panel: Panel, axes: "Axes") -> None:

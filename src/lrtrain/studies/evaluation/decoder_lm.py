@@ -17,6 +17,7 @@ from lrtrain.data.encoder import Encoder
 from lrtrain.nn import Decoder
 from lrtrain.nn.generation import Sampling, TextStream, generate
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.lost_processes import is_lost
 from lrtrain.runtime.ranks import gathered
 from lrtrain.studies.evaluation.continuation_scores import Score, arranged, score
 
@@ -190,7 +191,7 @@ class DecoderLM(TemplateLM):
                     with torch.no_grad():
                         mine |= compute(batch)
                 except Exception as error:
-                    if world == 1:
+                    if world == 1 or is_lost(error):
                         raise
                     if self._sharded:
                         raise LoneFailureError(f"rank {rank}: {type(error).__name__}: {error}") from error

@@ -106,7 +106,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Rates:
-    """Axes, each of which varies alone; without any each variant has one size."""
+    """Variants over their learning rates, and over the sizes of a model.
+
+    Attributes:
+        axes: Each varies alone; without any each variant has one size.
+    """
 
     axes: tuple[Axis, ...] = ()
 
@@ -165,6 +169,7 @@ class Drawing:
         over: The axis; `x` is that of the variants, `lr`, which the kind `rates` alone draws, that of the runs. Over
             both each run is a point: the statistic of its metric.
         logarithmic: Whether the metric's axis is.
+        statistic: Of a run's values of the metric, where it is a point; `rise` is the last one less the lowest.
     """
 
     metric: str

@@ -38,8 +38,8 @@ class VariantRuns:
         return {**{key: with_rate(value, lr) for key, value in self.settings.items()}, "seed_everything": seed}
 
     def job(self, lr: float, seed: int, runs: Path, threads: int) -> Job:
-        """One run, `<runs>/<name>-lr<lr>-s<seed>`; in MLflow the name is the experiment's."""
-        logger = {"class_path": LOGGER, "init_args": {"experiment": self.name, "root": str(runs)}}
+        """One run, `<runs>/<name>-lr<lr>-s<seed>`; in MLflow the name is the group's."""
+        logger = {"class_path": LOGGER, "init_args": {"group": self.name, "root": str(runs)}}
         return Job(
             name=f"{self.name}-lr{lr:g}-s{seed}",
             configs=self.configs,

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import telling
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.launch import run_job
 from lrtrain.studies.jobs.processes import workers
+from lrtrain.studies.jobs.under_way import UnderWay
 
 AGAIN = 3
 """How often a search whose first value diverges begins anew, each time at a quarter of it."""
@@ -62,6 +64,7 @@ def train_best(
     done: Callable[[int, Best[Outcome]], object] = lambda index, best: None,
 ) -> list[Best[Outcome]]:
     """Trains them, `parallel` runs at a time; what has finished is not repeated. A refused rate ends its direction.
+    A line a minute on stderr tells how far that is.
 
     Ctrl-C, SIGTERM and errors end the processes, which save first; the next call resumes them.
 
@@ -76,9 +79,15 @@ def train_best(
         UserError: as of `run_job`; a run at the first rate is refused for its configuration.
     """
 
+    under_way = UnderWay("searches and seeds" if any(of.search for of in wanted) else "settings", len(wanted))
+
     def run(of: Repeated, lr: float, seed: int) -> Outcome:
         job = of.job(lr, seed)
-        outcome = run_job(job, keep_checkpoints=keep_checkpoints)
+        under_way.begin(job)
+        try:
+            outcome = run_job(job, keep_checkpoints=keep_checkpoints)
+        finally:
+            under_way.end(job)
         if outcome.refused and lr == of.start:
             raise UserError(f"{job.name}: {outcome.reason}")
         each(job, outcome)
@@ -88,7 +97,7 @@ def train_best(
         return math.nan if outcome.metric is None else outcome.metric
 
     # These threads wait for searches, those of `workers`, which end first, for processes.
-    with ThreadPoolExecutor(parallel) as searches, workers(parallel) as pool:
+    with telling(under_way.line), ThreadPoolExecutor(parallel) as searches, workers(parallel) as pool:
         found = [
             searches.submit(
                 best_over_seeds,
@@ -102,7 +111,8 @@ def train_best(
             )
             for of in wanted
         ]
-        for future in as_completed(found):
+        for number, future in enumerate(as_completed(found), start=1):
+            under_way.done(number)
             done(found.index(future), future.result())
     return [future.result() for future in found]
 

@@ -89,13 +89,13 @@ def tracked(logger: object, job: Job) -> list[object]:
     return loggers
 
 
-def recording(logger: object, experiment: str, runs: Path) -> list[object]:
+def recording(logger: object, group: str, runs: Path) -> list[object]:
     """A value of `trainer.logger` with the logger that keeps the record; as `fit` adds it where there is none."""
     loggers = logger if isinstance(logger, list) else [] if isinstance(logger, bool | None) else [logger]
     if any(is_own(item) for item in loggers):
         return [*loggers]
     alone = {"send": False} if logger is False or logger == [] else {}
-    return [*loggers, {"class_path": LOGGER, "init_args": {"experiment": experiment, "root": str(runs), **alone}}]
+    return [*loggers, {"class_path": LOGGER, "init_args": {"group": group, "root": str(runs), **alone}}]
 
 
 def is_own(logger: object) -> TypeGuard[Mapping[str, Any]]:

@@ -202,6 +202,7 @@ function curves(plot, panel, state, range) {
     }
     drawn("path", { d: path(xs, mean), fill: "none", stroke: `var(--c${look})`, "stroke-width": band.index < OWN ? 1.8 : 0.8, "stroke-dasharray": DASHES[look] }, group);
     if (band.index < OWN) markers(group, xs, mean, band.index);
+    else if (xs.length === 1 && mean[0] !== null) drawn("circle", { cx: xs[0], cy: mean[0], r: 2.5, fill: "var(--c7)" }, group);
   }
   reading(plot, svg, panel, bands, { x, y: place, inside, width, height });
 }
@@ -218,7 +219,7 @@ function frame(svg, panel, at) {
   }
   drawn("path", { class: "axis", fill: "none", d: `M${inside.left} ${inside.top}V${inside.bottom}H${inside.right}` }, svg);
   drawn("text", { x: (inside.left + inside.right) / 2, y: inside.bottom + 34, "text-anchor": "middle" }, svg).textContent = panel.xlabel;
-  if (panel.bound !== null && (!state.logarithmic || panel.bound > 0)) drawn("path", { class: "bound", d: `M${inside.left} ${y(panel.bound)}H${inside.right}` }, svg);
+  if (panel.bound !== null && panel.bound >= range[0] && panel.bound <= range[1]) drawn("path", { class: "bound", d: `M${inside.left} ${y(panel.bound)}H${inside.right}` }, svg);
 }
 
 function reading(plot, svg, panel, bands, at) {

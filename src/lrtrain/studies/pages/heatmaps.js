@@ -11,7 +11,7 @@ function colorAt(share) {
 function heatmap(figure, data) {
   const known = data.rows.flatMap((row) => row.values).filter((v) => v !== null && (!data.logarithmic || v > 0));
   const scaled = (v) => (data.logarithmic ? Math.log10(v) : v);
-  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
   const share = (v) => (high > low ? (scaled(v) - scaled(low)) / (scaled(high) - scaled(low)) : 0.5);
   const plot = element("div", "plot", figure);
   for (const row of data.rows) {

@@ -20,6 +20,10 @@ OF_CALLBACK = {
     "Throughput": LOGGING,
     "StepProgress": LOGGING,
     "RunRecord": LOGGING,
+    "ClosingValidation": TRAINER,
+    "Heartbeat": TRAINER,
+    "RollCall": TRAINER,
+    "ProfiledSteps": TRAINER,
 }
 OF_HOOK = {
     "train_dataloader_next": DATA,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from lrtrain.runtime.table import table
@@ -63,7 +64,7 @@ class Setting:
 
 
 def step_costs(steps: Sequence[Mapping[str, float]], rarely: Mapping[str, Rarely], accumulate: int) -> list[Cost]:
-    """The mean of the measured steps, each of one micro-batch, as a step of `accumulate` micro-batches.
+    """The median of the measured steps, each of one micro-batch, as a step of `accumulate` micro-batches.
 
     What is done every N steps counts with an Nth of one time; the rest of its part is what it takes in every step.
     """
@@ -77,11 +78,11 @@ def step_costs(steps: Sequence[Mapping[str, float]], rarely: Mapping[str, Rarely
         if part in rarely and rarely[part].due:
             due, every = rarely[part].due, rarely[part].every
             others = [value for index, value in enumerate(seconds) if index not in due]
-            always = sum(others) / len(others) if others else 0.0
-            once = sum(seconds[index] for index in due) / len(due) - always
+            always = median(others) if others else 0.0
+            once = median(seconds[index] for index in due) - always
             each = always + (max(once, 0.0) / every if every else 0.0)
         else:
-            each = sum(seconds) / len(seconds)
+            each = median(seconds)
         inside = part in (*ORDER, TRAINER) or part.startswith("callback")
         costs.append(Cost(part, each * accumulate if inside else each, once, every))
     return costs

@@ -8,12 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lrtrain.config.base_recipe import BASE, differences
 from lrtrain.runtime.units import short
 from lrtrain.studies.pages.document import Document, table
 from lrtrain.studies.report.written_parts import Texts
 from lrtrain.tracking.names import flatten
-from lrtrain.tracking.runs import TrackedRun
 
 
 def newest(texts: Texts, name: str) -> str | None:
@@ -24,15 +25,14 @@ def newest(texts: Texts, name: str) -> str | None:
     return found[-1][-1][1] if found else None
 
 
-def add_configuration(page: Document, run: TrackedRun, texts: Texts) -> None:
+def add_configuration(page: Document, texts: Texts) -> None:
     """Adds how the run differs from its recipe, and all of its configuration."""
     page.section("Configuration")
-    text = newest(texts, BASE)
-    if text is None:
+    text, whole = newest(texts, BASE), newest(texts, "config.yaml")
+    if text is None or whole is None:
         page.missing("Its difference to a recipe: not recorded. Runs record their recipe since lrtrain has this page.")
     else:
-        _add_differences(page, json.loads(text), run.params)
-    whole = newest(texts, "config.yaml")
+        _add_differences(page, json.loads(text), flatten(yaml.safe_load(whole)))
     if whole is None:
         page.missing("The whole configuration: not recorded.")
         return

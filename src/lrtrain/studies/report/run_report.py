@@ -4,6 +4,8 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.units import duration, short
 from lrtrain.studies.compare.comparison import figure
@@ -48,7 +50,7 @@ def write_report(run_dir: Path, out: Path | None = None, ended: bool = False) ->
     _add_spectra(page, run)
     add_held_out(page, run, texts)
     add_samples(page, texts)
-    add_configuration(page, run, texts)
+    add_configuration(page, texts)
     add_data(page, texts)
     add_machine(page, texts)
     add_checkpoints(page, run_dir)
@@ -69,9 +71,9 @@ def _facts(run: TrackedRun, status: str) -> str:
         if metric in run.metrics:
             series = run.metrics[metric]
             facts.append((figure(run.last[metric]), f"{with_unit(metric)}, step {series.step[-1]}"))
-    if "val/loss" in run.metrics and len(run.metrics["val/loss"].step) > 1:
+    if "val/loss" in run.metrics and np.isfinite(run.metrics["val/loss"].value).any():
         series = run.metrics["val/loss"]
-        lowest = int(series.value.argmin())
+        lowest = int(np.nanargmin(series.value))
         facts.append((figure(float(series.value[lowest])), f"lowest val/loss, step {series.step[lowest]}"))
     if "throughput/tokens_seen" in run.last:
         facts.append((short(run.last["throughput/tokens_seen"]), "tokens trained on"))
@@ -95,7 +97,7 @@ def _add_course(page: Document, run: TrackedRun) -> None:
     rates = {key.removeprefix("lr/"): key for key in run.metrics if key.startswith("lr/")}
     speed = ["throughput/tokens_per_second", "throughput/mfu"]
     others = [key for key in run.metrics if not SHOWN.match(key)]
-    held_out = [key for key in run.metrics if re.fullmatch(r"val/(perplexity|bits_per_byte)|epoch.*", key)]
+    held_out = ["val/bits_per_byte", "val/perplexity", *(key for key in run.metrics if key.startswith("epoch"))]
     found = {
         "loss": loss,
         "throughput": choice("Throughput", run, speed),

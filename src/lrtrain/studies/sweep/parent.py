@@ -7,7 +7,17 @@ from typing import Any
 
 from lrtrain.studies.jobs.launch import is_own
 from lrtrain.studies.sweep.study import Study
-from lrtrain.tracking.destination import connect, experiment_id, quiet, reason, redact, resolve_uri
+from lrtrain.tracking.destination import (
+    GROUP_TAG,
+    connect,
+    experiment_id,
+    experiment_name,
+    quiet,
+    reason,
+    redact,
+    resolve_uri,
+)
+from lrtrain.tracking.names import shown_name
 
 SWEEP_TAG = "lrtrain.sweep"  # the trials have `lrtrain.study`: the parent is none of the runs to compare
 
@@ -34,8 +44,9 @@ def parent_run(study: Study, loggers: Sequence[object], best_yaml: Path) -> Iter
             client.update_run(known["run_id"], status="RUNNING")
             run_id = known["run_id"]
         else:
-            where = experiment_id(client, settings.get("experiment") or "lrtrain", location)
-            run_id = client.create_run(where, tags={SWEEP_TAG: study.name}, run_name=study.name).info.run_id
+            where = experiment_id(client, experiment_name(settings.get("experiment")), location)
+            tags = {SWEEP_TAG: study.name, GROUP_TAG: settings.get("group") or study.name}
+            run_id = client.create_run(where, tags=tags, run_name=study.name).info.run_id
             client.log_dict(run_id, study.space.content(), "space.json")
             study.optuna.set_user_attr("parent", {"uri": redact(uri), "run_id": run_id})
     try:
@@ -46,7 +57,7 @@ def parent_run(study: Study, loggers: Sequence[object], best_yaml: Path) -> Iter
             with _told(uri):
                 best = study.best()
                 if best is not None:
-                    client.log_metric(run_id, study.space.metric, best.value)
+                    client.log_metric(run_id, shown_name(study.space.metric), best.value)
                     client.set_tag(run_id, "lrtrain.best", str(best.user_attrs["point"]))
                     client.log_text(run_id, best_yaml.read_text(), "best.yaml")
                 client.set_terminated(run_id, status)

@@ -12,9 +12,11 @@ from optuna.trial import Trial, TrialState
 
 from lrtrain.config.settings import as_text
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import telling
 from lrtrain.studies.jobs.job import Job, Outcome, Resources
 from lrtrain.studies.jobs.launch import run_job
 from lrtrain.studies.jobs.processes import workers
+from lrtrain.studies.jobs.under_way import UnderWay
 from lrtrain.studies.sweep.study import HEARTBEAT, POINT, STATUS, VALUES, Study
 
 CRASHES = 3
@@ -30,7 +32,7 @@ def work(
     tags: Mapping[str, str] = MappingProxyType({}),
     say: Callable[[str], object] = print,
 ) -> None:
-    """Trains trials until none waits or runs anywhere; says a line for each.
+    """Trains trials until none waits or runs anywhere; says a line for each, and on stderr each minute how far it is.
 
     A trial's runs are `<runs>/<study>/trial-<NNNN>`, with seeds in `seed-<seed>` below.
 
@@ -47,13 +49,15 @@ def work(
     running: dict[Future[list[Outcome]], Trial] = {}
     failed: list[Trial] = []
     waited_for = 0
+    before = _ended(study)
+    under_way = UnderWay("trials", len(study.trials()) - before)
     try:
-        with workers(resources.jobs) as pool:
+        with telling(under_way.line), workers(resources.jobs) as pool:
             while True:
                 while len(running) < resources.jobs and (claimed := study.claim()) is not None:
                     trial, values = claimed
                     jobs = _jobs(study, resources, logger, tags, trial.user_attrs[POINT], values)
-                    running[pool.submit(_repeat, jobs, study.space.metric)] = trial
+                    running[pool.submit(_repeat, jobs, study.space.metric, under_way)] = trial
                 if not running:
                     elsewhere = sum(trial.state == TrialState.RUNNING for trial in study.trials())
                     if not elsewhere:
@@ -70,6 +74,7 @@ def work(
                     trial = running.pop(future)
                     value = _tell(study, trial, outcomes)
                     say(_line(study, trial, outcomes, value))
+                    under_way.done(_ended(study) - before)
                     if value is None:
                         failed.append(trial)
                         _stop_if_common(study, failed, outcomes[-1])
@@ -77,6 +82,11 @@ def work(
         for trial in running.values():
             study.give_back(trial)
         raise
+
+
+def _ended(study: Study) -> int:
+    """Trials that are over, wherever they ran."""
+    return sum(trial.state.is_finished() for trial in study.trials())
 
 
 def point_text(values: dict[str, Any]) -> str:
@@ -100,11 +110,15 @@ def _jobs(
     ]
 
 
-def _repeat(jobs: list[Job], metric: str) -> list[Outcome]:
+def _repeat(jobs: list[Job], metric: str, under_way: UnderWay) -> list[Outcome]:
     """The outcomes of a trial's jobs, up to the first that did not finish."""
     outcomes = []
     for job in jobs:
-        outcomes.append(run_job(job, metric))
+        under_way.begin(job)
+        try:
+            outcomes.append(run_job(job, metric))
+        finally:
+            under_way.end(job)
         if outcomes[-1].status != "finished":
             break
     return outcomes

@@ -1,6 +1,7 @@
 """The validation with which a run ends."""
 
 import lightning as L
+from torch import Tensor
 
 from lrtrain.checkpoint.boundary import validate_at_boundary
 
@@ -12,10 +13,23 @@ class ClosingValidation(L.Callback):
 
     Attributes:
         step: Optimizer steps that were done at the last validation; None before there was one.
+        first_batch: Of the held-out data (B, T + 1); None before there was a validation.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
+        self.first_batch: Tensor | None = None
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Tensor,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.first_batch is None and isinstance(batch, Tensor) and len(batch):
+            self.first_batch = batch.detach()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:

@@ -33,9 +33,6 @@ class TextSamples(L.Callback):
     Args:
         prompt_tokens: Tokens of a beginning, at most half of a sequence.
         new_tokens: Tokens that are drawn, at most the rest of a sequence; 0 writes no samples.
-
-    Attributes:
-        validation_texts: The samples of the last validation, for the record.
     """
 
     def __init__(self, prompt_tokens: int = 32, new_tokens: int = 64) -> None:
@@ -45,7 +42,7 @@ class TextSamples(L.Callback):
             )
         self.prompt_tokens = prompt_tokens
         self.new_tokens = new_tokens
-        self.validation_texts: dict[str, str] = {}
+        self.validation_texts: dict[str, str] = {}  # the samples of the last validation, for the record
         self._blocks: dict[tuple[int, int], Tensor] = {}
         self._last = -1
         self._due: list[int] = []
