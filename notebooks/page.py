@@ -36,7 +36,7 @@ p code, li code, td code { background: var(--field); padding: .1em .3em; border-
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .highlight { background: var(--field); border: 1px solid var(--line); border-radius: 6px; }
 .highlight { padding: .7rem .9rem; margin: .8rem 0 .3rem; }
-.output pre { color: var(--faint); padding: .2rem .9rem; }
+.output pre { color: var(--faint); padding: .2rem .9rem; white-space: pre; overflow-x: auto; }
 .prompt, .jp-InputPrompt, .jp-OutputPrompt { display: none; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 table { border-collapse: collapse; margin: .8rem 0; display: block; overflow-x: auto; }
