@@ -305,7 +305,7 @@ def test_what_is_no_checkpoint_is_one_line(run: Path, tmp_path: Path, capsys: py
         "foreign.ckpt": "it has no checksum, so lrtrain did not write it",
         "bare.ckpt": "it has no 'state_dict'; pass one of `lrtrain fit`",
         "mute.ckpt": "holds no tokenizer",
-        "absent.ckpt": "does not exist: name a .ckpt file, a run directory or a folder of runs",
+        "absent.ckpt": "does not exist: name a .ckpt file, a run, a run directory or a folder of runs",
     }.items():
         assert line in refusal(["export", str(tmp_path / name), "--out", str(tmp_path / "out")], capsys)
     assert not list(tmp_path.glob("out*"))

@@ -45,7 +45,10 @@ def generate(runs: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
         capsys.readouterr()
         assert main(["generate", str(path), "--max-new-tokens", "12", *flags]) == 0
         said = capsys.readouterr()
-        assert said.err == f"generate: reading {path} …\n"
+        looked, reading = said.err.splitlines()
+        assert looked == f"generate: looking at {path} …"
+        read = Path(reading.removeprefix("generate: reading ").removesuffix(" …"))
+        assert (path == read or path in read.parents) and read.name == "step-00000002.ckpt"
         assert said.out.endswith("\n")
         return said.out[:-1]
 
