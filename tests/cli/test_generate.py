@@ -48,7 +48,8 @@ def generate(runs: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
         looked, reading = said.err.splitlines()
         assert looked == f"generate: looking at {path} …"
         read = Path(reading.removeprefix("generate: reading ").removesuffix(" …"))
-        assert (path == read or path in read.parents) and read.name == "step-00000002.ckpt"
+        assert path == read or path in read.parents
+        assert read.name == "step-00000002.ckpt"
         assert said.out.endswith("\n")
         return said.out[:-1]
 
