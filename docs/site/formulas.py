@@ -38,10 +38,11 @@ def drawn(tex: str, inline: bool) -> str:
     """
     tex = " ".join(tex.split())
     try:
-        svg = ziamath.Math(_mathml(tex, inline), size=SIZE).svgxml()
+        mathml = _mathml(tex, inline)
+        svg = ziamath.Math(mathml, size=SIZE).svgxml()
     except Exception as error:
         raise ValueError(f"the formula {tex} cannot be drawn: {error}") from error
-    if unknown := re.search(r"\\[a-zA-Z]+", "".join(svg.itertext())):
+    if unknown := re.search(r"\\[a-zA-Z]+", mathml):  # ziamath draws its letters
         raise ValueError(f"the formula {tex} cannot be drawn: {unknown[0]} is not known")
     _, top, width, height = map(float, svg.attrib["viewBox"].split())
     below = top + height

@@ -61,7 +61,7 @@ def test_micro_batches_count_as_often_as_a_step_has_them(figures: dict[str, Any]
         assert seconds == pytest.approx(times * median(step[part] for step in steps))
     (checkpoint,) = [one for one in figures["parts"] if one["part"] == "checkpoint"]
     assert checkpoint["every"] == 100  # as the recipe has it
-    assert checkpoint["once"] > 10 * checkpoint["seconds"]
+    assert checkpoint["once"] > checkpoint["seconds"]
 
 
 def test_the_trace_has_the_parts(profiled: tuple[Path, str]) -> None:
