@@ -90,12 +90,19 @@ Writer = Callable[[Tensor, int, Callable[[], None]], list[list[int]]]
 """(prompts, new tokens, what is called at each token) -> the new tokens."""
 
 
-def ours(form: str, size: str, rank_ratio: float, dtype: str) -> tuple[Writer, int, int]:
-    """Our engine, the bytes of its weights, and those of them that a token reads."""
+def ours(form: str, size: str, rank_ratio: float, dtype: str, scratch: Path) -> tuple[Writer, int, int]:
+    """Our engine, the bytes of its weights, and those of them that a token reads.
+
+    The weights lie in a mapped file, as `lrtrain generate` and transformers read theirs: products take up to 1.1 times
+    as long over other memory.
+    """
     from lrtrain.nn import Sampling, generate, order_for_decoding
 
     model = merged(size, rank_ratio) if form == "merged" else decoder(form, size, rank_ratio)
-    model = model.to(device(), getattr(torch, dtype))
+    model = model.to(getattr(torch, dtype))
+    torch.save(model.state_dict(), scratch)
+    model.load_state_dict(torch.load(scratch, mmap=True), assign=True)
+    model = model.requires_grad_(False).to(device())
     weights = sum(p.nbytes for p in model.parameters())
 
     def write(prompts: Tensor, new: int, at_token: Callable[[], None]) -> list[list[int]]:
@@ -156,7 +163,7 @@ def serve(
     if form.startswith("transformers"):
         write, weights, read = transformers_own(folder, form != "transformers", dtype)
     else:
-        write, weights, read = ours(form, size, rank_ratio, dtype)
+        write, weights, read = ours(form, size, rank_ratio, dtype, Path(f"{folder}.pt"))
     gc.collect()
     give_back_freed_memory()
     connection.send((weights, read))
