@@ -1,8 +1,10 @@
 """Settings of every test: one thread, fixed seeds, the same examples in every run; and what several files share."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,3 +91,21 @@ def root(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(sender, "INTERVAL", 0.05)
     shutil.copy(database, tmp_path / "mlflow.db")
     return tmp_path
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C as in a terminal: background jobs of a shell ignore it, and so then does a run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def started() -> Iterator[list[BaseProcess]]:
+    """Processes that a test starts and adds here; they are killed at its end."""
+    processes: list[BaseProcess] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.join()

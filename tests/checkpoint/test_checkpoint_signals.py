@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,6 @@ def test_a_warning_that_somebody_ignores_or_hears_is_left_to_him(tmp_path):
         signal.signal(signal.SIGUSR1, before)
     assert heard == ["mine"]
     assert saved_steps(tmp_path) == [3]
-
-
-@pytest.fixture
-def foreground() -> Iterator[None]:
-    """Ctrl-C as in a terminal: background jobs of a shell ignore it, and so then does a run."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("foreground")

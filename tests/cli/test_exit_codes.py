@@ -1,10 +1,8 @@
 """What a scheduler learns from an exit code: every command, every way in which a fit ends, every process alike."""
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +20,6 @@ SAVED = {"done": 3, "SIGINT": 3, "SIGTERM": 3, "SIGUSR1": 3, "mistake": 2, "outa
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.shards(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def foreground() -> Iterator[None]:
-    """Ctrl-C as in a terminal: background jobs of a shell ignore it, and so then does a run."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "doctor"])  # it reports mistakes

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,15 +232,7 @@ def test_each_line_that_is_typed_in_is_continued(
     run("--interactive", code=2)
 
 
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """Ctrl-C, which background jobs of a shell ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeded")
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("interactive", [False, True])
 def test_ctrl_c_ends_a_text_with_its_line(
     interactive: bool, run: Generate, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]

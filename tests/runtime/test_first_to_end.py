@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,15 +24,6 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.shards(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def started() -> Iterator[list[BaseProcess]]:
-    processes: list[BaseProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.join()
 
 
 def slurm_environment(count: int) -> list[dict[str, str]]:

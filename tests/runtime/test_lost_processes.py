@@ -1,6 +1,5 @@
 """A process of several that goes away: the others end in time, with one line and an exit code that says what to do."""
 
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -23,15 +22,6 @@ TIMEOUTS["fsdp"] = f"--trainer.strategy.timeout_minutes={TIMEOUT / 60}"
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.shards(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def started() -> Iterator[list[BaseProcess]]:
-    processes: list[BaseProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.join()
 
 
 def fit(shards: Path, folder: Path, strategy: str, way: str, started: list[BaseProcess], rank: int = 1) -> list[Path]:

@@ -90,7 +90,7 @@ def test_training_minimizes_the_loss_of_ones_own_and_validation_the_next_token_l
         model, losses, held = fit(tmp_path, own_modules.ZLoss(weight))
         assert losses[0] == pytest.approx(usual[0] + weight * _z(language_model()), rel=1e-5)
         (batch,) = [torch.cat(list(batches(2)))]
-        expected = model.loss(batch)
+        expected = model.decoder.loss(batch[:, :-1], batch[:, 1:])
         assert held == pytest.approx(float(expected.detach()), rel=1e-5)
         same = [torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)]
         assert all(same) == (weight == 0)

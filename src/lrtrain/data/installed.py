@@ -61,7 +61,8 @@ def _packages() -> dict[str, Distribution]:
     """The installed packages by their normalized name; the first that Python would find of one name."""
     found: dict[str, Distribution] = {}
     for one in distributions(path=_folders()):
-        if one.read_text("METADATA") and one.metadata["Name"]:  # what is left of a broken removal has none
+        described = one.read_text("METADATA") or one.read_text("PKG-INFO")
+        if described and one.metadata["Name"]:  # what is left of a broken removal has none
             found.setdefault(re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one)
     return found
 

@@ -188,12 +188,6 @@ class CausalLM(L.LightningModule):
         assert self.decoder is not None
         return self.decoder.logits(self.decoder(tokens_BT))
 
-    def loss(self, batch: Tensor) -> Tensor:
-        """Mean next-token loss of a batch (B, T + 1), in nats."""
-        assert self.decoder is not None
-        check_batch(batch)
-        return self.decoder.loss(batch[:, :-1], batch[:, 1:])
-
     def on_train_start(self) -> None:
         self._losses.clear()  # of a fit that ended between two steps
         if line := jumps(self._slots, self._rates, self.trainer.global_step):

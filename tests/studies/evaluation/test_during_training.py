@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -148,15 +147,6 @@ def test_a_failed_evaluation_is_warned_of_and_recorded_and_training_goes_on(
     assert points(run, "eval/failed") == {4: 1.0, 5: 1.0}
     assert list(points(run, ACC)) == [2]
     assert list(points(run, "train/loss")) == [1, 2, 3, 4, 5]
-
-
-@pytest.fixture
-def started() -> Iterator[list[BaseProcess]]:
-    processes: list[BaseProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.join()
 
 
 def test_one_process_of_many_that_fails_alone_ends_the_run_where_weights_are_sharded(
