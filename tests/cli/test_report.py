@@ -75,6 +75,23 @@ def test_a_fit_ends_with_the_page_of_its_run_which_the_tracker_has_too(run_dir: 
     assert {"report.html", "samples", "held_out", "base_recipe.json"} <= names
 
 
+def test_a_run_in_a_store_is_reported_from_its_copy(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "store/one/0001"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("report.html", "*.aside"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--out", "here.html", str(run_dir)]) == 0
+    capsys.readouterr()
+    assert main(["report", f"file://{copy}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"run file://{copy}", "wrote report.html"]
+    here, there = (sections((tmp_path / name).read_text()) for name in ("here.html", "report.html"))
+    assert [title for title in here if here[title] != there[title]] == ["Checkpoints"]
+    assert main(["report", f"file://{tmp_path}/store", "--out", "again.html"]) == 0  # its newest run
+    assert "no checkpoint under" in refusal(["report", f"file://{tmp_path}/nothing"], capsys)
+
+
 def test_the_losses_by_position_are_those_of_the_validation(run_dir: Path) -> None:
     run = recorded(run_dir)
     assert run is not None

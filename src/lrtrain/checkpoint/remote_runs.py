@@ -31,6 +31,7 @@ RECORD = ("config.yaml", "tokenizer.json", "mlflow.json", METRICS)
 _STEP = re.compile(rf"{FOLDER}/step-(\d{{8,}})\.ckpt(/{re.escape(META)})?")
 _OF_A_RUN = re.compile(rf"(.*)/(\d{{4,}})/{FOLDER}/step-(\d{{8,}})\.ckpt")
 CACHE = Path("~/.cache/lrtrain/checkpoints")
+RECORDS = Path("~/.cache/lrtrain/records")
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,31 @@ def cached(url: str) -> Path:
     if not file.exists():
         fetch(url, file)
     return file
+
+
+def cached_record(url: str) -> Path:
+    """The record of a run in a store as a directory below `~/.cache/lrtrain/records`, fetched anew at every call.
+
+    Of a folder of runs it is the one with the newest checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    url = url.rstrip("/")
+    names = stores.stored(url)
+    if METRICS not in names:
+        url = newest_url(url).rpartition(f"/{FOLDER}/")[0]
+        names = stores.stored(url)
+    if METRICS not in names:
+        raise UserError(f"{url} holds no record of a run ({METRICS}): name a run in a store")
+    name, number = url.split("/")[-2:]
+    directory = RECORDS.expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16] / name / number
+    directory.mkdir(parents=True, exist_ok=True)
+    for entry in RECORD:
+        (directory / entry).unlink(missing_ok=True)
+        if entry in names:
+            write_atomically(directory / entry, stores.read(stores.joined(url, entry)))
+    return directory
 
 
 def newest_url(url: str) -> str:

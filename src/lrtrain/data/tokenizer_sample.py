@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from lrtrain.data.documents import read_documents
@@ -10,6 +9,7 @@ from lrtrain.data.encode import held_out
 from lrtrain.data.listing import Part
 from lrtrain.data.spec import PrepareSpec
 from lrtrain.data.tokenizer import load_tokenizer, train_tokenizer
+from lrtrain.runtime.long_work import LongWork
 
 SAMPLE_CHARACTERS = 100_000_000  # what a tokenizer is trained on at most, taken evenly from all parts
 
@@ -19,8 +19,17 @@ def make_tokenizer(spec: PrepareSpec, parts: list[Part]) -> Tokenizer:
     if spec.tokenizer is not None:
         return load_tokenizer(spec.tokenizer)
     assert spec.train_vocab_size is not None
-    with Console(stderr=True).status(f"Training a tokenizer of {spec.train_vocab_size:,} tokens"):
-        return train_tokenizer(_sample(spec, parts), spec.train_vocab_size)
+    total = min(SAMPLE_CHARACTERS, sum(part.size for part in parts))
+    with LongWork(f"Training a tokenizer of {spec.train_vocab_size:,} tokens", total, "characters") as work:
+        return train_tokenizer(_told(_sample(spec, parts), total, work), spec.train_vocab_size)
+
+
+def _told(texts: Iterator[str], total: int, work: LongWork) -> Iterator[str]:
+    """The texts as they are, with a word of how many are read, then that the library merges pairs."""
+    for text in texts:
+        yield text
+        work.advance(len(text))
+    work.update(total, "merging pairs of tokens")
 
 
 def _sample(spec: PrepareSpec, parts: list[Part]) -> Iterator[str]:

@@ -9,6 +9,8 @@ from lrtrain.studies.jobs.job import Job
 from lrtrain.tracking.recorded import recorded
 
 MAX_STEPS = "trainer.max_steps"
+KEPT_SECONDS = 5.0
+"""A run that takes less has been trained by an earlier call: it says nothing of the time that is left."""
 
 
 class UnderWay:
@@ -21,37 +23,41 @@ class UnderWay:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total = what, total
-        self._done = self._ended = 0
-        self._running: dict[str, Job] = {}
+        self._done = self._kept = self._ended = 0
+        self._running: dict[str, tuple[Job, float]] = {}
         self._begun = time.monotonic()
+        self._trained = False
         self._mutex = threading.Lock()
 
     def begin(self, job: Job) -> None:
         """A run begins."""
         with self._mutex:
-            self._running[job.name] = job
+            self._running[job.name] = job, time.monotonic()
 
     def end(self, job: Job) -> None:
         """A run has ended, however."""
         with self._mutex:
-            self._running.pop(job.name, None)
+            _, begun = self._running.pop(job.name)
+            self._trained |= time.monotonic() - begun > KEPT_SECONDS
             self._ended += 1
 
     def done(self, number: int) -> None:
         """So many are done."""
         with self._mutex:
             self._done = number
+            if not self._trained:
+                self._kept, self._begun = number, time.monotonic()
 
     def line(self) -> str:
         """`2 of 6 variants (33 %), 7 runs, about 25.0 minutes left; spectron-s0 at step 120 of 400`."""
         with self._mutex:
-            done, ended, running = self._done, self._ended, list(self._running.values())
+            done, ended, running = self._done, self._ended, [job for job, _ in self._running.values()]
         if not running:
             return ""
         share = f" ({done / self.total:.0%})" if self.total else ""
         parts = [f"{done} of {self.total} {self.what}{share}", f"{ended} run{'' if ended == 1 else 's'} ended"]
-        if done and done < self.total:
-            left = (time.monotonic() - self._begun) / done * (self.total - done)
+        if self._kept < done < self.total:
+            left = (time.monotonic() - self._begun) / (done - self._kept) * (self.total - done)
             parts.append(f"about {duration(left)} left")
         return f"{', '.join(parts)}; now {', '.join(map(_place, running))}"
 
