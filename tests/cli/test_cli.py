@@ -129,7 +129,7 @@ def test_a_topic_lists_its_keys_with_meaning_value_and_the_arguments_of_the_reci
 
     recipe = ["--config", str(RECIPE)]
     text = asked_for(*recipe, "--help", "optimizers", "--model.optimizers.other.lr=0.004")
-    assert "--model.optimizers.hidden.lr (float) = 0.07\n      Learning rate η: the bound on" in text
+    assert "--model.optimizers.hidden.lr (float) = 0.035\n      Learning rate η: the bound on" in text
     assert "--model.optimizers.other.lr (float | Tensor) = 0.004\n      learning rate" in text
     assert "--trainer" not in text
     inner = "{class_path: lrtrain.constraints.StiefelRetraction, init_args: {transport: true}}"

@@ -101,7 +101,7 @@ def test_the_card_tells_recipe_data_tokens_losses_license_and_provenance(run: Pa
         f"| tokens seen | {2 * 4 * toy.BLOCK:,} |",
         f"| held-out loss | {loss:.4f} nats per token, at step 2;",
         "| projections | 14 low-rank of rank 16 to 24 |",
-        "| optimizer of the projections | Spectron, lr 0.07 |",
+        "| optimizer of the projections | Spectron, lr 0.035 |",
         "step-00000002.ckpt, sha256 ",
         "trust_remote_code=True` lets transformers run that file",
         'AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)',

@@ -100,7 +100,7 @@ def test_a_logger_of_ones_own_gets_the_points_beside_the_record(
     run = recorded(tmp_path / "quickstart/0001")
     assert run is not None
     assert run.status == "FINISHED"
-    assert run.params["model.optimizers.hidden.init_args.lr"] == "0.07"
+    assert run.params["model.optimizers.hidden.init_args.lr"] == "0.035"
     (file,) = (tmp_path / "csv").rglob("metrics.csv")
     assert str(run.last["val/loss"])[:8] in file.read_text()
 

@@ -83,14 +83,21 @@ def test_equal_flops_are_equal(scale: str) -> None:
     assert planned["spectron"].settings["trainer.max_steps"] == mine.steps
 
 
-@pytest.mark.parametrize("scale", ["quickstart", "larger"])
-def test_the_dense_decoders_of_the_sct_table_equal_the_spectral_one(scale: str) -> None:
-    planned = planned_runs("sct_table", scale)
-    like, costs = (
-        planned["bounded"].cost,
-        {name: runs.cost for name, runs in planned.items() if name.startswith("dense")},
-    )
-    assert len(costs) == 7
+@pytest.mark.parametrize(
+    ("experiment", "scale", "low_rank", "number"),
+    [
+        ("sct_table", "quickstart", "bounded", 7),
+        ("sct_table", "larger", "bounded", 7),
+        ("methods", "quickstart", "spectron", 2),
+    ],
+)
+def test_the_dense_decoders_of_a_table_equal_the_low_rank_one(
+    experiment: str, scale: str, low_rank: str, number: int
+) -> None:
+    planned = planned_runs(experiment, scale)
+    like = planned[low_rank].cost
+    costs = {name: runs.cost for name, runs in planned.items() if name.startswith("dense")}
+    assert len(costs) == number
     for name, cost in costs.items():
         of = "parameters" if name.endswith("parameters") else "flops"
         assert getattr(cost, of) == pytest.approx(getattr(like, of), rel=0.005)

@@ -40,7 +40,7 @@ def test_the_command_prints_it_and_makes_no_run(tmp_path: Path, capsys: pytest.C
     assert main(["fit", "--config", str(RECIPE), f"--runs={tmp_path}/runs", "--print-model"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["layer", "×", "shape", "kind", "rank", "parameters", "optimizer,", "lr", "FLOPs"]
-    assert any("Spectron 0.07" in line and "LowRankLinear" in line for line in lines)
+    assert any("Spectron 0.035" in line and "LowRankLinear" in line for line in lines)
     assert not list(tmp_path.iterdir())
     line = refusal(["fit", "--config", str(RECIPE), "--print-model", "--model.decoder.depht=3"], capsys)
     assert "--model.decoder.depht" in line

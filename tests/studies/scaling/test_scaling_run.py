@@ -86,7 +86,7 @@ def test_a_searched_learning_rate_is_the_best_of_each_point_and_the_other_seeds_
     log: Path, shards: Path, tmp_path: Path
 ) -> None:
     folder = plan(tmp_path, shards, lr="searched", seeds=[0, 1], budgets=[3e9])
-    assert Plan.load(folder).lr == 0.07
+    assert Plan.load(folder).lr == 0.035
     assert main(["scaling", "run", str(folder), "--runs", str(tmp_path / "runs")]) == 0
     assert {float(row["lr"]) for row in rows(folder)} == {0.035}  # the law's is 0.04
     names = [name for name in log.read_text().splitlines() if name.startswith("toy-3e9-n2-")]
