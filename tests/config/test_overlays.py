@@ -79,7 +79,8 @@ def test_a_list_that_takes_the_place_of_another_is_said(value: str, tmp_path: Pa
         ),
         (
             ["--model.optimizers.hidden=AdamW", "--model.optimizers.hidden.eps=1e-9"],
-            "--model.optimizers.hidden: AdamW takes the place of Spectron, without momentum, nesterov, keeping lr 0.035",
+            "--model.optimizers.hidden: AdamW takes the place of Spectron, without momentum, nesterov, "
+            "keeping lr 0.035",
         ),
         (
             ["--model.decoder.mlp.class_path=lrtrain.nn.DenseLinear"],
