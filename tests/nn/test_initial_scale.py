@@ -51,9 +51,15 @@ def test_fan_in_is_the_draw_itself() -> None:
         (DenseLinear, float("nan"), "a positive number, got nan"),
         (partial(DenseLinear, std=0.1), "width", r"blocks\.0\.attention\.query has an initial scale of its own"),
         (partial(SpectralLinear, rank=4, init="paper"), 0.02, "has an initial scale of its own"),
-        (partial(nn.Linear, bias=False), "gpt2", r"Linear has no method scale_\(factor\)"),
     ],
 )
-def test_what_cannot_be_scaled_is_refused(linear: LinearCallable, scale: Any, why: str) -> None:
+def test_what_has_its_own_scale_is_refused(linear: LinearCallable, scale: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decoder(linear, initial_scale=scale)
+
+
+def test_a_class_that_cannot_be_scaled_is_left_as_it_draws_itself_with_a_word() -> None:
+    linear = partial(nn.Linear, bias=False)
+    with pytest.warns(UserWarning, match=r"14 projections .*, Linear \(blocks\.0\.attention\.query\) first: .* scale_"):
+        one = decoder(linear, initial_scale="gpt2")
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), decoder(linear).parameters(), strict=True))

@@ -26,6 +26,11 @@ class MyProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x @ self.B) @ self.A.mT
 
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        """What the recipe's `initial_scale` does to it; without it the projection begins as drawn above."""
+        self.A.mul_(factor)
+
     @property
     def flops_per_token(self) -> int:
         """Of the forward pass; without it the matrix products are counted."""

@@ -1,6 +1,7 @@
 """How large the projections of a decoder begin, whatever way each of them is written."""
 
 import math
+import warnings
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ def check_initial_scale(scale: InitialScale) -> None:
 def rescale(decoder: nn.Module, scale: InitialScale, width: int, depth: int, residual: Collection[nn.Module]) -> None:
     """Multiplies every projection, drawn with the standard deviation 1/√in_features, to have that of a rule.
 
+    One without a method `scale_(factor)`, W ← factor · W, stays as it is, which is warned of.
+
     Args:
         decoder: Holds them.
         scale: The rule; `fan_in` leaves them as they are.
@@ -32,10 +35,11 @@ def rescale(decoder: nn.Module, scale: InitialScale, width: int, depth: int, res
         residual: Those whose output is added to the residual stream.
 
     Raises:
-        ValueError: a projection has a scale of its own, or no method `scale_(factor)`: W ← factor · W.
+        ValueError: a projection has a scale of its own.
     """
     if scale == "fan_in":
         return
+    as_drawn: list[str] = []
     for name, projection in projections(decoder).items():
         if getattr(projection, "own_scale", False):
             raise ValueError(
@@ -43,9 +47,15 @@ def rescale(decoder: nn.Module, scale: InitialScale, width: int, depth: int, res
             )
         multiply: Any = getattr(projection, "scale_", None)
         if multiply is None:
-            kind = type(projection).__name__
-            raise ValueError(f"{name}: {kind} has no method scale_(factor), which initial_scale {scale} needs")
-        multiply(_std(scale, width, depth, projection in residual) * projection.in_features**0.5)
+            as_drawn.append(f"{type(projection).__name__} ({name})")
+        else:
+            multiply(_std(scale, width, depth, projection in residual) * projection.in_features**0.5)
+    if as_drawn:
+        warnings.warn(
+            f"initial_scale {scale}: {len(as_drawn)} projections begin as they draw themselves, {as_drawn[0]} first: "
+            "they have no method scale_(factor), which multiplies W",
+            stacklevel=4,  # where the decoder is made
+        )
 
 
 def _std(scale: InitialScale, width: int, depth: int, residual: bool) -> float:
