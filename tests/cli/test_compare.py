@@ -69,7 +69,7 @@ def test_the_picture_is_written_with_the_labels(runs: Path, tmp_path: Path, caps
         (["b"], "no run of the name 'b' has finished"),
         (["a", "--out", "curves.doc"], "--out curves.doc: name a file that ends in .png or .svg"),
         (["a", "--html", "page.pdf"], "--html page.pdf: name a file that ends in .html or .htm"),
-        (["a", "--html", "/dev/null/page.html"], "--html /dev/null/page.html: "),
+        (["a", "--html", "/dev/null/page.html"], "cannot write /dev/null/page.html: "),
         (["a", "--x", "tonkens"], "argument --x: invalid choice: 'tonkens'"),
         (["a", "--out", "/dev/null/curves.png"], "--out /dev/null/curves.png: "),
         (["a", "--tracking-uri", "http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9 does not answer"),

@@ -10,13 +10,10 @@ from lrtrain.studies.compare.comparison import compare
 from lrtrain.studies.compare.curves import AXES
 from lrtrain.studies.compare.figure import picture
 from lrtrain.studies.compare.groups import Group, check_data, group_runs, ranked
-from lrtrain.studies.compare.page import write_page
-from lrtrain.studies.compare.panels import all_panels, metric_panel, metric_panels, other_panels
+from lrtrain.studies.compare.page import BESIDE, write_page
+from lrtrain.studies.compare.panels import all_panels, metric_panel
 from lrtrain.studies.pages.drawn import Panel
 from lrtrain.tracking.named_runs import named_runs
-
-BESIDE = ("val/loss", "train/loss", "train/gradient_norm", "throughput/tokens_per_second")
-"""Metrics that a page can show in place of the one that is compared."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,21 +64,9 @@ def main(argv: list[str]) -> int:
         print(f"wrote {arguments.out}")
     if arguments.html is not None:
         command = shlex.join(["lrtrain", "compare", *argv])
-        curves, no_axes = _curves(groups, arguments.metric)
-        panels, missing = other_panels(groups)
-        notes = [*warnings, *no_axes, *missing]
-        write_page(groups, arguments.metric, result, curves, panels, notes, command, arguments.html)
+        write_page(groups, arguments.metric, result, warnings, command, arguments.html)
         print(f"wrote {arguments.html}")
     return 0
-
-
-def _curves(groups: list[Group], metric: str) -> tuple[dict[str, dict[str, Panel]], list[str]]:
-    """The panels of the metric, and of those beside it that all runs have, over every axis; what there is not."""
-    of_metric, missing = metric_panels(groups, metric)
-    everywhere = set.intersection(*({*run.metrics} for group in groups for run in group.runs))
-    others = [one for one in BESIDE if one != metric and one in everywhere]
-    found = {metric: of_metric, **{one: metric_panels(groups, one)[0] for one in others}}
-    return {name: panels for name, panels in found.items() if panels}, missing
 
 
 def _panel(groups: list[Group], metric: str, axis: str) -> Panel:

@@ -81,6 +81,9 @@ def test_an_experiment_of_ones_own_is_a_file_anywhere_with_nothing_claimed(
     found = json.loads(Path("runs/experiments/mine/results.json").read_text())
     assert found["p"]["narrow"]["bad"] < 0.05
     assert Path("runs/experiments/mine/figure.png").exists()
+    page = Path("runs/experiments/mine/page.html").read_text()
+    assert "val/loss of bad, narrow" in page
+    assert "6 finished runs, 2 names" in page
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**mine, "checks": [{"order": ["bad", "good"]}]}))
     assert main(["experiment", "../mine.yaml"]) == 0
     assert "verdict: does not hold: bad 13." in capsys.readouterr().out

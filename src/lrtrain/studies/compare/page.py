@@ -1,26 +1,23 @@
 """The page of a comparison: table, figures with a choice of axes, best learning rates, what differs, the runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
 from lrtrain.studies.compare.comparison import Table, figure
 from lrtrain.studies.compare.groups import Group, differing
+from lrtrain.studies.compare.panels import metric_panels, other_panels
 from lrtrain.studies.compare.rates_table import best_rates
 from lrtrain.studies.pages.document import Document, bullets, table
-from lrtrain.studies.pages.drawn import Choice, Panel, Shares
+from lrtrain.studies.pages.drawn import Choice, Panel
+
+BESIDE = ("val/loss", "train/loss", "train/gradient_norm", "throughput/tokens_per_second")
+"""Metrics that the page can show in place of the one that is compared."""
 
 
 def write_page(
-    groups: Sequence[Group],
-    metric: str,
-    result: Table,
-    curves: Mapping[str, Mapping[str, Panel]],
-    panels: Sequence[Panel | Shares],
-    notes: Sequence[str],
-    command: str,
-    out: Path,
+    groups: Sequence[Group], metric: str, result: Table, warnings: Sequence[str], command: str, out: Path
 ) -> None:
     """Writes the page.
 
@@ -28,15 +25,15 @@ def write_page(
         groups: What is compared.
         metric: The metric of the tables.
         result: The first table.
-        curves: Panels of metrics, by metric and axis: the page shows the one that is chosen.
-        panels: The other figures.
-        notes: What is missing or to be minded, a line each.
+        warnings: What is to be minded, a line each.
         command: The command line that made the page.
         out: The file.
 
     Raises:
         UserError: the file cannot be written.
     """
+    curves, no_axes = _curves(groups, metric)
+    panels, missing = other_panels(groups)
     page = Document()
     page.section(
         "Result",
@@ -44,7 +41,7 @@ def write_page(
         "runs have reached, between logged points by interpolation. A click on a heading sorts.",
     )
     page.add(table(result.header, result.rows, "sortable"))
-    page.add(bullets(notes))
+    page.add(bullets([*warnings, *no_axes, *missing]))
     page.section(
         "Figures",
         "Lines are means over the runs of a name, bands reach from the lowest to the highest run; runs with many "
@@ -66,8 +63,17 @@ def write_page(
     page.add(f"<pre>{escape(command)}</pre>")
     named = ", ".join(group.label for group in groups) if len(groups) <= 4 else f"{len(groups)} names"
     count = sum(len(group.runs) for group in groups)
-    subtitle = f"{count} finished runs, {len(groups)} names · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC · lrtrain compare"
-    page.write(f"{metric} of {named}", subtitle, out, f"--html {out}")
+    subtitle = f"{count} finished runs, {len(groups)} names · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC · lrtrain"
+    page.write(f"{metric} of {named}", subtitle, out, f"cannot write {out}")
+
+
+def _curves(groups: Sequence[Group], metric: str) -> tuple[dict[str, dict[str, Panel]], list[str]]:
+    """The panels of the metric, and of those beside it that all runs have, over every axis; what there is not."""
+    of_metric, missing = metric_panels(groups, metric)
+    everywhere = set.intersection(*({*run.metrics} for group in groups for run in group.runs))
+    others = [one for one in BESIDE if one != metric and one in everywhere]
+    found = {metric: of_metric, **{one: metric_panels(groups, one)[0] for one in others}}
+    return {name: panels for name, panels in found.items() if panels}, missing
 
 
 def _differences(groups: Sequence[Group]) -> str:

@@ -15,17 +15,24 @@ from lrtrain.studies.pages.drawn import Band, Panel
 from lrtrain.tracking.recorded import recorded
 
 
-def panels(definition: Definition, trained: Sequence[Trained]) -> tuple[list[Panel], list[str]]:
-    """The pictures of what has finished, and a line for each that cannot be drawn.
-
-    Raises:
-        UserError: a run has no such metric.
-    """
+def finished_groups(trained: Sequence[Trained]) -> list[Group]:
+    """The runs that have finished, over seeds, by the variant's label."""
     groups = []
     for runs, best in trained:
         finished = [recorded(o.run_dir) for o in best.results if o.status == "finished" and o.run_dir]
         if finished:
             groups.append(Group(runs.variant.label, [run for run in finished if run]))
+    return groups
+
+
+def panels(
+    definition: Definition, groups: Sequence[Group], trained: Sequence[Trained]
+) -> tuple[list[Panel], list[str]]:
+    """The pictures of what has finished, and a line for each that cannot be drawn.
+
+    Raises:
+        UserError: a run has no such metric.
+    """
     if not groups:
         return [], ["no figure: no run has finished"]
     found = [_panel(wanted, groups, trained, definition.xlabel) for wanted in definition.figure]

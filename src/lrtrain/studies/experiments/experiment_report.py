@@ -12,6 +12,7 @@ from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.table import table
 from lrtrain.runtime.units import short
 from lrtrain.studies.compare.comparison import spread
+from lrtrain.studies.compare.groups import Group
 from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns
@@ -41,6 +42,7 @@ class Result:
         panels: Of the figure; None leaves a place of it empty.
         notes: Lines after the table.
         columns: Of the figure.
+        groups: The runs behind the table, by variant, for a page that compares them.
     """
 
     table: str
@@ -50,6 +52,7 @@ class Result:
     panels: Sequence[Panel | None] = ()
     notes: Sequence[str] = ()
     columns: int = 2
+    groups: Sequence[Group] = ()
 
 
 def heading(definition: Definition) -> str:

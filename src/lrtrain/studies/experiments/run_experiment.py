@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.table import table
-from lrtrain.studies.experiments.definition import Definition, Variant
+from lrtrain.studies.experiments.definition import LOSS, Definition, Variant
 
 MODULES = {
     "training": "trained_variants",
@@ -58,7 +58,7 @@ def plan(definition: Definition) -> str:
 
 
 def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
-    """Runs an experiment, prints its table and verdict, writes its figure and numbers, and returns the verdict.
+    """Runs an experiment, prints its table and verdict, writes its figure, page and numbers, and returns the verdict.
 
     Args:
         definition: What is run.
@@ -82,6 +82,13 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
         labels = dict.fromkeys(band.label for panel in result.panels if panel for band in panel.bands)
         own = definition.kind == "rates"
         picture(result.panels, None if own else list(labels), folder / "figure.png", result.columns)
+    if result.groups:
+        from lrtrain.studies.compare.comparison import compare
+        from lrtrain.studies.compare.groups import check_data
+        from lrtrain.studies.compare.page import write_page
+
+        warnings, made_by = check_data(result.groups, anyway=True), f"lrtrain experiment {definition.name}"
+        write_page(result.groups, LOSS, compare(result.groups, LOSS), warnings, made_by, folder / "page.html")
     print("\n".join([*result.notes, f"verdict: {result.verdict}", f"wrote {folder}"]), flush=True)
     return result.verdict
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.experiments.definition import LOSS, Definition
-from lrtrain.studies.experiments.experiment_figure import panels
+from lrtrain.studies.experiments.experiment_figure import finished_groups, panels
 from lrtrain.studies.experiments.experiment_report import (
     Effort,
     Result,
@@ -39,16 +39,18 @@ def run(definition: Definition, effort: Effort) -> Result:
         return [value(outcome, metric, statistic) for outcome in outcomes[name]]
 
     found = {"variants": variants_as_data(definition, trained)}
-    drawn, notes = panels(definition, trained)
+    groups = finished_groups(trained)
+    drawn, notes = panels(definition, groups, trained)
     if not definition.checks:
         verdict, pairs = compared({labels[name]: measure(name, LOSS, "last") for name in outcomes})
         verdict = "; ".join(filter(None, [verdict, definition.scale.differs]))
         notes = [*notes, p_table(pairs)] if len(pairs) > 2 else notes
-        return Result(result_table(definition, trained), verdict, {**found, "p": pairs}, (), drawn, notes)
+        table, data = result_table(definition, trained), {**found, "p": pairs}
+        return Result(table, verdict, data, (), drawn, notes, groups=groups)
     findings = [judge(check, measure, labels, definition.claimed) for check in definition.checks]
     _, verdict = overall(findings, definition.scale.differs, bool(definition.source))
     notes += [f"beyond the paper: {finding.outcome}: {finding.text}" for finding in findings if finding.ours]
-    return Result(result_table(definition, trained), verdict, found, findings, drawn, notes)
+    return Result(result_table(definition, trained), verdict, found, findings, drawn, notes, groups=groups)
 
 
 def checked_runs(definition: Definition) -> list[VariantRuns]:
