@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lrtrain.checkpoint.checkpoint_io import check_architecture, load_without_optimizer
+from lrtrain.checkpoint.checkpoint_io import check_architecture, check_tokenizer, load_without_optimizer
 from lrtrain.checkpoint.directory import FOLDER, newest_whole
 from lrtrain.checkpoint.huggingface.imported import Ancestor, Imported
 from lrtrain.config.run_names import place_of
@@ -92,6 +92,10 @@ class TrainedModel:
     def run_dir(self) -> Path | None:
         """The directory of its run, if it lies in a folder of one; None of what no run has made."""
         return self.path.resolve().parent.parent if self.imported is None else None
+
+    def check_data(self, tokenizer_json: str) -> None:
+        """Raises UserError for data of another tokenizer."""
+        check_tokenizer(self.tokenizer.to_str(), tokenizer_json, str(self.path))
 
 
 def load(path: Path) -> tuple[Decoder, Tokenizer]:

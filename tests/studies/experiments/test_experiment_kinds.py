@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import toy
-from commandline import RECIPE
+from commandline import RECIPE, refusal
 from experiment_file import write
 from lrtrain.cli.main import main
 from lrtrain.nn import Decoder, DenseLinear
@@ -59,6 +59,40 @@ def test_a_conversion_of_full_rank_changes_nothing_and_its_size_is_known_without
         convert(broken, Task(rank=4))
     with pytest.raises(UserError, match=r"converted: the pattern 'blocks\.0\.mlp\.gate' matches no linear layer"):
         convert(Decoder(50, 16, 2, 2, 24, DenseLinear, CoLA), Task(rank=4))
+
+
+def test_a_model_that_was_trained_before_is_converted_as_it_is(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = yaml.safe_load(Path(write(tmp_path, shards)[1]).read_text())["scales"]["tiny"]
+    scale |= {"seeds": 2, "ranks": [4], "energies": [], "steps": 2, "lr": 0.001, "pretrained": True}
+    scale["settings"] |= {"model.decoder.width": 32, "trainer.max_steps": 2}
+    overlay = str(RECIPE.parent / "methods" / "dense.yaml")
+    flags = [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in scale["settings"].items()
+    ]
+    fit = ["fit", "--config", str(RECIPE), "--config", overlay, *flags, "--runs", str(tmp_path / "before")]
+    assert main(fit) == 0
+    variants = {"dense": {"overlays": [overlay], "lr": 0.004}}
+
+    def experiment(**settings: object) -> list[str]:
+        own = {**scale, "settings": {**scale["settings"], **settings}}
+        return write(tmp_path, shards, kind="conversion", scales={"tiny": own}, variants=variants, checks=[], figure=[])
+
+    assert "the recipe has no init_from" in refusal(experiment(), capsys)
+    argv = experiment(init_from=str(tmp_path / "before"))
+    assert main(argv) == 0
+    folder = tmp_path / "runs/experiments/widths-tiny"
+    assert [one.name for one in (tmp_path / "runs").iterdir()] == ["experiments"]  # nothing was trained before
+    dense, low = json.loads((folder / "results.json").read_text())["converted"]
+    assert dense["as_converted"][0] == dense["as_converted"][1] < low["as_converted"][0]
+    assert len(set(dense["fine_tuned"])) == len(set(low["fine_tuned"])) == 2
+    kept = json.loads((folder / "converted.json").read_text())
+    assert main(argv) == 0
+    assert json.loads((folder / "converted.json").read_text()) == kept
+    assert main(experiment(init_from=str(tmp_path / "before"), **{"trainer.limit_val_batches": 1})) == 0
+    again = json.loads((folder / "converted.json").read_text())
+    assert len(again) == 2 * len(kept)  # other held-out text: nothing of before is taken for it
 
 
 def test_real_dense_models_are_converted_and_fine_tuned(

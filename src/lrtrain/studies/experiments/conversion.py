@@ -58,7 +58,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """A trained dense model and its data: `batches(seed)` are endless training batches, `held_out` is to judge by."""
+    """A trained dense model and its data: `batches(seed)` are endless training batches, `held_out` is to judge by.
+
+    The name tells model and data from any other, for losses that are kept.
+    """
 
     name: str
     decoder: Decoder
@@ -137,7 +140,7 @@ def convert_all(options: Conversion, sources: Sequence[Source], autocast: bool, 
 
     Args:
         options: What to convert to, and how it is fine-tuned.
-        sources: Dense models, one a seed.
+        sources: Dense models, one a seed; the same one for all where it was trained before.
         autocast: Compute in bfloat16.
         folder: Of the losses that are kept.
 
@@ -152,7 +155,7 @@ def convert_all(options: Conversion, sources: Sequence[Source], autocast: bool, 
 
     def loss(task: Task, rate: float | None, seed: int) -> float:
         source = sources[seed]
-        what = "as converted" if rate is None else f"{options.steps} steps at lr {rate:g}"
+        what = "as converted" if rate is None else f"{options.steps} steps at lr {rate:g}, seed {1 + seed}"
         key = f"{source.name}, {task.name}, {what}"
         if key not in known:
             decoder = convert(source.decoder, task)
@@ -170,13 +173,14 @@ def convert_all(options: Conversion, sources: Sequence[Source], autocast: bool, 
     for task in tasks(options):
         decoder = convert(sources[0].decoder, task)
         ranks = [m.rank for m in decoder.modules() if isinstance(m, SpectralLinear)]
+        as_converted = [loss(task, None, seed) for seed in range(len(sources))]
         best = best_over_seeds(partial(loss, task), float, options.lr, range(len(sources)))
         rows.append(
             Row(
                 model=task.name,
                 mean_rank=statistics.fmean(ranks) if ranks else math.nan,
                 parameters=sum(p.numel() for p in decoder.parameters()),
-                as_converted=[loss(task, None, seed) for seed in range(len(sources))],
+                as_converted=as_converted,
                 searched={f"{lr:g}": found for lr, found in sorted(best.rates.items())},
                 lr=best.lr,
                 fine_tuned=best.results,

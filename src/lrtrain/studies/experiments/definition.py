@@ -79,12 +79,15 @@ class Conversion:
         energies: Shares of Σσ² to convert to.
         steps: Of the fine-tuning.
         lr: The first learning rate of its search.
+        pretrained: Whether the dense model is the checkpoint with which the recipe begins (`init_from`), as
+            `lrtrain import` makes one; else it is trained here.
     """
 
     ranks: tuple[Count, ...]
     energies: tuple[Share, ...]
     steps: Count
     lr: Positive
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
