@@ -1,5 +1,7 @@
 """The experiment that converts a dense model, trained by it or before: `conversion` on it and its data."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -115,8 +117,9 @@ def _source(name: str, decoder: Decoder, config: dict[str, Any], where: Path) ->
     def batches(seed: int) -> Iterator[Tensor]:
         return iter(TokenDataModule(**settings, seed=config["data"]["seed"] + seed).train_dataloader())
 
+    manifest = json.dumps(asdict(held_out.manifest), sort_keys=True)
     return conversion.Source(
-        name=name,
+        name=f"{name}, data {hashlib.sha256(manifest.encode()).hexdigest()[:8]}",
         decoder=decoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         batches=batches,
         held_out=lambda: islice(iter(held_out.val_dataloader()), limit if isinstance(limit, int) else None),

@@ -3,9 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lrtrain.config.settings import as_text
+from lrtrain.data.manifest import MANIFEST, Manifest
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.files import write_atomically, writing
 from lrtrain.runtime.hints import nearest
@@ -13,6 +16,7 @@ from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.tracking.names import difference, flatten
 from lrtrain.tracking.recorded import recorded
+from lrtrain.tracking.runs import TrackedRun
 
 FILE = "job.json"
 PLACE = ("name", "runs", "ckpt_path", "trainer.logger")  # where a run lives, not what it is
@@ -35,7 +39,8 @@ def recorded_outcome(job: Job, metric: str) -> Outcome | None:
     """How the job ended, if it finished or diverged.
 
     Raises:
-        UserError: the folder holds a run of no job or with other settings, or the finished run has no such metric.
+        UserError: the folder holds a run of no job or with other settings; the finished run has no such metric, or its
+            data set is another one by now.
     """
     diverged = _diverged(job)
     for run_dir in job.run_dirs():
@@ -44,6 +49,7 @@ def recorded_outcome(job: Job, metric: str) -> Outcome | None:
             continue
         if metric not in run.last:
             raise UserError(f"the run {run_dir} has no metric {metric!r}; {nearest(metric, run.last)}")
+        _check_data(run, run_dir)
         value, seconds = run.last[metric], ((run.end or run.start) - run.start) / 1000
         if math.isfinite(value):
             return Outcome("finished", value, run_dir, "", seconds)
@@ -67,6 +73,20 @@ def _diverged(job: Job) -> str:
             f"{job.folder} holds a run with other settings ({found}): give another name, or remove that folder"
         )
     return known[DIVERGED]
+
+
+def _check_data(run: TrackedRun, run_dir: Path) -> None:
+    """Raises UserError where the shards that a run was trained on are others now, of the same name."""
+    path = run.params.get("data.path", "")
+    there = {key: value for key, value in run.params.items() if key.startswith("manifest.") and key.endswith("sha256")}
+    if not there or not Path(path, MANIFEST).is_file():
+        return
+    now = flatten({"manifest": asdict(Manifest.load(path))})
+    if found := difference(there, {key: value for key, value in now.items() if key.endswith("sha256")}):
+        raise UserError(
+            f"{run_dir} was trained on another data set than {path} is now ({found}): give another --runs, or another "
+            "data.path"
+        )
 
 
 def _identity(job: Job) -> dict[str, Any]:
