@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from commandline import RECIPE, arguments
 from forked import FORK
 from lrtrain.checkpoint import single_file
 from lrtrain.checkpoint.background import on_host
+from lrtrain.checkpoint.saver import Saver
 from lrtrain.checkpoint.single_file import read_whole, write_whole
 from lrtrain.runtime.errors import UserError
 from moments import At, fail, terminate
@@ -177,3 +179,16 @@ def test_what_one_process_cannot_write_ends_all_of_them_with_one_line(strategy: 
     assert told.count("lrtrain: error: cannot write checkpoint") == 1
     folder = tmp_path / "runs/quickstart/0001/checkpoints"
     assert [path.name for path in folder.glob("*.ckpt")] == ["step-00000002.ckpt"]
+
+
+def test_a_lost_process_is_not_warned_of_beside_the_line_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    saver = Saver(L.Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False), keep=1)
+    gloo = RuntimeError("[x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation")
+    full = UserError("cannot write step-00000002.ckpt: no space left on device")
+    for error, lost in ((gloo, True), (gloo, False), (full, True)):
+        monkeypatch.setattr(saver._writer, "wait", lambda error=error: error)
+        saver.close(lost)
+    said = [str(one.message) for one in recwarn if one.category is UserWarning and one.filename.endswith("saver.py")]
+    assert said == [str(gloo), str(full)]

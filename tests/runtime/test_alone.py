@@ -48,7 +48,8 @@ def test_one_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == -signal.SIGKILL
     with alone(tmp_path / "lock", "busy"):
-        pass
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists()
 
 
 def test_no_two_are_inside_however_often_they_come(tmp_path: Path) -> None:

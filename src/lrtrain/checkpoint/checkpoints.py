@@ -201,7 +201,7 @@ class Checkpoints(Checkpoint):
         boundary = self._boundary
         if boundary is None:
             return
-        self.saver.close()
+        self.saver.close(is_lost(exception))
         if boundary.step == self._saved_step or trainer.state.fn != TrainerFn.FITTING:
             return
         if getattr(exception, "on_all_ranks", False):

@@ -246,11 +246,10 @@ def cached_record(url: str) -> Path:
         raise UserError(f"{url} holds no record of a run ({METRICS}): name a run in a store")
     name, number = url.split("/")[-2:]
     directory = RECORDS.expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16] / name / number
-    directory.mkdir(parents=True, exist_ok=True)
-    for entry in RECORD:
-        (directory / entry).unlink(missing_ok=True)
-        if entry in names:
-            write_atomically(directory / entry, stores.read(stores.joined(url, entry)))
+    with writing(f"cannot write into {directory}"):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    fetch_record(RemoteRun(0, url, frozenset(names), steps_among(names)), directory)
     return directory
 
 

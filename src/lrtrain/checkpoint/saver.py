@@ -16,6 +16,7 @@ from lrtrain.checkpoint.checkpoint_io import AtomicCheckpointIO
 from lrtrain.checkpoint.remote_runs import linked
 from lrtrain.checkpoint.uploads import Uploads
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.lost_processes import is_lost
 
 
 class Saver:
@@ -126,10 +127,14 @@ class Saver:
         if any(told):
             raise error or UserError(next(filter(None, told)))
 
-    def close(self) -> None:
-        """Waits for what is in flight on this process and warns of what went wrong: something else ends the run."""
+    def close(self, lost: bool = False) -> None:
+        """Waits for what is in flight on this process and warns of what went wrong: something else ends the run.
+
+        Where that is a lost process, its own line says so, and names the newest checkpoint.
+        """
         self._in_flight = False
-        if error := self._writer.wait():
+        error = self._writer.wait()
+        if error is not None and not (lost and is_lost(error)):
             rank_zero_warn(str(error))
 
     def _connect(self, trainer: pl.Trainer) -> None:

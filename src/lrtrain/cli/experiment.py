@@ -1,5 +1,6 @@
 """`lrtrain experiment`: figures and tables, the papers' or a user's own, trained, drawn, and judged."""
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,14 +43,14 @@ def main(argv: list[str]) -> int:
 
     from lrtrain.studies.experiments.experiment_report import heading
 
-    verdicts, errors = [], []
+    verdicts, errors, command = [], [], shlex.join(["lrtrain", "experiment", *argv])
     for index, definition in enumerate(chosen):
         print(("\n" if index else "") + heading(definition), flush=True)
         try:
             if options.plan:
                 print(plan(definition))
                 continue
-            verdict = run(definition, options.runs, options.jobs, options.threads)
+            verdict = run(definition, options.runs, options.jobs, options.threads, command)
         except UserError as error:
             if len(chosen) == 1:
                 raise

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--runs", default="runs", help="folder of the runs (default runs)")
     parser.add_argument(
-        "--out", type=Path, help="page to write, .html (default: report.html in the run directory, or here)"
+        "--out", type=Path, help="page to write, .html (default: report.html in the run directory; of a URL, here)"
     )
     arguments = parser.parse_args(argv)
     out: Path | None = arguments.out

@@ -43,7 +43,8 @@ def rescale(decoder: nn.Module, scale: InitialScale, width: int, depth: int, res
     for name, projection in projections(decoder).items():
         if getattr(projection, "own_scale", False):
             raise ValueError(
-                f"{name} has an initial scale of its own (std, or init: paper): give that or initial_scale"
+                f"{name} has an initial scale of its own (std, or init: paper), and initial_scale is {scale}: "
+                "set initial_scale to fan_in to keep the own one"
             )
         multiply: Any = getattr(projection, "scale_", None)
         if multiply is None:

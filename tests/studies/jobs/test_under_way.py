@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lrtrain.studies.jobs import under_way
-from lrtrain.studies.jobs.job import Job
+from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.under_way import UnderWay
 
 
@@ -14,17 +14,21 @@ def test_the_time_left_is_that_of_what_is_trained_now(monkeypatch: pytest.Monkey
     monkeypatch.setattr(under_way.time, "monotonic", lambda: now[0])
     work = UnderWay("searches", 12)
 
-    def run(name: str, seconds: float) -> None:
-        job = Job(name, (), {}, tmp_path)
-        work.begin(job)
-        now[0] += seconds
-        work.end(job)
+    def run(name: str, seconds: float, kept: bool = False) -> None:
+        def train() -> Outcome:
+            said.append(work.line())
+            now[0] += seconds
+            return Outcome("finished", 1.0, None, "", seconds, kept=kept)
 
-    for number in range(1, 11):  # kept ones
-        run(f"kept{number}", 0.1)
+        work.run(Job(name, (), {}, tmp_path), train)
+
+    said: list[str] = []
+    for number in range(1, 11):
+        run(f"kept{number}", 0.1, kept=True)
         work.done(number)
-    work.begin(Job("next", (), {}, tmp_path))
-    assert work.line() == "10 of 12 searches (83%), 10 runs ended; now next"
     run("trained", 600)
     work.done(11)
-    assert work.line() == "11 of 12 searches (92%), 11 runs ended, about 10.0 minutes left; now next"
+    run("last", 600)
+    assert said[-2] == "10 of 12 searches (83%), 10 runs ended; now trained"
+    assert said[-1] == "11 of 12 searches (92%), 11 runs ended, about 10.0 minutes left; now last"
+    assert work.line() == ""

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from lrtrain.config.init_from import find_origin
 from lrtrain.config.train_parser import fastest_precision, resolve_config
-from lrtrain.config.trained_model import load, newest_checkpoint, read_trained
+from lrtrain.config.trained_model import TrainedModel, newest_checkpoint, read_trained
 from lrtrain.data import PrepareSpec, TokenDataModule
-from lrtrain.nn import Decoder
 from lrtrain.runtime.errors import UserError
 from lrtrain.studies.experiments import conversion
 from lrtrain.studies.experiments.definition import Definition
@@ -81,9 +80,9 @@ def _converted(
 
 def source(run_dir: Path) -> conversion.Source:
     """The dense model of a finished run, with its data. Raises UserError where that is of an own class."""
-    decoder, _ = load(newest_checkpoint(run_dir))
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    return _source(f"{run_dir.parent.name}/{run_dir.name}", decoder, config, run_dir)
+    model = read_trained(newest_checkpoint(run_dir))
+    return _source(f"{run_dir.parent.name}/{run_dir.name}", model, config, run_dir)
 
 
 def pretrained(runs: VariantRuns) -> conversion.Source:
@@ -96,13 +95,10 @@ def pretrained(runs: VariantRuns) -> conversion.Source:
     if not config.get("init_from"):
         raise UserError("pretrained: the recipe has no init_from: take that which lrtrain import writes")
     origin, path = find_origin(config["init_from"])
-    model = read_trained(path)
-    found = _source(f"{path.name} {origin.sha256[:8]}, {runs.name}", model.decoder, config, runs.configs[0])
-    model.check_data(TokenDataModule(config["data"]["path"]).tokenizer_json())
-    return found
+    return _source(f"{path.name} {origin.sha256[:8]}, {runs.name}", read_trained(path), config, runs.configs[0])
 
 
-def _source(name: str, decoder: Decoder, config: dict[str, Any], where: Path) -> conversion.Source:
+def _source(name: str, model: TrainedModel, config: dict[str, Any], where: Path) -> conversion.Source:
     """A model with the data that a run's configuration names; `where` that is, for what is wrong with it."""
     if "class_path" in config["data"]:
         raise UserError(f"{where}: a conversion reads shards, data: of this run is a class of its own: leave that out")
@@ -113,6 +109,7 @@ def _source(name: str, decoder: Decoder, config: dict[str, Any], where: Path) ->
     held_out = TokenDataModule(**settings, prepare=PrepareSpec(**request) if request else None)
     held_out.prepare_data()
     held_out.setup()
+    model.check_data(held_out.tokenizer_json())
 
     def batches(seed: int) -> Iterator[Tensor]:
         return iter(TokenDataModule(**settings, seed=config["data"]["seed"] + seed).train_dataloader())
@@ -120,7 +117,7 @@ def _source(name: str, decoder: Decoder, config: dict[str, Any], where: Path) ->
     manifest = json.dumps(asdict(held_out.manifest), sort_keys=True)
     return conversion.Source(
         name=f"{name}, data {hashlib.sha256(manifest.encode()).hexdigest()[:8]}",
-        decoder=decoder.to("cuda" if torch.cuda.is_available() else "cpu"),
+        decoder=model.decoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         batches=batches,
         held_out=lambda: islice(iter(held_out.val_dataloader()), limit if isinstance(limit, int) else None),
     )

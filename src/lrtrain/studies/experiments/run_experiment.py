@@ -57,7 +57,7 @@ def plan(definition: Definition) -> str:
     return str(_module(definition).plan(definition))
 
 
-def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
+def run(definition: Definition, runs: Path, jobs: int, threads: int, command: str) -> str:
     """Runs an experiment, prints its table and verdict, writes its figure, page and numbers, and returns the verdict.
 
     Args:
@@ -65,6 +65,7 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
         runs: Folder of the runs; its own is `<runs>/experiments/<name>-<scale>`.
         jobs: Runs trained at a time.
         threads: Of a run.
+        command: The command line, for the page.
 
     Raises:
         UserError: a run is refused for its configuration, or a folder cannot be written.
@@ -87,8 +88,8 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int) -> str:
         from lrtrain.studies.compare.groups import check_data
         from lrtrain.studies.compare.page import write_page
 
-        warnings, made_by = check_data(result.groups, anyway=True), f"lrtrain experiment {definition.name}"
-        write_page(result.groups, LOSS, compare(result.groups, LOSS), warnings, made_by, folder / "page.html")
+        warnings = check_data(result.groups, anyway=True)
+        write_page(result.groups, LOSS, compare(result.groups, LOSS), warnings, command, folder / "page.html")
     print("\n".join([*result.notes, f"verdict: {result.verdict}", f"wrote {folder}"]), flush=True)
     return result.verdict
 

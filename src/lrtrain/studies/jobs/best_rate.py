@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from lrtrain.runtime.errors import UserError
@@ -83,11 +84,7 @@ def train_best(
 
     def run(of: Repeated, lr: float, seed: int) -> Outcome:
         job = of.job(lr, seed)
-        under_way.begin(job)
-        try:
-            outcome = run_job(job, keep_checkpoints=keep_checkpoints)
-        finally:
-            under_way.end(job)
+        outcome = under_way.run(job, partial(run_job, job, keep_checkpoints=keep_checkpoints))
         if outcome.refused and lr == of.start:
             raise UserError(f"{job.name}: {outcome.reason}")
         each(job, outcome)

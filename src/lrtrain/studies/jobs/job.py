@@ -60,6 +60,7 @@ class Outcome:
         reason: why it diverged or failed, in a line; else empty.
         seconds: wall time of the process, or of the record of an earlier one.
         refused: the job failed with exit code 2, a mistake in the configuration.
+        kept: it had ended before, and nothing was trained.
     """
 
     status: Literal["finished", "diverged", "failed"]
@@ -68,3 +69,4 @@ class Outcome:
     reason: str
     seconds: float
     refused: bool = False
+    kept: bool = False

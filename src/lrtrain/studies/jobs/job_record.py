@@ -81,8 +81,11 @@ def _check_data(run: TrackedRun, run_dir: Path) -> None:
     there = {key: value for key, value in run.params.items() if key.startswith("manifest.") and key.endswith("sha256")}
     if not there or not Path(path, MANIFEST).is_file():
         return
-    now = flatten({"manifest": asdict(Manifest.load(path))})
-    if found := difference(there, {key: value for key, value in now.items() if key.endswith("sha256")}):
+    manifest = Manifest.load(path)
+    content: dict[str, Any] = {split: asdict(manifest.split(split)) for split in ("train", "val")}
+    content["tokenizer_sha256"] = manifest.tokenizer_sha256
+    now = {key: value for key, value in flatten({"manifest": content}).items() if key.endswith("sha256")}
+    if found := difference(there, now):
         raise UserError(
             f"{run_dir} was trained on another data set than {path} is now ({found}): give another --runs, or another "
             "data.path"

@@ -35,8 +35,9 @@ def run_job(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) 
             the folder cannot be written.
         EndedError: the process was ended together with all others of `workers`.
     """
-    outcome = recorded_outcome(job, metric)
-    if outcome is None:
+    if known := recorded_outcome(job, metric):
+        outcome = replace(known, kept=True)
+    else:
         record_job(job)
         outcome = _attempt(job, metric, keep_checkpoints)
     if outcome.status != "failed" and not keep_checkpoints:

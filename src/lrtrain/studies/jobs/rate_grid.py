@@ -3,12 +3,15 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from lrtrain.runtime.errors import UserError
+from lrtrain.runtime.long_work import telling
 from lrtrain.studies.jobs.best_rate import Repeated, rates_of
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.launch import run_job
 from lrtrain.studies.jobs.processes import workers
+from lrtrain.studies.jobs.under_way import UnderWay
 
 FURTHER = 4
 """How many rates are tried beyond a grid whose best lies at an end."""
@@ -20,7 +23,7 @@ def train_rates(
     """Trains each at all rates of its grid, `parallel` runs at a time; what has finished is not repeated.
 
     A grid whose best rate lies at an end goes on there, at the ratio of its last two rates. Of what is not searched
-    there is the first rate alone.
+    there is the first rate alone. A line a minute on stderr tells how far that is.
 
     Returns:
         For each of `wanted`: learning rate -> what came of it, one a seed.
@@ -31,7 +34,7 @@ def train_rates(
 
     def run(of: Repeated, lr: float, seed: int) -> Outcome:
         job = of.job(lr, seed)
-        outcome = run_job(job)
+        outcome = under_way.run(job, partial(run_job, job))
         if outcome.refused and lr == of.start:
             raise UserError(f"{job.name}: {outcome.reason}")
         each(job, outcome)
@@ -40,13 +43,17 @@ def train_rates(
     found: list[dict[float, list[Outcome]]] = [{} for _ in wanted]
     due = [rates_of(of.start, of.factors if of.search else [1]) for of in wanted]
     planned = [len(rates) for rates in due]
-    with workers(parallel) as pool:
+    under_way, done = UnderWay("runs", 0), 0
+    with telling(under_way.line), workers(parallel) as pool:
         while any(due):
             pairs = [(index, lr) for index, rates in enumerate(due) for lr in rates]
             runs = [(index, lr, seed) for index, lr in pairs for seed in wanted[index].seeds]
+            under_way.total += len(runs)
             outcomes = pool.map(lambda one: run(wanted[one[0]], *one[1:]), runs)
             for (index, lr, _), outcome in zip(runs, outcomes, strict=True):
                 found[index].setdefault(lr, []).append(outcome)
+                done += 1
+                under_way.done(done)
             due = [
                 _beyond(losses_of(own)) if of.search and len(own) < many + FURTHER else []
                 for of, own, many in zip(wanted, found, planned, strict=True)

@@ -2,15 +2,14 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.units import duration
-from lrtrain.studies.jobs.job import Job
+from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.tracking.recorded import recorded
 
 MAX_STEPS = "trainer.max_steps"
-KEPT_SECONDS = 5.0
-"""A run that takes less has been trained by an earlier call: it says nothing of the time that is left."""
 
 
 class UnderWay:
@@ -24,25 +23,26 @@ class UnderWay:
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total = what, total
         self._done = self._kept = self._ended = 0
-        self._running: dict[str, tuple[Job, float]] = {}
+        self._running: dict[str, Job] = {}
         self._begun = time.monotonic()
         self._trained = False
         self._mutex = threading.Lock()
 
-    def begin(self, job: Job) -> None:
-        """A run begins."""
+    def run(self, job: Job, train: Callable[[], Outcome]) -> Outcome:
+        """What `train` returns; while it runs, and when it has ended, however, the line tells of the job."""
         with self._mutex:
-            self._running[job.name] = job, time.monotonic()
-
-    def end(self, job: Job) -> None:
-        """A run has ended, however."""
-        with self._mutex:
-            _, begun = self._running.pop(job.name)
-            self._trained |= time.monotonic() - begun > KEPT_SECONDS
-            self._ended += 1
+            self._running[job.name] = job
+        try:
+            outcome = train()
+            self._trained |= not outcome.kept
+        finally:
+            with self._mutex:
+                self._running.pop(job.name)
+                self._ended += 1
+        return outcome
 
     def done(self, number: int) -> None:
-        """So many are done."""
+        """So many are done. What an earlier call had trained says nothing of the time that is left."""
         with self._mutex:
             self._done = number
             if not self._trained:
@@ -51,7 +51,7 @@ class UnderWay:
     def line(self) -> str:
         """`2 of 6 variants (33 %), 7 runs, about 25.0 minutes left; spectron-s0 at step 120 of 400`."""
         with self._mutex:
-            done, ended, running = self._done, self._ended, [job for job, _ in self._running.values()]
+            done, ended, running = self._done, self._ended, list(self._running.values())
         if not running:
             return ""
         share = f" ({done / self.total:.0%})" if self.total else ""

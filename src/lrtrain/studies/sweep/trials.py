@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -114,11 +115,7 @@ def _repeat(jobs: list[Job], metric: str, under_way: UnderWay) -> list[Outcome]:
     """The outcomes of a trial's jobs, up to the first that did not finish."""
     outcomes = []
     for job in jobs:
-        under_way.begin(job)
-        try:
-            outcomes.append(run_job(job, metric))
-        finally:
-            under_way.end(job)
+        outcomes.append(under_way.run(job, partial(run_job, job, metric)))
         if outcomes[-1].status != "finished":
             break
     return outcomes
