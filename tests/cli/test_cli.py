@@ -1,5 +1,6 @@
 """`lrtrain` itself: help at once, and one configuration out of recipes, overlays, environment and flags."""
 
+import os
 import re
 import resource
 import subprocess
@@ -65,6 +66,32 @@ def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]
         assert re.search(rf"^  {name} +{re.escape(what)}$", text, re.MULTILINE)
     assert main([]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "lrtrain", "--help"], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_warning_of_ours_is_a_line_and_another_is_as_python_shows_it() -> None:
+    program = """
+import warnings
+from lrtrain.cli.main import main
+main(["--version"])
+warnings.warn("theirs")
+from functools import partial
+from torch import nn
+from lrtrain.nn import Decoder
+linear = partial(nn.Linear, bias=False)
+Decoder(50, 16, 1, 2, 24, attention=linear, mlp=linear, initial_scale="width")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    theirs, ours = done.stderr.splitlines()
+    assert theirs.endswith("UserWarning: theirs")
+    assert ours.startswith("lrtrain: warning: initial_scale width: 7 projections begin as they draw themselves")
 
 
 def test_help_imports_nothing_heavy_and_takes_under_half_a_second_of_computing() -> None:

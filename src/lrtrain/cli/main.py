@@ -5,6 +5,8 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
+from pathlib import Path
 
 from lrtrain import __version__
 from lrtrain.cli.arguments import announce
@@ -37,6 +39,9 @@ COMMANDS = {
     "sync": ("lrtrain.cli.sync:main", "send tracked points that still wait on this machine"),
 }
 
+PACKAGE = Path(__file__).parents[1]
+PLAIN_WARNING = warnings.formatwarning
+
 LATE = ("plan", "doctor", "sweep", "scaling", "experiment", "compare")
 """Commands whose own first line waits for large imports."""
 
@@ -48,14 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     A fit that a signal ended has saved a checkpoint and leaves with 128 + the signal's number: 143 for SIGTERM, 138 for
     SIGUSR1. Whatever else goes wrong is raised, and Python ends with 1.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if argv[0] == "--version":
-        print(f"lrtrain {__version__}")
-        return 0
+    argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     atexit.register(end_now_if_lost)
+    warnings.formatwarning = _warning_line
     try:
         return _run(argv[0], argv[1:])
     except UserError as error:
@@ -88,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    if command in ("-h", "--help", "--version"):
+        print(f"lrtrain {__version__}" if command == "--version" else _help(), flush=True)
+        return 0
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}: {near(command, COMMANDS, 'the commands are')}")
     find_own_modules(argv)
@@ -105,6 +108,15 @@ def _run(command: str, argv: list[str]) -> int:
     if told is not None:
         raise SystemExit(told)
     return code
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as a line like that of an error; another's as it was shown before."""
+    if Path(filename).is_relative_to(PACKAGE):
+        return f"lrtrain: warning: {message}\n"
+    return PLAIN_WARNING(message, category, filename, lineno, line)
 
 
 def _help() -> str:

@@ -55,7 +55,7 @@ def rescale(decoder: nn.Module, scale: InitialScale, width: int, depth: int, res
         warnings.warn(
             f"initial_scale {scale}: {len(as_drawn)} projections begin as they draw themselves, {as_drawn[0]} first: "
             "they have no method scale_(factor), which multiplies W",
-            stacklevel=4,  # where the decoder is made
+            stacklevel=1,  # a line of ours
         )
 
 
