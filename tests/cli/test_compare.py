@@ -101,6 +101,9 @@ def test_the_page_has_every_figure_of_a_real_run_and_needs_nothing_else(
     curves, *_ = json.loads(data)
     assert list(curves["panels"]["val/loss"]) == ["steps", "tokens", "FLOPs"]
     assert {"train/loss", "throughput/tokens_per_second"} < curves["panels"].keys()
+    # What has one point a run is no curve to begin with.
+    points = {name: len(axes["steps"]["bands"][0]["x"]) for name, axes in curves["panels"].items()}
+    assert points["val/loss"] == 1 < next(iter(points.values()))
     (band,) = curves["panels"]["val/loss"]["steps"]["bands"]
     assert (band["label"], band["runs"]) == ("A & B", 2)
     assert (band["low"][-1], band["high"][-1]) == pytest.approx(sorted(losses(runs)), abs=1e-4)

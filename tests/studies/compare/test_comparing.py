@@ -255,17 +255,17 @@ def test_a_steep_beginning_is_cut_off_over_steps_and_never_over_the_variants_own
         assert low < 5.0
 
 
-def test_lines_are_told_apart_without_color_and_more_than_seven_are_drawn(tmp_path: Path) -> None:
-    names = [f"a rather long name of a run that ends in {index}" for index in range(8)] + [r"$\frac$"]
+def test_lines_are_told_apart_without_color_and_more_than_twelve_are_drawn(tmp_path: Path) -> None:
+    names = [f"a rather long name of a run that ends in {index}" for index in range(13)] + [r"$\frac$"]
     own = [look for look in looks(names).values() if look["color"] in COLORS]
-    assert len(own) == len(COLORS) == 7
-    assert len({(str(look["linestyle"]), look["marker"]) for look in own}) == 7
+    assert len(own) == 12
+    assert len({look["marker"] for look in own}) == len({(look["color"], str(look["linestyle"])) for look in own}) == 12
     groups = [
         Group(name, [run(name, loss={0: 3.0, 1: 2.0 + i, 2: np.nan if i == 1 else 2})]) for i, name in enumerate(names)
     ]
     panel = metric_panel(groups, "loss", "steps")
     assert isinstance(panel, Panel)
-    picture([panel, Shares("Share", names, {"step": [100.0] * 9})], names, tmp_path / "x.svg")
+    picture([panel, Shares("Share", names, {"step": [100.0] * 14})], names, tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     assert "<!-- 2 more -->" in text
     assert "<!-- a rather long…n that ends in 0: 2.0000 (1 run) -->" in text

@@ -164,7 +164,7 @@ def test_a_search_over_factors_tells_its_trials_and_a_best_rate_at_an_end(
     assert heads.split() == ["variant", "lr", "of", "rates", "runs", "steps", "val/loss"]
     assert good.split()[:4] == ["good", "0.04", "3", "2"]
     assert slow.split()[:4] == ["slow", "0.02", "3", "2"]
-    assert "slow: the best lr, 0.02, is the highest of those tried: its search needs others" in out
+    assert "slow: the best lr, 0.02, is the highest of the 3 tried: its search needs others" in out
     assert "good: the best lr" not in out
     started = [name.partition("-lr")[2] for name in log.read_text().splitlines()]
     searched = [f"{lr}-s1000" for lr in ("0.02", "0.04", "0.08", "0.005", "0.01", "0.02")]

@@ -261,6 +261,16 @@ def test_a_search_where_every_run_diverges_ends(loss: float) -> None:
     assert search_learning_rate(0.02, lambda lr: loss) == {0.02: math.inf}
 
 
+def test_a_search_whose_loss_hardly_differs_ends_and_says_so() -> None:
+    best = best_over_seeds(lambda lr, seed: 4.68 + 1e-9 * lr, float, 0.02, [0])
+    assert sorted(best.rates) == pytest.approx([0.02 * 2**power for power in range(-8, 1)])
+    assert best.at_end == "the best lr, 7.8125e-05, is the lowest of the 9 tried: its search needs others"
+    assert best_over_seeds(lambda lr, seed: -lr, float, 1.0, [0]).at_end.startswith("the best lr, 256, is the highest")
+    assert not best_over_seeds(lambda lr, seed: abs(math.log2(lr)), float, 1.0, [0]).at_end
+    assert not best_over_seeds(lambda lr, seed: lr, float, 1.0, [0], search=False).at_end
+    assert not best_over_seeds(lambda lr, seed: math.inf, float, 1.0, [0], factors=[1, 2]).at_end
+
+
 def test_a_search_goes_away_from_what_diverges() -> None:
     found = search_learning_rate(1.0, lambda rate: math.nan if rate > 1 else -rate)
     assert found == {1.0: -1.0, 0.5: -0.5, 2.0: math.inf}

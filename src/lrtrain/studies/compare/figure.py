@@ -1,6 +1,7 @@
 """Panels as pictures. Lines are told apart by color, dash and marker; the legend is below them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,12 @@ INK = "#1f2328"
 
 # Okabe and Ito's colors, told apart by color-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (9, 2)), (0, (3, 1.5)), "-")
-MARKERS = "os^Dv*P"
+DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.3))
+DASHES: tuple[Any, ...] = (
+    *("-", DASHED, DOTTED, (0, (6, 2, 1, 2)), (0, (9, 2)), (0, (3, 1.5)), "-"),
+    *(DOTTED, "-", DASHED, "-", DOTTED),  # of the first colors again
+)
+MARKERS = "os^Dv*P<>Xph"
 GRAY = "#8c959f"
 
 FEW = 6  # points of a logarithmic axis that each have their number
@@ -40,10 +45,10 @@ Look = dict[str, Any]
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """One look a label, in their order; all after the seventh are thin, gray and behind the others."""
+    """One look a label, in their order; all after the twelfth are thin, gray and behind the others."""
     own = [
         {"color": color, "linestyle": dashes, "marker": marker, "linewidth": 1.7, "zorder": 3}
-        for color, dashes, marker in zip(COLORS, DASHES, MARKERS, strict=True)
+        for color, dashes, marker in zip(cycle(COLORS), DASHES, MARKERS, strict=False)
     ]
     rest = {"color": GRAY, "linewidth": 0.7, "zorder": 2}
     return {label: own[index] if index < len(own) else rest for index, label in enumerate(labels)}
@@ -162,4 +167,4 @@ def _height(panel: Panel | Shares) -> float:
     """Inches for a panel and the lines of its legend."""
     if isinstance(panel, Shares):
         return HEIGHT + 0.23 * 3 + max(0.0, 0.3 * len(panel.labels) - 2)
-    return HEIGHT + 0.23 * min(len(panel.bands), len(COLORS) + 1)
+    return HEIGHT + 0.23 * min(len(panel.bands), len(DASHES) + 1)

@@ -1,6 +1,6 @@
 """The page of a comparison: table, figures with a choice of axes, best learning rates, what differs, the runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -68,12 +68,20 @@ def write_page(
 
 
 def _curves(groups: Sequence[Group], metric: str) -> tuple[dict[str, dict[str, Panel]], list[str]]:
-    """The panels of the metric, and of those beside it that all runs have, over every axis; what there is not."""
+    """The panels of the metric, and of those beside it that all runs have, over every axis; what there is not.
+
+    What is a single point in every run, as of a loss that is validated at the end alone, comes last.
+    """
     of_metric, missing = metric_panels(groups, metric)
     everywhere = set.intersection(*({*run.metrics} for group in groups for run in group.runs))
     others = [one for one in BESIDE if one != metric and one in everywhere]
     found = {metric: of_metric, **{one: metric_panels(groups, one)[0] for one in others}}
-    return {name: panels for name, panels in found.items() if panels}, missing
+    first = sorted((name for name, panels in found.items() if panels), key=lambda name: _single(found[name]))
+    return {name: found[name] for name in first}, missing
+
+
+def _single(panels: Mapping[str, Panel]) -> bool:
+    return all(len(band.x) < 2 for panel in panels.values() for band in panel.bands)
 
 
 def _differences(groups: Sequence[Group]) -> str:

@@ -45,7 +45,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a task: losses one a seed, mean rank and parameters of the first seed's, losses by searched rate."""
+    """What came of a task: losses one a seed, mean rank and parameters of the first seed's, losses by searched rate,
+    and what is to be said of the search.
+    """
 
     model: str
     mean_rank: float
@@ -54,6 +56,7 @@ class Row:
     searched: dict[str, float]
     lr: float
     fine_tuned: list[float]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def convert_all(options: Conversion, sources: Sequence[Source], autocast: bool, 
                 searched={f"{lr:g}": found for lr, found in sorted(best.rates.items())},
                 lr=best.lr,
                 fine_tuned=best.results,
+                note=best.at_end,
             )
         )
     return rows

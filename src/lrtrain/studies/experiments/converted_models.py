@@ -75,7 +75,8 @@ def _converted(
     findings = conversion.findings(rows)
     found = {**found, "converted": [asdict(row) for row in rows]}
     _, verdict = overall(findings, definition.scale.differs, bool(definition.source))
-    return Result(conversion.conversion_table(rows), verdict, found, findings, [conversion.panel(rows)])
+    notes = [f"{row.model}: {row.note}" for row in rows if row.note]
+    return Result(conversion.conversion_table(rows), verdict, found, findings, [conversion.panel(rows)], notes)
 
 
 def source(run_dir: Path) -> conversion.Source:

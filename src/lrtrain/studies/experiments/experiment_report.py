@@ -103,9 +103,8 @@ def unfinished(trained: Sequence[Trained]) -> list[str]:
             for seed, outcome in enumerate(best.results)
             if outcome.status != "finished"
         ]
-        if len(best.rates) > 1 and runs.variant.factors and best.lr in (min(best.rates), max(best.rates)):
-            end = "lowest" if best.lr == min(best.rates) else "highest"
-            lines.append(f"{label}: the best lr, {best.lr:g}, is the {end} of those tried: its search needs others")
+        if best.at_end:
+            lines.append(f"{label}: {best.at_end}")
         lost = [f"{lr:g}" for lr, loss in sorted(best.rates.items()) if math.isinf(loss)]
         if lost and len(lost) < len(best.rates):
             lines.append(f"{label}: no loss at lr {', '.join(lost)} in the search")

@@ -17,6 +17,9 @@ from lrtrain.studies.jobs.under_way import UnderWay
 AGAIN = 3
 """How often a search whose first value diverges begins anew, each time at a quarter of it."""
 
+FURTHEST = 8
+"""How many rates in a direction, a factor of 256, a search tries where the loss does not rise."""
+
 SEARCH_SEED = 1000
 """With which a search over given factors runs, so that it chooses on no seed that is reported."""
 
@@ -55,6 +58,14 @@ class Best(Generic[Result]):
     rates: dict[float, float]
     lr: float
     results: list[Result]
+
+    @property
+    def at_end(self) -> str:
+        """What to say where the best of several rates is the last one tried in a direction, else empty."""
+        end = {min(self.rates): "lowest", max(self.rates): "highest"}.get(self.lr)
+        if end is None or len(self.rates) == 1 or math.isinf(self.rates[self.lr]):
+            return ""
+        return f"the best lr, {self.lr:g}, is the {end} of the {len(self.rates)} tried: its search needs others"
 
 
 def train_best(
@@ -181,7 +192,7 @@ def rates_of(start: float, factors: Iterable[float]) -> list[float]:
 def search_learning_rate(start: float, loss: Callable[[float], float]) -> dict[float, float]:
     """Loss by rate: `start`, then on in either direction by factors of two until the best is not at an end.
 
-    An infinite loss or NaN, where a rate diverges, ends that direction.
+    An infinite loss or NaN, where a rate diverges, ends that direction, and so does the rate `FURTHEST` from the start.
 
     Raises:
         ValueError: `start` is not positive.
@@ -191,7 +202,9 @@ def search_learning_rate(start: float, loss: Callable[[float], float]) -> dict[f
     found = {start: _comparable(loss(start))}
     for factor in (0.5, 2.0):
         rate = start
-        while found[rate] == min(found.values()) < math.inf:
+        for _ in range(FURTHEST):
+            if not found[rate] == min(found.values()) < math.inf:
+                break
             rate *= factor
             found[rate] = _comparable(loss(rate))
     return found

@@ -1,7 +1,8 @@
 // Curves: choosing axes, hiding lines, reading values by pointer or by arrow keys.
 const SVG = "http://www.w3.org/2000/svg";
-const DASHES = ["", "7 3", "2 2.5", "8 3 2 3", "12 3", "4 2", "", ""];
-const OWN = 7; // lines with a look of their own; the others are thin and gray
+const COLORS = 7;
+const DASHES = ["", "7 3", "2 2.5", "8 3 2 3", "12 3", "4 2", "", "2 2.5", "", "7 3", "", "2 2.5"];
+const OWN = DASHES.length; // lines with a look of their own; the others are thin and gray
 
 function element(name, kind, parent) {
   const made = document.createElement(name);
@@ -94,12 +95,17 @@ function path(xs, ys) {
   return text;
 }
 
+function color(index) {
+  return `var(--c${index < OWN ? index % COLORS : COLORS})`;
+}
+
 function markers(group, xs, ys, index) {
   const every = Math.max(1, Math.floor(xs.length / 7));
-  const shapes = ["M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M-3.5-3.5h7v7h-7z", "M0-4.5L4.5 3.5H-4.5z", "M0-5L4 0L0 5L-4 0z", "M0 4.5L4.5-3.5H-4.5z", "M-4-1.5h2.5V-4h3v2.5H4v3H1.5V4h-3V1.5H-4z", "M-4-4L4 4M4-4L-4 4"];
+  const shapes = ["M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M-3.5-3.5h7v7h-7z", "M0-4.5L4.5 3.5H-4.5z", "M0-5L4 0L0 5L-4 0z", "M0 4.5L4.5-3.5H-4.5z", "M-4-1.5h2.5V-4h3v2.5H4v3H1.5V4h-3V1.5H-4z", "M-4-4L4 4M4-4L-4 4",
+    "M-4.5 0L3.5-4.5V4.5z", "M4.5 0L-3.5-4.5V4.5z", "M-2.5-4.5h5v9h-5z", "M-4.5-2.5h9v5h-9z", "M0-5V5M-5 0H5"];
   for (let i = 0; i < xs.length; i += every)
     if (ys[i] !== null && isFinite(ys[i]))
-      drawn("path", { d: shapes[index], transform: `translate(${xs[i].toFixed(1)} ${ys[i].toFixed(1)})`, fill: `var(--c${index})`, stroke: `var(--c${index})` }, group);
+      drawn("path", { d: shapes[index], transform: `translate(${xs[i].toFixed(1)} ${ys[i].toFixed(1)})`, fill: color(index), stroke: color(index) }, group);
 }
 
 function chart(figure, data) {
@@ -157,9 +163,8 @@ function entry(legend, band, index, state, redraw) {
   const button = element("button", "", legend);
   button.type = "button";
   button.setAttribute("aria-pressed", String(!state.hidden.has(band.label)));
-  const look = Math.min(index, OWN);
   const swatch = drawn("svg", { viewBox: "0 0 34 12", "aria-hidden": "true" }, button);
-  drawn("path", { d: "M0 6H34", stroke: `var(--c${look})`, "stroke-width": index < OWN ? 2 : 1, "stroke-dasharray": DASHES[look] }, swatch);
+  drawn("path", { d: "M0 6H34", stroke: color(index), "stroke-width": index < OWN ? 2 : 1, "stroke-dasharray": DASHES[index] ?? "" }, swatch);
   if (index < OWN) markers(swatch, [17], [6], index);
   const runs = band.runs > 1 ? ` (${band.runs} runs)` : "";
   element("span", "", button).textContent = `${band.label}: ${band.last === null ? "not finite" : digits(band.last)}${runs}`;
@@ -192,15 +197,15 @@ function curves(plot, panel, state, range) {
   const group = drawn("g", { "clip-path": `url(#${clip})` }, svg);
   const place = (value) => (value === null || (state.logarithmic && value <= 0) ? null : y(value));
   for (const band of [...bands].reverse()) {
-    const look = Math.min(band.index, OWN), xs = band.x.map(x);
+    const xs = band.x.map(x);
     const mean = band.mean.map(place);
     if (band.low) {
       const [low, high] = [band.low.map(place), band.high.map(place)];
       const known = xs.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null);
       const there = known.map((i) => `${xs[i].toFixed(1)} ${high[i].toFixed(1)}`), back = known.reverse().map((i) => `${xs[i].toFixed(1)} ${low[i].toFixed(1)}`);
-      if (known.length) drawn("path", { d: `M${there.join("L")}L${back.join("L")}Z`, fill: `var(--c${look})`, opacity: 0.18 }, group);
+      if (known.length) drawn("path", { d: `M${there.join("L")}L${back.join("L")}Z`, fill: color(band.index), opacity: 0.18 }, group);
     }
-    drawn("path", { d: path(xs, mean), fill: "none", stroke: `var(--c${look})`, "stroke-width": band.index < OWN ? 1.8 : 0.8, "stroke-dasharray": DASHES[look] }, group);
+    drawn("path", { d: path(xs, mean), fill: "none", stroke: color(band.index), "stroke-width": band.index < OWN ? 1.8 : 0.8, "stroke-dasharray": DASHES[band.index] ?? "" }, group);
     if (band.index < OWN) markers(group, xs, mean, band.index);
     else if (xs.length === 1 && mean[0] !== null) drawn("circle", { cx: xs[0], cy: mean[0], r: 2.5, fill: "var(--c7)" }, group);
   }
@@ -235,7 +240,7 @@ function reading(plot, svg, panel, bands, at) {
       let near = 0;
       band.x.forEach((one, i) => { if (Math.abs(one - value) < Math.abs(band.x[near] - value)) near = i; });
       const place = at.y(band.mean[near]);
-      if (place !== null) drawn("circle", { cx: at.x(band.x[near]), cy: place, r: 3.5, fill: `var(--c${Math.min(band.index, OWN)})` }, marks);
+      if (place !== null) drawn("circle", { cx: at.x(band.x[near]), cy: place, r: 3.5, fill: color(band.index) }, marks);
       const spread = band.low && band.low[near] !== null ? `  ${digits(band.low[near])} to ${digits(band.high[near])}` : "";
       const elsewhere = band.x[near] === value ? "" : ` at ${digits(band.x[near])}`;
       return [band.label + elsewhere, (band.mean[near] === null ? "not finite" : digits(band.mean[near])) + spread];

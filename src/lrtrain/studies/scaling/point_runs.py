@@ -54,6 +54,8 @@ def train_grid(
             rate = "" if row["lr"] == "" else f"  lr {row['lr']:g}"
             result = f"loss {row['loss']:.4f}" if _finished(row) else f"no loss: {row['reason']}"
             tell(f"{row['name']}  seed {row['seed']}{rate}  {result}")
+        if best.at_end:
+            tell(f"{points[index].name}  {best.at_end}")
 
     wanted = [
         Repeated(partial(_job, plan, point, runs, threads), plan.lr or 0.0, plan.seeds, plan.lr is not None)
