@@ -48,6 +48,7 @@ def test_what_is_over_soon_says_nothing(clock: list[float], capsys: pytest.Captu
         ((50, 200, 50, 10.0, "batches"), "25%, 5 batches a second, 30.0 seconds left"),
         ((50, None, 50, 10.0, "batches"), "50, 5 batches a second"),
         ((50, 200, 0, 10.0, "batches"), "25%"),
+        ((201, 200, 50, 10.0, "batches"), "201, 5 batches a second"),
         ((4000, 8000, 4000, 2.0, ""), "50%, 2.0 seconds left"),
         ((4000, 8000, 4000, 2.0, "tokens"), "50%, 2,000 tokens a second, 2.0 seconds left"),
     ],

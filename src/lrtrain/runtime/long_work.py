@@ -80,7 +80,9 @@ class Lines:
 
 
 def how_far(done: float, total: float | None, lately: float, seconds: float, unit: str = "") -> str:
-    """Share, rate and time left of work of which `lately` was done in `seconds`."""
+    """Share, rate and time left of work of which `lately` was done in `seconds`; a total that is passed was none."""
+    if total and done > total:
+        total = None
     parts = [f"{done / total:.0%}" if total else f"{done:,.0f}"]
     rate = lately / seconds if seconds > 0 else 0.0
     if rate and unit:
