@@ -15,7 +15,7 @@ SAMPLE_CHARACTERS = 100_000_000
 """What a tokenizer is trained on at most, taken evenly from all parts."""
 
 WHOLE = 1000
-"""A document of up to this fraction of the sample is taken whole."""
+"""A document of up to one part of so many of the sample is taken whole."""
 
 
 def make_tokenizer(spec: PrepareSpec, parts: list[Part]) -> Tokenizer:
@@ -23,13 +23,12 @@ def make_tokenizer(spec: PrepareSpec, parts: list[Part]) -> Tokenizer:
     if spec.tokenizer is not None:
         return load_tokenizer(spec.tokenizer)
     assert spec.train_vocab_size is not None
-    size = sum(part.size for part in parts)
-    total = min(SAMPLE_CHARACTERS, size) or None
+    total = min(SAMPLE_CHARACTERS, sum(part.size for part in parts))
     with LongWork(f"Training a tokenizer of {spec.train_vocab_size:,} tokens", total, "characters") as work:
         return train_tokenizer(_told(_sample(spec, parts), total, work), spec.train_vocab_size)
 
 
-def _told(texts: Iterator[str], total: int | None, work: LongWork) -> Iterator[str]:
+def _told(texts: Iterator[str], total: int, work: LongWork) -> Iterator[str]:
     """The texts as they are, with a word of how many are read, then that the library merges pairs."""
     read = 0
     for text in texts:
