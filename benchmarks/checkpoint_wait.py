@@ -65,7 +65,7 @@ def measure(asynchronous: bool, saves: int, parameters: int) -> dict[str, list[f
             enable_model_summary=False,
             limit_val_batches=0,
         )
-        trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(10**4)))
+        trainer.fit(model, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(10**4))))
         size = sum(file.stat().st_size for file in Path(root, "checkpoints").iterdir())
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     copies = []

@@ -17,11 +17,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.measure import command_line, compare, report, synchronize
 from benchmarks.orthonormalize import householder
@@ -37,8 +38,8 @@ from lrtrain.optim import CombinedOptimizer, build_optimizer
 
 STEP_TOKENS = 524_288
 RECIPES = {"dense": "dense", "low-rank": "spectron"}
-COLUMNS = ("what", "tokens/s", "MFU %", "micro-batch ms", "step ms", "step share %", "peak GB")
-COLUMNS += ("usual ms", "ours ms", "ratio")
+OF_TRAINING = ("tokens/s", "MFU %", "micro-batch ms", "step ms", "step share %", "peak GB")
+COLUMNS = ("what", *OF_TRAINING, "usual ms", "ours ms", "ratio")
 
 
 class Trained(NamedTuple):
@@ -89,7 +90,7 @@ def _trainings(options: Any, device: torch.device) -> Iterator[tuple[str, Callab
             for compiled in (False, True):
                 name = f"{form} {size}, {'compiled' if compiled else 'eager'}"
                 argv = ["--config", str(ROOT / "configs" / f"{recipe}_{size}.yaml")]
-                yield name, lambda argv=argv, compiled=compiled: _training(options, argv, compiled, device)
+                yield name, partial(_training, options, argv, compiled, device)
 
 
 def _training(options: Any, argv: list[str], compiled: bool, device: torch.device) -> dict[str, Any]:
@@ -180,8 +181,12 @@ def _kernels(options: Any, device: torch.device) -> Iterator[tuple[str, Callable
         for name, ours, other in (("polar factors", polar, usual), ("retraction", orthonormalize, householder)):
             yield (
                 f"{name} of all factors of {size}",
-                lambda shapes=shapes, ours=ours, other=other: _against(shapes, ours, other, device, options.repeats),
+                partial(_against, shapes, ours, other, device, options.repeats),
             )
+
+
+def _one_by_one(step: Callable[..., Any], matrices: Tensor) -> list[Any]:
+    return [step(matrix) for matrix in matrices]
 
 
 def _against(
@@ -196,9 +201,7 @@ def _against(
     for (rows, rank), count in shapes.items():
         x = torch.linalg.qr(torch.randn(count, rows, rank, device=device)).Q.contiguous()
         x += 1e-3 * torch.randn_like(x) / rows**0.5
-        seconds = compare(
-            {"usual": lambda x=x: [other(matrix) for matrix in x], "ours": lambda x=x: ours(x)}, max(3, repeats // 2)
-        )
+        seconds = compare({"usual": partial(_one_by_one, other, x), "ours": partial(ours, x)}, max(3, repeats // 2))
         spent = {name: spent[name] + seconds[name] for name in spent}
     ratio = spent["usual"] / spent["ours"]
     return {"usual ms": 1e3 * spent["usual"], "ours ms": 1e3 * spent["ours"], "ratio": ratio}

@@ -125,8 +125,8 @@ def transformers_own(folder: str, keep_factors: bool, dtype: str) -> tuple[Write
 
     from lrtrain.checkpoint.huggingface.modeling_factorized_llama import FactorizedLlamaForCausalLM
 
-    kind = FactorizedLlamaForCausalLM if keep_factors else LlamaForCausalLM
-    model: Any = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device()).eval()
+    kind: Any = FactorizedLlamaForCausalLM if keep_factors else LlamaForCausalLM
+    model = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device()).eval()
     model.generation_config.eos_token_id = None
     weights = sum(p.nbytes for p in model.parameters())
 

@@ -6,6 +6,8 @@ In bfloat16 Spectron's products are all in bfloat16; LoRAMuon's with the roots s
 ill-conditioned. So the goal is that of the default, float32.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -40,7 +42,7 @@ def main() -> None:
     keep_freed_memory()
     table = []
     for precision in ("bfloat16", "float32"):
-        steps = {
+        steps: dict[str, Callable[[], object]] = {
             "spectron": SpectronStep(parameters(arguments.size, arguments.device), precision),
             "lora_muon": LoRAMuonStep(parameters(arguments.size, arguments.device), precision),
         }

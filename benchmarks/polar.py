@@ -6,6 +6,8 @@ The usual form iterates on the matrix itself, turned so that its rows are the sh
 additions as in torch's Muon: A = XXᵀ, X ← aX + (bA + cA²)X. `separate ms` is the same with each sum by itself.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -63,10 +65,10 @@ def main() -> None:
         x = torch.randn(rows, rank, device=arguments.device)
         seconds = compare(
             {
-                "usual": lambda x=x: usual(x),
-                "separate": lambda x=x: separate(x),
-                "ours": lambda x=x: polar(x),
-                "bf16": lambda x=x: polar(x, precision="bfloat16"),
+                "usual": partial(usual, x),
+                "separate": partial(separate, x),
+                "ours": partial(polar, x),
+                "bf16": partial(polar, x, precision="bfloat16"),
             },
             arguments.repeats,
         )

@@ -107,7 +107,7 @@ def run_case(case: str, folder: Path, workers: int, part: str) -> dict[str, floa
 
         torch.set_num_threads(1)
         tokenizer = load_tokenizer(str(folder / "tokenizer"))
-        settings = {"tokenizer": tokenizer, "end": end_of_text(tokenizer)}
+        settings: dict[str, Any] = {"tokenizer": tokenizer, "end": end_of_text(tokenizer)}
         begun, used = time.perf_counter(), _processor_seconds()
         if case == "lrtrain":
             spec = PrepareSpec(files, tokenizer=str(folder / "tokenizer"), workers=workers, val_fraction=0.05)

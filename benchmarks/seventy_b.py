@@ -104,7 +104,7 @@ def attention(blocks: int) -> tuple[nn.Module, Callable[[], Step]]:
     )
 
     def forward(x_BTD: Tensor) -> Tensor:
-        rope_TE = rotary_angles(0, TOKENS, WIDTH // HEADS, 10000.0, x_BTD.device)
+        rope_TE = rotary_angles(TOKENS, WIDTH // HEADS, 10000.0, x_BTD.device)
         for index, block in enumerate(model):
             x_BTD = block(x_BTD, rope_TE, None, index)
         return x_BTD

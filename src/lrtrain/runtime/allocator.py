@@ -5,16 +5,16 @@ import os
 import sys
 from typing import Any
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST_MMAP_THRESHOLD = 32 << 20
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed blocks of up to 32 MB for the next tensor instead of giving them back to the system.
+    """Makes glibc keep freed blocks of any size for the next tensor instead of giving them back to the system.
 
     A block that was given back costs a page fault every 4 kB when it is mapped again, and a training step on a CPU
-    makes thousands of tensors of a few MB (docs/log.md). The process stays as large as its largest moment.
+    makes thousands of tensors of a few MB and some of the logits' size (docs/log.md). The process stays as large as
+    its largest moment.
 
     Returns:
         Whether it did: not without glibc, nor where the environment sets MALLOC_… or preloads another allocator.
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
     mallopt = None if chosen else _of_glibc("mallopt")
     if mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 
 def give_back_freed_memory() -> None:
