@@ -45,6 +45,10 @@ SPACE_MISTAKES = {
     f"{GRID}\nmode: best": "s.yaml: mode: expected one of min, max, got 'best'",
     f"{GRID}\nsampler: random": "s.yaml: trials: is missing; the sampler random needs",
     f"{GRID}\ntrials: 0": "s.yaml: trials: expected a whole number of at least 1, got 0",
+    f"{GRID}\nfirst: [{{{RATE}: 0.01}}]": "s.yaml: first: a grid has its own order",
+    f"{GRID}\nsampler: tpe\ntrials: 1\nfirst: [{{}}, {{}}]": "s.yaml: first: has 2 points, and trials is 1",
+    f"{GRID}\nsampler: tpe\ntrials: 2\nfirst: [{{{RATE}: 0.03}}]": f"s.yaml: first.0.{RATE}: 0.03 is none of",
+    f"{GRID}\nsampler: tpe\ntrials: 2\nfirst: [{{{RATE}s: 0.01}}]": f"s.yaml: first.0.{RATE}s: is not varied",
     f"{GRID}\nseeds: [1, 1]": "s.yaml: seeds: [1, 1] has one twice",
     f"{GRID}\nseeds: [a]": "s.yaml: seeds: expected a list, each item a whole number of at least 0, got ['a']",
     f"{GRID}\nseeds: [1]\noverrides: {{seed_everything: 3}}": "s.yaml: overrides.seed_everything: seeds in s.yaml",
@@ -122,8 +126,26 @@ def test_a_missing_space_file_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("file", SPACES, ids=lambda path: path.stem)
 def test_a_shipped_space_fits_its_configuration(file: Path) -> None:
     space = read_space(file)
-    assert yaml.safe_load(check(space))["name"] == "quickstart"
-    assert len(space.points()) in (0, space.trials)
+    assert yaml.safe_load(check(space))["trainer"]["max_steps"] in (100, 200)
+    assert len(space.points()) in (len(space.first), space.trials)
+
+
+def test_the_knobs_of_methods_have_equal_trials_and_begin_with_what_the_overlay_says() -> None:
+    spaces = [read_space(file) for file in SPACES if file.stem.startswith("knobs_")]
+    assert len(spaces) == 8
+    assert {(space.trials, space.seeds, space.sampler, len(space.parameters)) for space in spaces} == {
+        (16, (1000,), "tpe", 4),
+        (16, (1000,), "tpe", 3),  # SCT's bases have no weight decay
+    }
+    for space in spaces:
+        base = yaml.safe_load(check(space))
+        (first,) = space.first
+        for key, value in first.items():
+            at = base
+            for part in key.split("."):
+                at = at.get("init_args", at) if part not in at else at
+                at = at[part]
+            assert at == value, (space.path, key)
 
 
 def test_the_shipped_rates_span_two_decades() -> None:

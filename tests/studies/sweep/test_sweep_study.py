@@ -1,5 +1,6 @@
 """A study's points are each trained once, by however many workers, through kills, crashes and divergence."""
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -123,6 +124,17 @@ def test_random_points_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     assert points[0] == points[1]
     assert len(set(points[0])) == 3
     assert all(1e-3 <= rate <= 1e-1 for rate in points[0])
+
+
+def test_first_points_come_before_what_is_sampled_and_each_is_trained_once(tmp_path: Path) -> None:
+    searched = dataclasses.replace(space(sampler="tpe", trials=4), first=({RATE: 0.01}, {}))
+    study, _ = sweep(tmp_path, searched)
+    rates = [trial.user_attrs["values"][RATE] for trial in study.trials()]
+    assert rates[0] == 0.01
+    assert len(set(rates)) == 4
+    assert all(1e-3 <= rate <= 1e-1 for rate in rates)
+    _, said = sweep(tmp_path, searched)
+    assert not said
 
 
 def test_more_trials_are_added_to_a_study_and_tpe_comes_close(tmp_path: Path) -> None:

@@ -44,6 +44,17 @@ class Parameter:
         of = self.distribution
         return list(self.choices) if isinstance(of, CategoricalDistribution) else [of.low, of.high]
 
+    def takes(self, value: Any) -> bool:
+        """Whether the value is one of the choices, or in the range (and on its steps)."""
+        of = self.distribution
+        if isinstance(of, CategoricalDistribution):
+            return _stored(value) in of.choices
+        if isinstance(value, bool) or not isinstance(value, int | float) or not of.low <= value <= of.high:
+            return False
+        return (
+            of.step is None or of.log or math.isclose(steps := (value - of.low) / of.step, round(steps), abs_tol=1e-9)
+        )
+
     def suggest(self, trial: Trial) -> Any:
         """A value by the trial's sampler, or the one that the trial is fixed to."""
         of = self.distribution

@@ -36,6 +36,8 @@ class Space:
         sampler: `tpe` is the tree-structured Parzen estimator.
         seed: of the sampler.
         trials: how many points; a grid has as many as its values make, and at most this many are taken.
+        first: values of points that are tried before any is sampled, by configuration key; the sampler draws what a
+            point leaves out. Not for a grid.
         seeds: values of `seed_everything` over whose runs a trial's metric is the mean; empty for one run.
     """
 
@@ -49,12 +51,13 @@ class Space:
     sampler: Literal["grid", "random", "tpe"] = "grid"
     seed: Index = 0
     trials: Count = 0
+    first: tuple[dict[str, Any], ...] = ()
     seeds: tuple[Index, ...] = ()
 
     def points(self) -> list[dict[str, Any]]:
-        """The grid's points, in the order of the file, the last parameter first to change; none for other samplers."""
+        """A grid's points, in the order of the file, the last parameter first to change; of other samplers `first`."""
         if self.sampler != "grid":
-            return []
+            return list(self.first)
         keys = [parameter.key for parameter in self.parameters]
         points = itertools.product(*(parameter.grid() for parameter in self.parameters))
         return [dict(zip(keys, point, strict=True)) for point in itertools.islice(points, self.trials)]
@@ -102,6 +105,7 @@ def read_space(
         trials=_trials(space),
     )
     _check_keys(space)
+    _check_first(space)
     return space
 
 
@@ -119,6 +123,22 @@ def _check_keys(space: Space) -> None:
             raise UserError(f"{at}: seeds in {space.path} set it; leave one out")
     if len(set(space.seeds)) < len(space.seeds):
         raise UserError(f"{space.path}: seeds: {list(space.seeds)} has one twice")
+
+
+def _check_first(space: Space) -> None:
+    """Raises UserError for a first point that the sampler could not draw, or that no trial is left for."""
+    varied = {parameter.key: parameter for parameter in space.parameters}
+    if space.first and space.sampler == "grid":
+        raise UserError(f"{space.path}: first: a grid has its own order; leave it out, or set sampler: random or tpe")
+    if len(space.first) > space.trials:
+        raise UserError(f"{space.path}: first: has {len(space.first)} points, and trials is {space.trials}")
+    for number, point in enumerate(space.first):
+        for key, value in point.items():
+            at = f"{space.path}: first.{number}.{key}"
+            if key not in varied:
+                raise UserError(f"{at}: is not varied under parameters; {near(key, sorted(varied))}")
+            if not varied[key].takes(value):
+                raise UserError(f"{at}: {value!r} is none of the values under parameters.{key}")
 
 
 def _trials(space: Space) -> int:
