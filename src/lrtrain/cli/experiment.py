@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="all of the papers' figures and tables")
     parser.add_argument("--scale", help="how large, as tiny or paper of those that are shipped [the file's first]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs [runs]")
+    parser.add_argument(
+        "--records", type=Path, metavar="FOLDER", help="of runs that ended elsewhere, read and added to"
+    )
     parser.add_argument("--jobs", type=positive, default=1, help="runs trained at a time [1]")
     parser.add_argument("--threads", type=positive, default=1, help="threads of a run [1]")
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 … N − 1, but for isoflop [the file's]")
@@ -42,7 +45,9 @@ def main(argv: list[str]) -> int:
         chosen = [replace(one, scale=replace(one.scale, seeds=options.seeds)) for one in chosen]
 
     from lrtrain.studies.experiments.experiment_report import heading
+    from lrtrain.studies.jobs.job import Resources
 
+    resources = Resources(options.runs, options.jobs, options.threads, options.records)
     verdicts, errors, command = [], [], shlex.join(["lrtrain", "experiment", *argv])
     for index, definition in enumerate(chosen):
         print(("\n" if index else "") + heading(definition), flush=True)
@@ -50,7 +55,7 @@ def main(argv: list[str]) -> int:
             if options.plan:
                 print(plan(definition))
                 continue
-            verdict = run(definition, options.runs, options.jobs, options.threads, command)
+            verdict = run(definition, resources, command)
         except UserError as error:
             if len(chosen) == 1:
                 raise

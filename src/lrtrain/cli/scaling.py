@@ -70,9 +70,10 @@ def _plan(of: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _run(of: argparse.Namespace) -> None:
+    from lrtrain.studies.jobs.job import Resources
     from lrtrain.studies.scaling.point_runs import train_grid
 
-    train_grid(of.folder, of.runs, of.jobs, of.threads, partial(print, flush=True), of.only)
+    train_grid(of.folder, Resources(of.runs, of.jobs, of.threads), partial(print, flush=True), of.only)
     if of.only is None:
         print(f"fit with: lrtrain scaling fit {of.folder}")
 

@@ -105,6 +105,23 @@ def test_what_has_finished_is_not_trained_again_and_more_seeds_are_added(
     assert "verdict: not reproduced: bad" in capsys.readouterr().out
 
 
+def test_an_experiment_takes_what_the_records_of_another_machine_hold(
+    log: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = ["--records", str(tmp_path / "records")]
+    assert main([*write(tmp_path, shards), *records]) == 0
+    here = capsys.readouterr().out.partition("\n\n")[2]
+    before = log.read_text().splitlines()
+    assert main([*write(tmp_path, shards), *records, "--runs", str(tmp_path / "elsewhere")]) == 0
+    lines, _, there = capsys.readouterr().out.partition("\n\n")
+    assert lines.count("(trained elsewhere: ") == len(before) == 9
+    assert there.replace("elsewhere", "runs") == here
+    assert log.read_text().splitlines() == before
+    (tmp_path / "records/seed.jsonl.xz").touch()  # of no run here
+    assert main([*write(tmp_path, shards), *records, "--runs", str(tmp_path / "third"), "--seeds", "3"]) == 0
+    assert len(log.read_text().splitlines()) == len(before) + 2
+
+
 @pytest.mark.parametrize(
     ("failure", "told", "verdict"),
     [

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,15 @@ from lrtrain.studies.experiments.definition import LOSS, Definition
 from lrtrain.studies.experiments.records import value
 from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns
 from lrtrain.studies.experiments.verdict import Finding
+from lrtrain.studies.jobs.job import Resources
 from lrtrain.studies.pages.drawn import Panel
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Where the runs are, how many are trained at a time, the threads of each, and the experiment's own folder."""
+class Effort(Resources):
+    """What an experiment may use, and its own folder."""
 
-    runs: Path
-    jobs: int
-    threads: int
-    folder: Path
+    folder: Path = field(kw_only=True)
 
 
 @dataclass(frozen=True)

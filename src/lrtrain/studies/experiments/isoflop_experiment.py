@@ -20,6 +20,6 @@ def run(definition: Definition, effort: Effort) -> Result:
     grid, say = plan_grid(definition.scale.options.grid, effort.folder.resolve().name), partial(print, flush=True)
     grid.save(effort.folder)
     say(points_table(grid.points))
-    train_grid(effort.folder, effort.runs, effort.jobs, effort.threads, say)
+    train_grid(effort.folder, effort, say)
     fit = fit_laws(effort.folder, say)
     return Result("", fit["verdict"], {"fit": fit})

@@ -44,7 +44,7 @@ def run(definition: Definition, effort: Effort) -> Result:
     planned = checked(definition.name, [runs for one in sized for runs in one.all])
     wanted = [
         Repeated(
-            partial(one.job, runs=effort.runs, threads=effort.threads),
+            partial(one.job, resources=effort),
             one.variant.lr,
             range(definition.scale.seeds),
             one.variant.search,

@@ -2,11 +2,11 @@
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lrtrain.runtime.table import table
 from lrtrain.studies.experiments.definition import LOSS, Definition, Variant
+from lrtrain.studies.jobs.job import Resources
 
 MODULES = {
     "training": "trained_variants",
@@ -57,14 +57,12 @@ def plan(definition: Definition) -> str:
     return str(_module(definition).plan(definition))
 
 
-def run(definition: Definition, runs: Path, jobs: int, threads: int, command: str) -> str:
+def run(definition: Definition, resources: Resources, command: str) -> str:
     """Runs an experiment, prints its table and verdict, writes its figure, page and numbers, and returns the verdict.
 
     Args:
         definition: What is run.
-        runs: Folder of the runs; its own is `<runs>/experiments/<name>-<scale>`.
-        jobs: Runs trained at a time.
-        threads: Of a run.
+        resources: What it may use; its own folder is `<runs>/experiments/<name>-<scale>`.
         command: The command line, for the page.
 
     Raises:
@@ -72,8 +70,8 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int, command: st
     """
     from lrtrain.studies.experiments.experiment_report import Effort, Result, write_results
 
-    folder = runs / "experiments" / definition.place
-    result: Result = _module(definition).run(definition, Effort(runs, jobs, threads, folder))
+    folder = resources.runs / "experiments" / definition.place
+    result: Result = _module(definition).run(definition, Effort(**vars(resources), folder=folder))
     if result.table:
         print(f"\n{result.table}")
     write_results(definition, result, folder)
@@ -89,6 +87,7 @@ def run(definition: Definition, runs: Path, jobs: int, threads: int, command: st
         from lrtrain.studies.compare.page import write_page
 
         warnings = check_data(result.groups, anyway=True)
+        print("".join(f"warning: {warning}\n" for warning in warnings), end="")
         write_page(result.groups, LOSS, compare(result.groups, LOSS), warnings, command, folder / "page.html")
     print("\n".join([*result.notes, f"verdict: {result.verdict}", f"wrote {folder}"]), flush=True)
     return result.verdict

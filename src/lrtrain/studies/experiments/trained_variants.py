@@ -18,6 +18,7 @@ from lrtrain.studies.experiments.variant_runs import Trained, VariantRuns, varia
 from lrtrain.studies.experiments.verdict import compared, judge, overall, p_table
 from lrtrain.studies.jobs.best_rate import Repeated, train_best
 from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.jobs.shared_records import trained_elsewhere
 
 
 def plan(definition: Definition) -> str:
@@ -75,7 +76,7 @@ def train(planned: Sequence[VariantRuns], seeds: int, effort: Effort, keep_check
     """Trains variants, each at its best learning rate over seeds; prints a line a run."""
     wanted = [
         Repeated(
-            partial(one.job, runs=effort.runs, threads=effort.threads),
+            partial(one.job, resources=effort),
             one.variant.lr,
             range(seeds),
             one.variant.search,
@@ -89,4 +90,5 @@ def train(planned: Sequence[VariantRuns], seeds: int, effort: Effort, keep_check
 def tell(job: Job, outcome: Outcome) -> None:
     """Prints a line on a run that has ended."""
     said = f"loss {outcome.metric:.4f}" if outcome.status == "finished" else f"{outcome.status}: {outcome.reason}"
-    print(f"{job.name}: {said}", flush=True)
+    where = trained_elsewhere(job, outcome)
+    print(f"{job.name}: {said}{f' (trained elsewhere: {where})' if where else ''}", flush=True)

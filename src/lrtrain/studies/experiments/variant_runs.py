@@ -12,7 +12,7 @@ from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.yaml_file import content_of
 from lrtrain.studies.experiments.definition import Definition, Variant
 from lrtrain.studies.jobs.best_rate import Best
-from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.jobs.job import Job, Outcome, Resources
 from lrtrain.studies.jobs.launch import LOGGER
 
 if TYPE_CHECKING:  # it brings torch, which a heading needs not wait for
@@ -37,15 +37,16 @@ class VariantRuns:
         """The settings of one run, by dotted key."""
         return {**{key: with_rate(value, lr) for key, value in self.settings.items()}, "seed_everything": seed}
 
-    def job(self, lr: float, seed: int, runs: Path, threads: int) -> Job:
+    def job(self, lr: float, seed: int, resources: Resources) -> Job:
         """One run, `<runs>/<name>-lr<lr>-s<seed>`; in MLflow the name is the group's."""
-        logger = {"class_path": LOGGER, "init_args": {"group": self.name, "root": str(runs)}}
+        logger = {"class_path": LOGGER, "init_args": {"group": self.name, "root": str(resources.runs)}}
         return Job(
             name=f"{self.name}-lr{lr:g}-s{seed}",
             configs=self.configs,
             settings={**self.configuration(lr, seed), "trainer.logger": logger},
-            runs=runs,
-            threads=threads,
+            runs=resources.runs,
+            threads=resources.threads,
+            records=resources.records,
             tags={"lrtrain.lr": f"{lr:g}"},
         )
 

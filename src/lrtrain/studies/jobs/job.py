@@ -7,11 +7,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Resources:
-    """What a study may use: the folder `runs`, and `jobs` processes at a time of `threads` CPU threads each."""
+    """What a study may use: the folder `runs`, `jobs` processes at a time of `threads` CPU threads each, and the folder
+    `records` of what ended elsewhere."""
 
     runs: Path
     jobs: int = 1
     threads: int = 1
+    records: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Job:
         threads: `OMP_NUM_THREADS` of the process.
         tags: of the MLflow run. With tags the run is tracked by `MLflowLogger`: the one in `settings`, else the default
             one, whatever the files name.
+        records: folder of records that travel: the job's is taken from there, or written there as it ends.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Job:
     runs: Path
     threads: int = 1
     tags: dict[str, str] = field(default_factory=dict)
+    records: Path | None = None
 
     @property
     def folder(self) -> Path:

@@ -57,6 +57,11 @@ def recorded_outcome(job: Job, metric: str) -> Outcome | None:
     return Outcome("diverged", math.inf, job.newest_run(), diverged, 0.0) if diverged else None
 
 
+def other_settings(known: Mapping[str, Any], job: Job) -> str | None:
+    """In what a job differs from the content of a `job.json`; None where in nothing."""
+    return difference(_flat(known), _flat(_identity(job)))
+
+
 def _diverged(job: Job) -> str:
     """Why the folder's job diverged, empty if it did not; refuses a folder that is another's."""
     file = job.folder / FILE
@@ -68,7 +73,7 @@ def _diverged(job: Job) -> str:
         return ""
     except ValueError as error:
         raise UserError(f"{file} is damaged: remove it") from error
-    if found := difference(_flat(known), _flat(_identity(job))):
+    if found := other_settings(known, job):
         raise UserError(
             f"{job.folder} holds a run with other settings ({found}): give another name, or remove that folder"
         )
@@ -87,8 +92,8 @@ def _check_data(run: TrackedRun, run_dir: Path) -> None:
     now = {key: value for key, value in flatten({"manifest": content}).items() if key.endswith("sha256")}
     if found := difference(there, now):
         raise UserError(
-            f"{run_dir} was trained on another data set than {path} is now ({found}): give another --runs, or another "
-            "data.path"
+            f"{run_dir} was trained on another data set than {path} is now ({found}): give another --runs, or other "
+            "--records, or another data.path"
         )
 
 

@@ -17,6 +17,7 @@ from lrtrain.runtime.slurm import outside_of_step
 from lrtrain.studies.jobs.job import Job, Outcome
 from lrtrain.studies.jobs.job_record import record_job, recorded_outcome
 from lrtrain.studies.jobs.processes import run
+from lrtrain.studies.jobs.shared_records import give_record, take_record
 
 COMMAND = (sys.executable, "-m", "lrtrain", "fit")
 LOG = "fit.log"
@@ -27,14 +28,17 @@ DIVERGED = re.compile(r"lrtrain: error: (stopped at step \d+: non-finite gradien
 def run_job(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) -> Outcome:
     """Trains a job to its end, from its last checkpoint if it was interrupted; what it printed is in `fit.log`.
 
-    A job that has finished or diverged under `<runs>/<name>` is not repeated. Its checkpoints are removed then, unless
-    `keep_checkpoints` is set; a job that failed keeps its newest one.
+    A job that has finished or diverged under `<runs>/<name>`, or in its folder of records, is not repeated. Its
+    checkpoints are removed then, unless `keep_checkpoints` is set, which records do not hold; a job that failed keeps
+    its newest one.
 
     Raises:
         UserError: `<runs>/<name>` holds a run with other settings, the finished run has no record or no such metric, or
             the folder cannot be written.
         EndedError: the process was ended together with all others of `workers`.
     """
+    if not keep_checkpoints:
+        take_record(job)
     if known := recorded_outcome(job, metric):
         outcome = replace(known, kept=True)
     else:
@@ -43,6 +47,7 @@ def run_job(job: Job, metric: str = "val/loss", keep_checkpoints: bool = False) 
     if outcome.status != "failed" and not keep_checkpoints:
         for checkpoints in job.folder.glob("*/checkpoints"):
             shutil.rmtree(checkpoints)
+        give_record(job, outcome)
     return outcome
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lrtrain.runtime.errors import UserError
 from lrtrain.runtime.hints import nearest
 from lrtrain.studies.jobs.best_rate import Best, Repeated, train_best
-from lrtrain.studies.jobs.job import Job, Outcome
+from lrtrain.studies.jobs.job import Job, Outcome, Resources
 from lrtrain.studies.scaling.grid import Point
 from lrtrain.studies.scaling.planned_grid import Plan
 from lrtrain.studies.scaling.points import POINTS, write_points
@@ -18,12 +18,7 @@ from lrtrain.tracking.recorded import recorded
 
 
 def train_grid(
-    folder: Path,
-    runs: Path,
-    jobs: int,
-    threads: int,
-    tell: Callable[[str], None],
-    only: Sequence[str] | None = None,
+    folder: Path, resources: Resources, tell: Callable[[str], None], only: Sequence[str] | None = None
 ) -> None:
     """Trains the points of `<folder>/plan.yaml` that have no loss yet, and writes `points.csv` once all were asked for.
 
@@ -31,9 +26,7 @@ def train_grid(
 
     Args:
         folder: Of the plan.
-        runs: Folder of the runs, `<runs>/<plan>-<point>-s<seed>[-lr<lr>]`.
-        jobs: Runs trained at a time.
-        threads: `OMP_NUM_THREADS` of a process.
+        resources: Where the runs go, `<runs>/<plan>-<point>-s<seed>[-lr<lr>]`, and how many are trained at a time.
         tell: Takes a line for each point and seed as they end.
         only: Names of the points to train, None for all.
 
@@ -47,7 +40,7 @@ def train_grid(
         if name not in known:
             raise UserError(f"--only {name}: the plan has no such point; {nearest(name, known)}")
     points = [known[name] for name in dict.fromkeys(only or known)]
-    tell(f"{len(points)} points, {len(plan.seeds)} seeds each, runs in {runs}")
+    tell(f"{len(points)} points, {len(plan.seeds)} seeds each, runs in {resources.runs}")
 
     def told(index: int, best: Best[Outcome]) -> None:
         for row in _rows(plan, points[index], best):
@@ -58,10 +51,10 @@ def train_grid(
             tell(f"{points[index].name}  {best.at_end}")
 
     wanted = [
-        Repeated(partial(_job, plan, point, runs, threads), plan.lr or 0.0, plan.seeds, plan.lr is not None)
+        Repeated(partial(_job, plan, point, resources), plan.lr or 0.0, plan.seeds, plan.lr is not None)
         for point in points
     ]
-    found = train_best(wanted, jobs, each=partial(_check_tokens, plan), done=told)
+    found = train_best(wanted, resources.jobs, each=partial(_check_tokens, plan), done=told)
     rows = [row for point, best in zip(points, found, strict=True) for row in _rows(plan, point, best)]
     if only is None:
         finished = [row for row in rows if _finished(row)]
@@ -84,14 +77,15 @@ def _finished(row: dict[str, Any]) -> bool:
     return row["loss"] is not None and math.isfinite(row["loss"])
 
 
-def _job(plan: Plan, point: Point, runs: Path, threads: int, lr: float, seed: int) -> Job:
+def _job(plan: Plan, point: Point, resources: Resources, lr: float, seed: int) -> Job:
     rate = "" if plan.lr is None else f"-lr{lr:g}"
     return Job(
         name=f"{plan.name}-{point.name}-s{seed}{rate}",
         configs=tuple(Path(config) for config in plan.configs),
         settings=plan.configuration(point, seed, None if plan.lr is None else lr),
-        runs=runs,
-        threads=threads,
+        runs=resources.runs,
+        threads=resources.threads,
+        records=resources.records,
         tags={"lrtrain.study": plan.name, "lrtrain.trial": point.name},
     )
 
