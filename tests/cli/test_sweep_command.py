@@ -139,7 +139,8 @@ def test_the_knobs_of_methods_have_equal_trials_and_begin_with_what_the_overlay_
     }
     for space in spaces:
         base = yaml.safe_load(check(space))
-        (first,) = space.first
+        first, *others = space.first
+        assert all(sum(other[key] != first[key] for key in first) == 1 for other in others), space.path
         for key, value in first.items():
             at = base
             for part in key.split("."):
