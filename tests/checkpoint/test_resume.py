@@ -95,7 +95,7 @@ def test_the_configuration_of_the_resumed_run_wins_over_the_checkpoint_and_a_rat
     assert [rate for _, rate in metric(run, "lr/hidden")[3:]] == pytest.approx([0.05 * share for share in shares])
     # Three of six steps were half a cosine; the next eight steps rise until the fourth.
     said = (
-        "from step 3 on: lr/hidden 0.05 instead of 0.0175, lr/other 0.003 instead of 0.0015; the rate, the schedule or"
+        "from step 3 on: lr/hidden 0.05 instead of 0.0175, lr/other 0.012 instead of 0.006; the rate, the schedule or"
     )
     assert said in capsys.readouterr().out
 
@@ -106,7 +106,7 @@ def test_a_longer_run_is_told_with_its_rates_and_the_same_one_goes_on_without_a_
     fit = arguments(shards, tmp_path, steps=4)
     assert main(["fit", *fit]) == 0
     assert main(["fit", *fit, "--ckpt_path=last", "--trainer.max_steps=8"]) == 0
-    assert "from step 4 on: lr/hidden 0.0175 instead of 0, lr/other 0.0015 instead of 0; the" in capsys.readouterr().out
+    assert "from step 4 on: lr/hidden 0.0175 instead of 0, lr/other 0.006 instead of 0; the" in capsys.readouterr().out
     stop(arguments(shards, tmp_path, "--name=x", steps=4), 2)
     assert main(["fit", *fit, "--name=x", "--ckpt_path=last"]) == 0
     assert "instead of" not in capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_a_resumed_run_goes_on_in_its_folder_and_in_its_mlflow_run_without_repea
         assert sorted(set(steps)) == steps, f"{name} has a point twice"
     assert len(client.get_metric_history(run.info.run_id, "Train/loss")) == STEPS
     key = "model.optimizers.other.init_args.lr"
-    assert (run.data.params[key], run.data.params[f"{key}/2"]) == ("0.003", "0.002")
+    assert (run.data.params[key], run.data.params[f"{key}/2"]) == ("0.012", "0.002")
 
 
 def test_last_with_nothing_there_starts_afresh_and_says_so(

@@ -122,7 +122,7 @@ def test_a_fit_fills_source_user_data_and_note(root: Path, monkeypatch: pytest.M
     assert "x://me:***@host" in note
     assert "| projections | attention LowRankLinear rank_ratio 0.25; mlp LowRankLinear rank_ratio 0.25 |" in note
     assert (
-        "| optimizers | `hidden` Spectron lr 0.035 weight_decay 0.0; `other` AdamW lr 0.003 weight_decay 0.0 |" in note
+        "| optimizers | `hidden` Spectron lr 0.035 weight_decay 0.0; `other` AdamW lr 0.012 weight_decay 0.0 |" in note
     )
     assert f"`lrtrain generate {root}/quickstart/0001`" in note
     inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}

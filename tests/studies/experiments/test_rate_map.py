@@ -112,6 +112,10 @@ def test_every_size_is_trained_at_every_rate_and_the_movement_is_told(
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert main(argv) == 0
     assert len(log.read_text().splitlines()) == len(started)
+    assert all(name.endswith("-s0") for name in started)
+    assert main(mapped(tmp_path, shards, first_seed=1000)) == 0
+    again = log.read_text().splitlines()[len(started) :]
+    assert [name.replace("-s1000", "-s0") for name in again] == started
 
 
 def test_without_axes_the_methods_are_compared_over_the_rate(
@@ -161,7 +165,7 @@ def test_a_mistake_is_refused_before_any_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["transfer", "learning_rate_map"])
+@pytest.mark.parametrize("name", ["transfer", "learning_rate_map", "embedding_lr"])
 def test_a_shipped_map_runs_end_to_end_at_toy_size(
     name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

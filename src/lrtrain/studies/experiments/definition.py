@@ -113,9 +113,11 @@ class Rates:
 
     Attributes:
         axes: Each varies alone; without any each variant has one size.
+        first_seed: Seeds are this one and those after it: a search is to have others than what is reported.
     """
 
     axes: tuple[Axis, ...] = ()
+    first_seed: Index = 0
 
 
 KINDS: dict[str, type] = {

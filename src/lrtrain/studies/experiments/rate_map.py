@@ -42,11 +42,12 @@ def run(definition: Definition, effort: Effort) -> Result:
     """
     sized = sized_variants(definition)
     planned = checked(definition.name, [runs for one in sized for runs in one.all])
+    first = definition.scale.options.first_seed
     wanted = [
         Repeated(
             partial(one.job, resources=effort),
             one.variant.lr,
-            range(definition.scale.seeds),
+            range(first, first + definition.scale.seeds),
             one.variant.search,
             one.variant.factors,
         )
