@@ -51,6 +51,7 @@ UNITS = {
     "seed": "seed",
     "seed_everything": "seed",
     "seeds": "seeds",
+    "first_seed": "seed",
     "shards": "processes",
     "size_indices": "index",
     "std": "number",
