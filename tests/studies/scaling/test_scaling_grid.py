@@ -102,7 +102,8 @@ def test_overlays_flags_and_a_second_plan(
     assert main([*grid, *dense, "--out", "dense", "--data.batch_size", "8", "--trainer.devices=2"]) == 0
     plan = Plan.load(Path("dense"))
     assert plan.configs == (dense[1], dense[3])
-    assert plan.overrides == {"data.block_size": 64, "data.batch_size": "8", "trainer.devices": 2}
+    schedule = {"model.schedule": "lrtrain.optim.WarmupStableDecay"}
+    assert plan.overrides == {**schedule, "data.block_size": 64, "data.batch_size": "8", "trainer.devices": 2}
     assert plan.tokens_per_step == 64 * 8 * 2
     assert plan.lr is None
     first = plan.points[0]
